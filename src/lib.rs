@@ -1,0 +1,9 @@
+//! Streaming moderation filter: comments in from Kafka, the probability that each is hateful and a
+//! decision out.
+//!
+//! The modules stand in reading order: what travels ([`message`]), then each stage on its way.
+
+pub mod config;
+pub mod message;
+
+pub mod score;

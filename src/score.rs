@@ -1,0 +1,57 @@
+//! The scoring seam: rows of token ids in, one margin a row out.
+//!
+//! [`Scorer`] is the one trait of the daemon that exists for substitution: the model implements it,
+//! and so do the scripted scorers of the pipeline's tests.
+
+use std::sync::Arc;
+
+/// One prompt as the model sees it: the frame around one window of one comment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Token ids of the whole prompt, `<bos>` first.
+    pub tokens: Arc<[u32]>,
+    /// How many leading ids equal the cached prefix's; their keys and values are reused.
+    pub shared: usize,
+}
+
+impl Row {
+    /// Tokens that the model must run for this row: what a micro-batch budgets.
+    pub fn cost(&self) -> usize {
+        self.tokens.len() - self.shared
+    }
+}
+
+/// Why a micro-batch has no margins.
+///
+/// The pipeline decides what it means (a poison comment or a device fault) by scoring a canary.
+#[derive(Debug, thiserror::Error)]
+pub enum ScoreError {
+    /// The device or the arithmetic failed; nothing can be said of single rows.
+    #[error("cannot score {rows} rows: {reason}")]
+    Failed {
+        /// Rows in the failed call.
+        rows: usize,
+        /// What the model or the device said; never a comment's text.
+        reason: String,
+    },
+    /// The margin of a row is not a finite number.
+    #[error("row {row} has margin {margin}, expected a finite number")]
+    NotFinite {
+        /// Index into the rows of the call.
+        row: usize,
+        /// The margin found.
+        margin: f32,
+    },
+}
+
+/// Gives each row its margin: the logit of the hateful label minus the logit of the other.
+///
+/// A row's margin does not depend on the other rows of the call. Calls block; one thread owns the
+/// scorer.
+pub trait Scorer: Send {
+    /// One finite margin for each row, in order.
+    ///
+    /// # Errors
+    /// [`ScoreError`] when any row has none; no partial result is given.
+    fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError>;
+}
