@@ -6,4 +6,7 @@
 pub mod config;
 pub mod message;
 
+pub mod prompt;
+
+pub mod model;
 pub mod score;

@@ -240,11 +240,13 @@ pub struct Decision {
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }
 
 /// `sha256:` and the hexadecimal digest: how every content hash of ours is written.
@@ -258,7 +260,11 @@ mod tests {
 
     #[test]
     fn a_decision_id_names_the_record_alone() {
-        let source = |topic: &str, partition, offset| Source { topic: topic.into(), partition, offset };
+        let source = |topic: &str, partition, offset| Source {
+            topic: topic.into(),
+            partition,
+            offset,
+        };
         assert_eq!(source("c", 1, 2).decision_id(), source("c", 1, 2).decision_id());
         for other in [source("d", 1, 2), source("c", 2, 2), source("c", 1, 3)] {
             assert_ne!(source("c", 1, 2).decision_id(), other.decision_id());

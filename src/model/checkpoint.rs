@@ -1,0 +1,268 @@
+//! A Hugging Face folder: `config.json`, `tokenizer.json` and one safetensors file or a sharded set.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
+
+use candle_core::Tensor;
+use rayon::prelude::*;
+use serde::Deserialize;
+
+use super::config::GemmaConfig;
+use super::problem::{LoadError, Problem};
+use super::tensor_file::TensorFile;
+use crate::message::content_hash;
+
+/// Larger than any published `config.json` or shard index; smaller than harm.
+const MAX_JSON_BYTES: u64 = 16 << 20;
+/// Gemma 3's tokenizer.json has 33 MB.
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+/// Where text decoders keep their tensors: alone, or inside a multimodal checkpoint (old and new).
+const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
+
+/// An opened base model: everything read and checked but the weights, which stay mapped.
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: GemmaConfig,
+    tokenizer: Vec<u8>,
+    files: Vec<TensorFile>,
+    /// Tensor name to index into `files`.
+    index: BTreeMap<String, usize>,
+    prefix: &'static str,
+    config_text: String,
+}
+
+impl Checkpoint {
+    /// Opens the folder, reads its config and tokenizer, maps its weights.
+    ///
+    /// # Errors
+    /// Every fault found in the folder's files.
+    pub fn open(folder: &Path) -> Result<Self, LoadError> {
+        if !folder.is_dir() {
+            return Err(Problem::new(folder, "is not a folder, expected a checkpoint in Hugging Face layout").into());
+        }
+        let mut problems = Vec::new();
+        let mut keep = |error: LoadError| problems.extend(error.problems);
+        let config_path = folder.join("config.json");
+        let config_text = read_text(&config_path, MAX_JSON_BYTES)
+            .map_err(|error| keep(error.into()))
+            .ok();
+        let config = config_text
+            .as_ref()
+            .and_then(|text| GemmaConfig::parse(&config_path, text).map_err(&mut keep).ok());
+        let tokenizer = read_bytes(&folder.join("tokenizer.json"), MAX_TOKENIZER_BYTES)
+            .map_err(|error| keep(error.into()))
+            .ok();
+        let weights = open_weights(folder).map_err(&mut keep).ok();
+        let prefix = weights
+            .as_ref()
+            .and_then(|(_, index)| find_prefix(folder, index).map_err(|error| keep(error.into())).ok());
+        match (config, config_text, tokenizer, weights, prefix) {
+            (Some(config), Some(config_text), Some(tokenizer), Some((files, index)), Some(prefix)) => Ok(Self {
+                folder: folder.to_owned(),
+                config,
+                tokenizer,
+                files,
+                index,
+                prefix,
+                config_text,
+            }),
+            _ => Err(LoadError { problems }),
+        }
+    }
+
+    /// The architecture.
+    pub fn config(&self) -> &GemmaConfig {
+        &self.config
+    }
+
+    /// The text of `config.json`.
+    pub fn config_text(&self) -> &str {
+        &self.config_text
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The bytes of `tokenizer.json`.
+    pub fn tokenizer(&self) -> &[u8] {
+        &self.tokenizer
+    }
+
+    /// Path of `tokenizer.json`, to be named in errors.
+    pub fn tokenizer_path(&self) -> PathBuf {
+        self.folder.join("tokenizer.json")
+    }
+
+    /// Paths of the weight files.
+    pub fn weight_paths(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(TensorFile::path)
+    }
+
+    /// What stands before `layers.0…` in this file's tensor names.
+    pub fn prefix(&self) -> &str {
+        self.prefix
+    }
+
+    /// Reads `name` (without the prefix) as f32.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read_f32`].
+    pub fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Tensor, Problem> {
+        let name = format!("{}{name}", self.prefix);
+        self.file(&name, shape)?.read_f32(&name, shape)
+    }
+
+    /// Reads `name` (without the prefix) in the file's dtype.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read_f32`].
+    pub fn read_as_stored(&self, name: &str, shape: &[usize]) -> Result<Tensor, Problem> {
+        let name = format!("{}{name}", self.prefix);
+        self.file(&name, shape)?.read_as_stored(&name, shape)
+    }
+
+    /// Reads the unembedding of a checkpoint that does not tie it to the embedding.
+    ///
+    /// # Errors
+    /// As [`TensorFile::read_f32`].
+    pub fn read_lm_head(&self, shape: &[usize]) -> Result<Tensor, Problem> {
+        let name = format!("{}lm_head.weight", self.prefix.trim_end_matches("model."));
+        self.file(&name, shape)?.read_as_stored(&name, shape)
+    }
+
+    /// Names below `layers.` (without the prefix): what the architecture must account for.
+    pub fn layer_tensors(&self) -> impl Iterator<Item = &str> {
+        self.index
+            .keys()
+            .filter_map(|name| name.strip_prefix(self.prefix))
+            .filter(|name| name.starts_with("layers."))
+    }
+
+    /// Content hash of the base: over the SHA-256 of each of its files, by name.
+    ///
+    /// An auditor can check it with `sha256sum`.
+    pub fn fingerprint(&self) -> String {
+        let mut lines: Vec<String> = self
+            .files
+            .par_iter()
+            .map(|file| {
+                let name = file
+                    .path()
+                    .file_name()
+                    .map(|name| name.to_string_lossy().into_owned())
+                    .unwrap_or_default();
+                format!("{name} {}\n", content_hash(file.bytes()))
+            })
+            .collect();
+        lines.push(format!("config.json {}\n", content_hash(self.config_text.as_bytes())));
+        lines.push(format!("tokenizer.json {}\n", content_hash(&self.tokenizer)));
+        lines.sort_unstable();
+        content_hash(lines.concat().as_bytes())
+    }
+
+    fn file(&self, name: &str, shape: &[usize]) -> Result<&TensorFile, Problem> {
+        match self.index.get(name) {
+            Some(&file) => Ok(&self.files[file]),
+            None => Err(Problem::new(
+                &self.folder,
+                format!("tensor `{name}` is missing, expected {shape:?}"),
+            )),
+        }
+    }
+}
+
+/// The shard index that accompanies several safetensors files.
+#[derive(Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+type Weights = (Vec<TensorFile>, BTreeMap<String, usize>);
+
+fn open_weights(folder: &Path) -> Result<Weights, LoadError> {
+    let single = folder.join("model.safetensors");
+    let index_path = folder.join("model.safetensors.index.json");
+    if !index_path.exists() {
+        let file = TensorFile::open(&single)?;
+        let index = file.names().into_iter().map(|name| (name, 0)).collect();
+        return Ok((vec![file], index));
+    }
+    let text = read_text(&index_path, MAX_JSON_BYTES)?;
+    let shards: ShardIndex = serde_json::from_str(&text)
+        .map_err(|error| Problem::new(&index_path, format!("cannot read the shard index: {error}")))?;
+    let mut names: Vec<&String> = shards.weight_map.values().collect();
+    names.sort_unstable();
+    names.dedup();
+    let mut problems = Vec::new();
+    let mut files = Vec::new();
+    for name in &names {
+        // A shard is a file of this folder: an index must not reach out of it.
+        let mut parts = Path::new(name.as_str()).components();
+        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
+            problems.push(Problem::new(
+                &index_path,
+                format!("names the shard `{name}`, expected a plain file name"),
+            ));
+            continue;
+        }
+        match TensorFile::open(&folder.join(name.as_str())) {
+            Ok(file) => files.push(file),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    if !problems.is_empty() {
+        return Err(LoadError { problems });
+    }
+    let mut index = BTreeMap::new();
+    for (tensor, shard) in &shards.weight_map {
+        // `names` is sorted, and one file was opened for each.
+        let file = names.binary_search(&shard).unwrap_or_default();
+        if files[file].shape(tensor).is_none() {
+            problems.push(Problem::new(
+                &index_path,
+                format!("says that `{shard}` holds `{tensor}`, but it does not"),
+            ));
+        }
+        index.insert(tensor.clone(), file);
+    }
+    if problems.is_empty() {
+        Ok((files, index))
+    } else {
+        Err(LoadError { problems })
+    }
+}
+
+fn find_prefix(folder: &Path, index: &BTreeMap<String, usize>) -> Result<&'static str, Problem> {
+    let has = |prefix: &&&str| index.contains_key(&format!("{prefix}embed_tokens.weight"));
+    PREFIXES.iter().find(has).copied().ok_or_else(|| {
+        Problem::new(
+            folder,
+            "tensor `model.embed_tokens.weight` is missing: the weights are not a Gemma text decoder's",
+        )
+    })
+}
+
+/// Reads a whole file, but never more than `limit` bytes.
+pub(super) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, Problem> {
+    let file = File::open(path).map_err(|error| Problem::new(path, format!("cannot open: {error}")))?;
+    let mut bytes = Vec::new();
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Problem::new(path, format!("cannot read: {error}")))?;
+    if bytes.len() as u64 > limit {
+        return Err(Problem::new(path, format!("is larger than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Reads a whole text file, but never more than `limit` bytes.
+pub(super) fn read_text(path: &Path, limit: u64) -> Result<String, Problem> {
+    String::from_utf8(read_bytes(path, limit)?)
+        .map_err(|error| Problem::new(path, format!("is not UTF-8: {}", error.utf8_error())))
+}
+
+pub(super) const MAX_ADAPTER_CONFIG_BYTES: u64 = MAX_JSON_BYTES;

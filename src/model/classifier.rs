@@ -1,0 +1,250 @@
+//! The daemon's [`Scorer`]: a base, an adapter and a frame, loaded and proven to fit each other.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Result as CandleResult;
+
+use super::checkpoint::Checkpoint;
+use super::gemma::{Gemma, PackedRow, PrefixCache};
+use super::linear::LoraMode;
+use super::load::LoadOptions;
+use super::lora::Adapter;
+use super::problem::{LoadError, Problem};
+use crate::config::{DeviceChoice, ModelConfig, PromptConfig, Quantize};
+use crate::message::ModelIdentity;
+use crate::prompt::Prompter;
+use crate::score::{Row, ScoreError, Scorer};
+
+/// Own tokens of one forward pass on the CPU. Passes of 150 to 500 tokens run as fast as larger
+/// ones and keep the activations in the cache; a single longer row still runs whole.
+const PASS_TOKENS: usize = 512;
+
+/// A loaded model that answers with margins.
+pub struct Classifier {
+    model: Gemma,
+    prefix: PrefixCache,
+    prompter: Arc<Prompter>,
+    identity: ModelIdentity,
+    description: String,
+}
+
+impl Classifier {
+    /// Loads what the settings name, the adapter merged.
+    ///
+    /// # Errors
+    /// Everything wrong with the device, the checkpoint, the adapter and the frame, together.
+    pub fn load(model: &ModelConfig, prompt: &PromptConfig) -> Result<Self, LoadError> {
+        Self::load_with(model, prompt, LoraMode::Merged)
+    }
+
+    /// As [`Classifier::load`], with the adapter merged or beside the weights.
+    ///
+    /// # Errors
+    /// As [`Classifier::load`].
+    pub fn load_with(model: &ModelConfig, prompt: &PromptConfig, lora: LoraMode) -> Result<Self, LoadError> {
+        let mut problems = Vec::new();
+        let mut keep = |error: LoadError| problems.extend(error.problems);
+        let device = device(model.device).map_err(|problem| keep(problem.into())).ok();
+        let checkpoint = match Checkpoint::open(&model.path) {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                keep(error);
+                return Err(LoadError { problems });
+            }
+        };
+        let config = checkpoint.config();
+        let (base, prompter) = rayon::join(
+            || checkpoint.fingerprint(),
+            || {
+                Prompter::new(
+                    &checkpoint.tokenizer_path(),
+                    checkpoint.tokenizer(),
+                    prompt,
+                    config.vocab_size,
+                    config.max_position_embeddings,
+                )
+            },
+        );
+        let prompter = prompter.map_err(&mut keep).ok();
+        let load_adapter = |folder: &Path| Adapter::load(folder, config, &base);
+        let adapter = match model.adapter.as_deref().map(load_adapter).transpose() {
+            Ok(adapter) => adapter,
+            Err(error) => {
+                keep(error);
+                None
+            }
+        };
+        let options = LoadOptions {
+            lora,
+            quantize: model.quantize,
+        };
+        let gemma = Gemma::load(&checkpoint, adapter.as_ref(), options)
+            .map_err(&mut keep)
+            .ok();
+        let (Some(device), Some(prompter), Some(gemma), true) = (device, prompter, gemma, problems.is_empty()) else {
+            return Err(LoadError { problems });
+        };
+        let prefix = gemma
+            .cache_prefix(prompter.prefix())
+            .map_err(|error| Problem::new(checkpoint.folder(), format!("cannot compute the prefix: {error}")))?;
+        let quantization = match model.quantize {
+            Quantize::None => "none",
+            Quantize::Q8_0 => "q8_0",
+        };
+        let description = format!(
+            "{}, {} layers, {:.1} M parameters, {device} f32{}, adapter {}",
+            config.family.model_type(),
+            config.num_layers(),
+            gemma.parameters() as f64 / 1e6,
+            if model.quantize == Quantize::None {
+                String::new()
+            } else {
+                format!(" over {quantization}")
+            },
+            adapter.as_ref().map_or("none", Adapter::description),
+        );
+        let identity = ModelIdentity {
+            base,
+            adapter: adapter.as_ref().map_or("none", Adapter::fingerprint).to_owned(),
+            adapter_version: adapter.as_ref().and_then(Adapter::version).map(str::to_owned),
+            prompt: prompter.content_hash().to_owned(),
+            calibration: "identity".to_owned(),
+            normalizer: prompter.normalizer().to_owned(),
+            device: device.to_owned(),
+            dtype: "f32".to_owned(),
+            quantization: quantization.to_owned(),
+        };
+        Ok(Self {
+            model: gemma,
+            prefix,
+            prompter: Arc::new(prompter),
+            identity,
+            description,
+        })
+    }
+
+    /// The frame, shared with the threads that tokenise.
+    pub fn prompter(&self) -> Arc<Prompter> {
+        Arc::clone(&self.prompter)
+    }
+
+    /// Everything that a score depends on, by content hash.
+    pub fn identity(&self) -> &ModelIdentity {
+        &self.identity
+    }
+
+    /// For people: architecture, size, device, adapter.
+    pub fn description(&self) -> &str {
+        &self.description
+    }
+
+    /// The decoder.
+    pub fn model(&self) -> &Gemma {
+        &self.model
+    }
+
+    /// Logits of the two labels, hateful first, for each row.
+    ///
+    /// # Errors
+    /// [`ScoreError::Failed`], whatever the row.
+    pub fn label_logits(&self, rows: &[Row]) -> Result<Vec<[f32; 2]>, ScoreError> {
+        let failed = |reason: String| ScoreError::Failed {
+            rows: rows.len(),
+            reason,
+        };
+        let mut logits = Vec::with_capacity(rows.len());
+        for pass in passes(rows) {
+            logits.extend(self.pass(pass).map_err(|error| failed(error.to_string()))?);
+        }
+        Ok(logits)
+    }
+
+    fn pass(&self, rows: &[Row]) -> CandleResult<Vec<[f32; 2]>> {
+        let mut packed = Vec::with_capacity(rows.len());
+        for (index, row) in rows.iter().enumerate() {
+            let (shared, own) = row.tokens.split_at_checked(row.shared).unwrap_or_default();
+            if !self.prefix.tokens().starts_with(shared) {
+                candle_core::bail!("row {index} shares {} ids that are not the prefix's", row.shared);
+            }
+            packed.push(PackedRow {
+                own,
+                shared: row.shared,
+            });
+        }
+        let hidden = self.model.forward(&packed, Some(&self.prefix))?;
+        let logits = self
+            .model
+            .logits(&hidden, &self.prompter.label_ids())?
+            .to_vec2::<f32>()?;
+        Ok(logits.iter().map(|pair| [pair[0], pair[1]]).collect())
+    }
+}
+
+impl Scorer for Classifier {
+    fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+        let margins: Vec<f32> = self
+            .label_logits(rows)?
+            .iter()
+            .map(|[hateful, other]| hateful - other)
+            .collect();
+        match margins.iter().position(|margin| !margin.is_finite()) {
+            None => Ok(margins),
+            Some(row) => Err(ScoreError::NotFinite {
+                row,
+                margin: margins[row],
+            }),
+        }
+    }
+}
+
+/// Cuts rows into passes of at most [`PASS_TOKENS`], in order; a longer row stands alone.
+fn passes(rows: &[Row]) -> impl Iterator<Item = &[Row]> {
+    let mut rest = rows;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fits = |row: &&Row| {
+            tokens += row.cost();
+            tokens <= PASS_TOKENS
+        };
+        let count = rest.iter().take_while(fits).count().max(1);
+        let (pass, after) = rest.split_at_checked(count)?;
+        rest = after;
+        Some(pass)
+    })
+}
+
+fn device(choice: DeviceChoice) -> Result<&'static str, Problem> {
+    match choice {
+        DeviceChoice::Cpu | DeviceChoice::Auto => Ok("cpu"),
+        DeviceChoice::Cuda(ordinal) => Err(Problem::setting(
+            "model.device",
+            format!("`cuda:{ordinal}` needs a build with CUDA, which this is not; expected `auto` or `cpu`"),
+        )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_keep_order_and_bound_tokens() {
+        let row = |tokens: usize| Row {
+            tokens: vec![0; tokens].into(),
+            shared: 0,
+        };
+        let check = |costs: &[usize], expected: &[usize]| {
+            let rows: Vec<Row> = costs.iter().map(|&cost| row(cost)).collect();
+            assert_eq!(
+                passes(&rows).map(<[Row]>::len).collect::<Vec<_>>(),
+                expected,
+                "{costs:?}"
+            );
+        };
+        check(&[], &[]);
+        check(&[512, 1], &[1, 1]);
+        check(&[2000, 1, 1], &[1, 2]);
+        check(&[256, 256, 256], &[2, 1]);
+    }
+}

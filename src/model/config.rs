@@ -1,0 +1,518 @@
+//! The architecture as data: one [`GemmaConfig`] for Gemma 1, 2 and 3 (text), read from the
+//! checkpoint's `config.json`.
+//!
+//! Published checkpoints and those that transformers 5 writes describe the same model in different
+//! words (flat `rope_theta` or nested `rope_parameters`; `sliding_window_pattern` or
+//! `layer_types`); both are understood. What the engine does not compute is refused by name.
+
+use std::path::Path;
+
+use candle_nn::Activation;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::problem::{LoadError, Problem};
+
+/// Which published architecture the checkpoint has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Family {
+    /// `gemma`: Gemma 1.
+    Gemma,
+    /// `gemma2`: soft-caps, alternating windows, norms after each block.
+    Gemma2,
+    /// `gemma3_text`: QK norm, local and global RoPE.
+    Gemma3,
+}
+
+impl Family {
+    /// The `model_type` of `config.json`.
+    pub fn model_type(self) -> &'static str {
+        match self {
+            Self::Gemma => "gemma",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3_text",
+        }
+    }
+
+    /// Whether blocks norm their outputs too (`pre_` and `post_feedforward_layernorm`).
+    pub fn has_post_norms(self) -> bool {
+        self != Self::Gemma
+    }
+
+    /// Whether queries and keys are normed per head.
+    pub fn has_qk_norm(self) -> bool {
+        self == Self::Gemma3
+    }
+}
+
+/// Rotary position embedding of one kind of layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rope {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// Positions are divided by this (linear scaling); 1 for none.
+    pub factor: f64,
+}
+
+/// What distinguishes one layer from another.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LayerConfig {
+    /// A query sees itself and the `window - 1` tokens before it; `None`: all before it.
+    pub window: Option<usize>,
+    /// The layer's rotary embedding.
+    pub rope: Rope,
+}
+
+/// A Gemma text decoder, as data.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GemmaConfig {
+    /// The architecture.
+    pub family: Family,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key and value heads; divides the query heads.
+    pub num_key_value_heads: usize,
+    /// Width of a head; even.
+    pub head_dim: usize,
+    /// Added to the mean square in every norm.
+    pub rms_norm_eps: f64,
+    /// Queries are multiplied by this: `query_pre_attn_scalar^-0.5`, in Gemma 1 `head_dim^-0.5`.
+    pub query_scale: f64,
+    /// Attention scores become `cap * tanh(score / cap)`.
+    pub attn_logit_softcapping: Option<f64>,
+    /// Logits become `cap * tanh(logit / cap)`.
+    pub final_logit_softcapping: Option<f64>,
+    /// Positions the checkpoint was made for.
+    pub max_position_embeddings: usize,
+    /// Whether the unembedding is the embedding.
+    pub tie_word_embeddings: bool,
+    /// One entry a layer, first to last.
+    pub layers: Vec<LayerConfig>,
+}
+
+/// Far above any published checkpoint; a hostile file cannot make us allocate by its numbers.
+const MAX_DIMENSION: usize = 1 << 20;
+const MAX_LAYERS: usize = 512;
+
+/// `config.json` as published or as transformers 5 writes it.
+#[derive(Debug, Deserialize)]
+struct RawConfig {
+    model_type: Option<String>,
+    vocab_size: Option<usize>,
+    hidden_size: Option<usize>,
+    intermediate_size: Option<usize>,
+    num_hidden_layers: Option<usize>,
+    num_attention_heads: Option<usize>,
+    num_key_value_heads: Option<usize>,
+    head_dim: Option<usize>,
+    rms_norm_eps: Option<f64>,
+    max_position_embeddings: Option<usize>,
+    hidden_act: Option<Activation>,
+    hidden_activation: Option<Activation>,
+    rope_theta: Option<f64>,
+    rope_local_base_freq: Option<f64>,
+    rope_scaling: Option<RawRope>,
+    rope_parameters: Option<Value>,
+    query_pre_attn_scalar: Option<f64>,
+    sliding_window: Option<usize>,
+    sliding_window_pattern: Option<usize>,
+    #[serde(rename = "_sliding_window_pattern")]
+    private_sliding_window_pattern: Option<usize>,
+    layer_types: Option<Vec<String>>,
+    attn_logit_softcapping: Option<f64>,
+    final_logit_softcapping: Option<f64>,
+    attention_bias: Option<bool>,
+    use_bidirectional_attention: Option<Value>,
+    tie_word_embeddings: Option<bool>,
+    quantization_config: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawRope {
+    #[serde(alias = "type")]
+    rope_type: Option<String>,
+    rope_theta: Option<f64>,
+    factor: Option<f64>,
+}
+
+impl GemmaConfig {
+    /// Reads the text of a `config.json`; `file` is only named in errors.
+    ///
+    /// # Errors
+    /// All faults found: an architecture we do not compute, a field missing or out of range.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, LoadError> {
+        let mut json: Value =
+            serde_json::from_str(text).map_err(|error| Problem::new(file, format!("not JSON: {error}")))?;
+        // A multimodal checkpoint nests its text decoder, and leaves out what equals the defaults of
+        // transformers' Gemma3TextConfig.
+        if let Some(nested) = json.get_mut("text_config").map(Value::take) {
+            json = with_text_defaults(nested);
+        }
+        let raw: RawConfig =
+            serde_json::from_value(json).map_err(|error| Problem::new(file, format!("cannot read: {error}")))?;
+        Reader {
+            file,
+            problems: Vec::new(),
+        }
+        .read(&raw)
+    }
+
+    /// Number of layers.
+    pub fn num_layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    /// `sqrt(hidden_size)`: what embeddings are multiplied by.
+    pub fn embedding_scale(&self) -> f64 {
+        (self.hidden_size as f64).sqrt()
+    }
+}
+
+/// Defaults of transformers' `Gemma3TextConfig`, for the nested configs that rely on them.
+fn with_text_defaults(mut nested: Value) -> Value {
+    let defaults = serde_json::json!({
+        "model_type": "gemma3_text", "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4,
+        "head_dim": 256, "rms_norm_eps": 1e-6, "max_position_embeddings": 131_072, "query_pre_attn_scalar": 256,
+        "hidden_activation": "gelu_pytorch_tanh", "rope_theta": 1_000_000.0, "rope_local_base_freq": 10_000.0,
+        "sliding_window": 4096, "sliding_window_pattern": 6,
+    });
+    if let (Some(nested), Some(defaults)) = (nested.as_object_mut(), defaults.as_object()) {
+        for (key, value) in defaults {
+            nested.entry(key.clone()).or_insert_with(|| value.clone());
+        }
+    }
+    nested
+}
+
+/// Collects every fault instead of stopping at the first.
+struct Reader<'a> {
+    file: &'a Path,
+    problems: Vec<Problem>,
+}
+
+impl Reader<'_> {
+    fn fault(&mut self, text: impl Into<String>) {
+        self.problems.push(Problem::new(self.file, text));
+    }
+
+    fn read(mut self, raw: &RawConfig) -> Result<GemmaConfig, LoadError> {
+        let family = match raw.model_type.as_deref() {
+            Some("gemma") => Family::Gemma,
+            Some("gemma2") => Family::Gemma2,
+            Some("gemma3_text" | "gemma3") => Family::Gemma3,
+            found => {
+                let found = found.map_or("nothing".to_owned(), |name| format!("`{name}`"));
+                self.fault(format!(
+                    "`model_type` is {found}, expected `gemma`, `gemma2` or `gemma3_text`"
+                ));
+                return Err(LoadError {
+                    problems: self.problems,
+                });
+            }
+        };
+        self.refuse_unsupported(raw, family);
+        let layers = self.dimension("num_hidden_layers", raw.num_hidden_layers, MAX_LAYERS);
+        let config = GemmaConfig {
+            family,
+            vocab_size: self.dimension("vocab_size", raw.vocab_size, MAX_DIMENSION),
+            hidden_size: self.dimension("hidden_size", raw.hidden_size, MAX_DIMENSION),
+            intermediate_size: self.dimension("intermediate_size", raw.intermediate_size, MAX_DIMENSION),
+            num_attention_heads: self.dimension("num_attention_heads", raw.num_attention_heads, 4096),
+            num_key_value_heads: self.dimension("num_key_value_heads", raw.num_key_value_heads, 4096),
+            head_dim: self.dimension("head_dim", raw.head_dim, 4096),
+            rms_norm_eps: self.positive("rms_norm_eps", raw.rms_norm_eps),
+            query_scale: match family {
+                Family::Gemma => (raw.head_dim.unwrap_or(1) as f64).powf(-0.5),
+                _ => self
+                    .positive("query_pre_attn_scalar", raw.query_pre_attn_scalar)
+                    .powf(-0.5),
+            },
+            attn_logit_softcapping: self.cap("attn_logit_softcapping", raw.attn_logit_softcapping),
+            final_logit_softcapping: self.cap("final_logit_softcapping", raw.final_logit_softcapping),
+            max_position_embeddings: self.dimension(
+                "max_position_embeddings",
+                raw.max_position_embeddings,
+                usize::from(u16::MAX) << 8,
+            ),
+            tie_word_embeddings: raw.tie_word_embeddings.unwrap_or(true),
+            layers: self.layers(raw, family, layers),
+        };
+        let (heads, kv_heads) = (config.num_attention_heads, config.num_key_value_heads);
+        if kv_heads > 0 && heads % kv_heads != 0 {
+            self.fault(format!(
+                "`num_key_value_heads` is {kv_heads}, expected a divisor of {heads} query heads"
+            ));
+        }
+        if config.head_dim % 2 != 0 {
+            self.fault(format!("`head_dim` is {}, expected an even number", config.head_dim));
+        }
+        if self.problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(LoadError {
+                problems: self.problems,
+            })
+        }
+    }
+
+    fn refuse_unsupported(&mut self, raw: &RawConfig, family: Family) {
+        let named = |name, activation: Option<Activation>| activation.map(|found| (name, found));
+        let found = named("hidden_activation", raw.hidden_activation).or(named("hidden_act", raw.hidden_act));
+        match found {
+            Some((_, Activation::GeluPytorchTanh)) => {}
+            // Gemma 1 checkpoints say "gelu" and mean the tanh form (transformers' GemmaMLP).
+            Some((_, Activation::Gelu)) if family == Family::Gemma => {}
+            Some((name, found)) => self.fault(format!("`{name}` is {found:?}, expected `gelu_pytorch_tanh`")),
+            None => self.fault("`hidden_activation` is missing, expected `gelu_pytorch_tanh`"),
+        }
+        if raw.attention_bias == Some(true) {
+            self.fault("`attention_bias` is true, expected false: projections with biases are not supported");
+        }
+        if raw
+            .use_bidirectional_attention
+            .as_ref()
+            .is_some_and(|value| !matches!(value, Value::Null | Value::Bool(false)))
+        {
+            self.fault("`use_bidirectional_attention` is set, expected false: only causal decoders are supported");
+        }
+        if raw.quantization_config.as_ref().is_some_and(|value| !value.is_null()) {
+            self.fault("`quantization_config` is set, expected plain weights: quantised checkpoints are not supported");
+        }
+    }
+
+    fn dimension(&mut self, name: &str, value: Option<usize>, max: usize) -> usize {
+        match value {
+            Some(value) if (1..=max).contains(&value) => value,
+            Some(value) => {
+                self.fault(format!("`{name}` is {value}, expected 1 to {max}"));
+                1
+            }
+            None => {
+                self.fault(format!("`{name}` is missing, expected 1 to {max}"));
+                1
+            }
+        }
+    }
+
+    fn positive(&mut self, name: &str, value: Option<f64>) -> f64 {
+        match value {
+            Some(value) if value.is_finite() && value > 0.0 => value,
+            found => {
+                let found = found.map_or("missing".to_owned(), |value| value.to_string());
+                self.fault(format!("`{name}` is {found}, expected a number above 0"));
+                1.0
+            }
+        }
+    }
+
+    fn cap(&mut self, name: &str, value: Option<f64>) -> Option<f64> {
+        value.map(|_| self.positive(name, value))
+    }
+
+    fn layers(&mut self, raw: &RawConfig, family: Family, count: usize) -> Vec<LayerConfig> {
+        let global = self.rope(raw, "full_attention", raw.rope_theta, raw.rope_scaling.as_ref());
+        let local = match family {
+            // Gemma 2's windowed layers rotate like its full ones; so does Gemma 1, which has no window.
+            Family::Gemma | Family::Gemma2 => global,
+            Family::Gemma3 => self.rope(raw, "sliding_attention", raw.rope_local_base_freq, None),
+        };
+        let sliding = self.sliding_layers(raw, family, count);
+        let window = if sliding.contains(&true) {
+            self.dimension("sliding_window", raw.sliding_window, MAX_DIMENSION)
+        } else {
+            0
+        };
+        let layer = |&sliding: &bool| match sliding {
+            true => LayerConfig {
+                window: Some(window),
+                rope: local,
+            },
+            false => LayerConfig {
+                window: None,
+                rope: global,
+            },
+        };
+        sliding.iter().map(layer).collect()
+    }
+
+    /// The rope of one layer type: from `rope_parameters` (transformers 5: flat, or nested by layer
+    /// type), else from the published flat fields.
+    fn rope(&mut self, raw: &RawConfig, layer_type: &str, theta: Option<f64>, scaling: Option<&RawRope>) -> Rope {
+        let nested = raw
+            .rope_parameters
+            .as_ref()
+            .map(|value| value.get(layer_type).unwrap_or(value).clone());
+        let nested: Option<RawRope> = match nested.map(serde_json::from_value).transpose() {
+            Ok(nested) => nested,
+            Err(error) => {
+                self.fault(format!("`rope_parameters` cannot be read: {error}"));
+                None
+            }
+        };
+        let name = if layer_type == "full_attention" {
+            "rope_theta"
+        } else {
+            "rope_local_base_freq"
+        };
+        let theta = nested.as_ref().and_then(|rope| rope.rope_theta).or(theta);
+        let theta = self.positive(name, theta);
+        let scaling = nested.as_ref().or(scaling);
+        let factor = match scaling.and_then(|rope| rope.rope_type.as_deref()) {
+            None | Some("default") => 1.0,
+            Some("linear") => self.positive("rope factor", scaling.and_then(|rope| rope.factor)),
+            Some(other) => {
+                self.fault(format!("`rope_type` is `{other}`, expected `default` or `linear`"));
+                1.0
+            }
+        };
+        Rope { theta, factor }
+    }
+
+    /// For each layer whether it is windowed.
+    fn sliding_layers(&mut self, raw: &RawConfig, family: Family, count: usize) -> Vec<bool> {
+        if family == Family::Gemma {
+            return vec![false; count];
+        }
+        if let Some(types) = &raw.layer_types {
+            if types.len() != count {
+                self.fault(format!("`layer_types` has {} entries, expected {count}", types.len()));
+            }
+            for (index, name) in types.iter().enumerate() {
+                if name != "sliding_attention" && name != "full_attention" {
+                    self.fault(format!(
+                        "`layer_types[{index}]` is `{name}`, expected `sliding_attention` or `full_attention`"
+                    ));
+                }
+            }
+            return types.iter().map(|name| name == "sliding_attention").collect();
+        }
+        // Gemma 2 alternates, windowed first; Gemma 3 makes every pattern-th layer a full one.
+        let pattern = match family {
+            Family::Gemma2 => Some(2),
+            _ => raw.sliding_window_pattern.or(raw.private_sliding_window_pattern),
+        };
+        let pattern = self.dimension("sliding_window_pattern", pattern, MAX_LAYERS);
+        (0..count).map(|layer| (layer + 1) % pattern != 0).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<GemmaConfig, LoadError> {
+        GemmaConfig::parse(Path::new("config.json"), text)
+    }
+
+    fn fixture(path: &str) -> GemmaConfig {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path);
+        parse(&std::fs::read_to_string(path).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn both_styles_of_config_describe_the_same_model() {
+        for folder in ["gemma", "gemma2", "gemma3", "gemma3_linear8"] {
+            let published = fixture(&format!("{folder}/config.json"));
+            let variant = if folder == "gemma" {
+                "config_legacy_gelu.json"
+            } else {
+                "config_transformers5.json"
+            };
+            assert_eq!(published, fixture(&format!("{folder}/{variant}")), "{folder}");
+        }
+    }
+
+    #[test]
+    fn layers_are_data() {
+        let windows = |path| {
+            fixture(path)
+                .layers
+                .iter()
+                .map(|layer| layer.window)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(windows("gemma/config.json"), [None; 3]);
+        assert_eq!(windows("gemma2/config.json"), [Some(16), None, Some(16), None]);
+        assert_eq!(windows("gemma3_linear8/config.json"), [Some(16), Some(16), None]);
+        let global = fixture("gemma3_linear8/config.json").layers[2];
+        assert_eq!(
+            global.rope,
+            Rope {
+                theta: 1e6,
+                factor: 8.0
+            }
+        );
+    }
+
+    #[test]
+    fn a_multimodal_config_is_read_through_its_text_part() {
+        let config = parse(
+            r#"{"model_type": "gemma3", "text_config": {"hidden_size": 2560, "intermediate_size": 10240,
+                "model_type": "gemma3_text", "num_hidden_layers": 34,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024}}"#,
+        )
+        .unwrap();
+        assert_eq!(
+            (config.num_layers(), config.head_dim, config.vocab_size),
+            (34, 256, 262_208)
+        );
+        assert_eq!(
+            config.layers[5],
+            LayerConfig {
+                window: None,
+                rope: Rope {
+                    theta: 1e6,
+                    factor: 8.0
+                }
+            }
+        );
+        assert_eq!(
+            config.layers[0],
+            LayerConfig {
+                window: Some(1024),
+                rope: Rope {
+                    theta: 1e4,
+                    factor: 1.0
+                }
+            }
+        );
+    }
+
+    #[test]
+    fn all_faults_are_reported_together() {
+        let text = r#"{"model_type": "gemma", "vocab_size": 0, "hidden_size": 64, "intermediate_size": 128,
+            "num_hidden_layers": 4000000000, "num_attention_heads": 4, "num_key_value_heads": 3, "head_dim": 33,
+            "rms_norm_eps": 1e-6, "max_position_embeddings": 128, "hidden_act": "relu", "rope_theta": -1,
+            "attention_bias": true}"#;
+        let text = parse(text).unwrap_err().to_string();
+        for part in [
+            "`vocab_size` is 0, expected 1 to",
+            "`num_hidden_layers` is 4000000000, expected 1 to 512",
+            "`num_key_value_heads` is 3, expected a divisor of 4",
+            "`head_dim` is 33, expected an even number",
+            "`hidden_act` is Relu",
+            "`rope_theta` is -1",
+            "`attention_bias` is true",
+        ] {
+            assert!(text.contains(part), "{part} not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn an_unknown_architecture_is_named() {
+        for (text, found) in [
+            (r#"{"model_type": "llama"}"#, "`llama`"),
+            ("{}", "nothing"),
+            ("[", "not JSON"),
+        ] {
+            let text = parse(text).unwrap_err().to_string();
+            assert!(text.contains(found), "{text}");
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Attention for packed rows over a shared prefix.
+//!
+//! Every row brings its own tokens; before them it sees the leading part of one cached prefix that
+//! its token ids share. Nothing is padded and the prefix is stored once, whatever the number of
+//! rows. Grouped heads, a sliding window and a soft-cap as in Gemma 2
+//! (`transformers/models/gemma2/modeling_gemma2.py`, `eager_attention_forward`).
+
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::elements;
+use super::norm::cpu_elements;
+use super::simd::{axpy, dispatch, dot, exp, tanh};
+
+/// Where one row stands in the packed tensors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Span {
+    /// First of its queries.
+    pub query_start: usize,
+    /// Queries: the last tokens of the row; all of them, or only those whose output is needed.
+    pub queries: usize,
+    /// First of its own keys.
+    pub key_start: usize,
+    /// Its own keys.
+    pub keys: usize,
+    /// Keys of the prefix that it sees before its own.
+    pub shared: usize,
+}
+
+/// Keys and values of the prefix in one layer: (prefix tokens, kv_heads * head_dim), keys rotated.
+#[derive(Debug, Clone)]
+pub struct CachedKeysValues {
+    /// Keys.
+    pub keys: Tensor,
+    /// Values.
+    pub values: Tensor,
+}
+
+/// One layer's attention over packed rows.
+pub struct PackedAttention<'a> {
+    /// The rows; their queries stand in order and without gaps.
+    pub spans: &'a [Span],
+    /// The shared prefix, if any row sees one.
+    pub prefix: Option<&'a CachedKeysValues>,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Scores are multiplied by this.
+    pub scale: f64,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub softcap: Option<f64>,
+    /// A query sees itself and the `window - 1` positions before it.
+    pub window: Option<usize>,
+}
+
+impl PackedAttention<'_> {
+    /// `q` (queries, heads * head_dim), `k` and `v` (keys, kv_heads * head_dim), rotated, to
+    /// (queries, heads * head_dim).
+    ///
+    /// # Errors
+    /// candle's, on other shapes and dtypes.
+    pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        q.apply_op3_no_bwd(k, v, self)
+    }
+
+    fn check(&self, q: &[usize], k: &[usize], v: &[usize], prefix_tokens: usize) -> Result<()> {
+        let kv_width = self.kv_heads * self.head_dim;
+        let queries: usize = self.spans.iter().map(|span| span.queries).sum();
+        if q != [queries, self.heads * self.head_dim] || k.len() != 2 || k[1] != kv_width || k != v {
+            bail!("attention of {queries} queries does not fit q {q:?}, k {k:?}, v {v:?}");
+        }
+        let mut next = 0;
+        for span in self.spans {
+            let fits = span.query_start == next
+                && span.queries <= span.keys
+                && span.key_start + span.keys <= k[0]
+                && span.shared <= prefix_tokens;
+            if !fits {
+                bail!(
+                    "attention span {span:?} does not fit {} keys and a prefix of {prefix_tokens}",
+                    k[0]
+                );
+            }
+            next += span.queries;
+        }
+        Ok(())
+    }
+}
+
+/// What one query sees, as slices.
+struct View<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    prefix_keys: &'a [f32],
+    prefix_values: &'a [f32],
+}
+
+/// Queries of one task.
+const QUERIES: usize = 8;
+
+impl CustomOp3 for PackedAttention<'_> {
+    fn name(&self) -> &'static str {
+        "packed-attention"
+    }
+
+    fn cpu_fwd(
+        &self,
+        s1: &CpuStorage,
+        l1: &Layout,
+        s2: &CpuStorage,
+        l2: &Layout,
+        s3: &CpuStorage,
+        l3: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let name = self.name();
+        let prefix = self
+            .prefix
+            .map(|prefix| (prefix.keys.storage_and_layout(), prefix.values.storage_and_layout()));
+        let (prefix_keys, prefix_values) = match &prefix {
+            Some(((keys, keys_layout), (values, values_layout))) => (
+                cpu_elements(name, keys, keys_layout)?,
+                cpu_elements(name, values, values_layout)?,
+            ),
+            None => (&[][..], &[][..]),
+        };
+        if prefix_keys.len() != prefix_values.len() {
+            bail!(
+                "the prefix has {} key elements and {} value elements",
+                prefix_keys.len(),
+                prefix_values.len()
+            );
+        }
+        self.check(
+            l1.dims(),
+            l2.dims(),
+            l3.dims(),
+            prefix_keys.len() / (self.kv_heads * self.head_dim),
+        )?;
+        let q = elements(name, s1, l1)?;
+        let view = View {
+            keys: elements(name, s2, l2)?,
+            values: elements(name, s3, l3)?,
+            prefix_keys,
+            prefix_values,
+        };
+        let width = self.heads * self.head_dim;
+        let mut out = vec![0f32; q.len()];
+        out.par_chunks_mut(QUERIES * width)
+            .enumerate()
+            .for_each(|(chunk, out)| {
+                let first = chunk * QUERIES;
+                dispatch(|| {
+                    let mut scores = Vec::new();
+                    for (index, out) in out.chunks_exact_mut(width).enumerate() {
+                        let query = first + index;
+                        // Spans cover the queries in order, so the last that starts at or before it owns it.
+                        let span = self.spans[self.spans.partition_point(|span| span.query_start <= query) - 1];
+                        self.attend(&span, query, &q[query * width..][..width], &view, &mut scores, out);
+                    }
+                });
+            });
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+}
+
+impl PackedAttention<'_> {
+    /// All heads of one query.
+    #[inline(always)]
+    fn attend(&self, span: &Span, query: usize, q: &[f32], view: &View<'_>, scores: &mut Vec<f32>, out: &mut [f32]) {
+        let kv_width = self.kv_heads * self.head_dim;
+        // Own keys up to and including the query itself.
+        let own = span.keys - span.queries + (query - span.query_start) + 1;
+        let position = span.shared + own - 1;
+        let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
+        let own_first = first.saturating_sub(span.shared);
+        let (prefix_range, own_range) = (first.min(span.shared)..span.shared, own_first..own);
+        let group = self.heads / self.kv_heads;
+        for (head, out) in out.chunks_exact_mut(self.head_dim).enumerate() {
+            let q = &q[head * self.head_dim..][..self.head_dim];
+            let column = head / group * self.head_dim;
+            let at = |index: usize| index * kv_width + column..index * kv_width + column + self.head_dim;
+            scores.clear();
+            for index in prefix_range.clone() {
+                scores.push(self.score(dot(q, &view.prefix_keys[at(index)])));
+            }
+            for index in own_range.clone() {
+                scores.push(self.score(dot(q, &view.keys[at(span.key_start + index)])));
+            }
+            let inverse = softmax_numerators(scores);
+            let (prefix_weights, own_weights) = scores.split_at(prefix_range.len());
+            for (index, weight) in prefix_range.clone().zip(prefix_weights) {
+                axpy(weight * inverse, &view.prefix_values[at(index)], out);
+            }
+            for (index, weight) in own_range.clone().zip(own_weights) {
+                axpy(weight * inverse, &view.values[at(span.key_start + index)], out);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn score(&self, dot: f32) -> f32 {
+        let score = dot * self.scale as f32;
+        match self.softcap {
+            None => score,
+            Some(cap) => cap as f32 * tanh(score / cap as f32),
+        }
+    }
+}
+
+/// Replaces scores by `e^(score - max)` and gives one over their sum.
+#[inline(always)]
+fn softmax_numerators(scores: &mut [f32]) -> f32 {
+    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for score in scores.iter_mut() {
+        *score = exp(*score - max);
+    }
+    1.0 / scores.iter().sum::<f32>()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{D, Device};
+    use proptest::prelude::*;
+
+    use super::super::tests::{assert_close, random};
+    use super::*;
+
+    /// One row in candle's plain operations: `keys` and `values` are prefix and own, concatenated.
+    fn plain(op: &PackedAttention<'_>, q: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
+        let heads = |x: &Tensor, count: usize| {
+            x.reshape((x.dim(0)?, count, op.head_dim))?
+                .transpose(0, 1)?
+                .contiguous()
+        };
+        let group = op.heads / op.kv_heads;
+        let repeat = |x: &Tensor| {
+            let x = heads(x, op.kv_heads)?;
+            let (kv_heads, tokens, dim) = x.dims3()?;
+            x.unsqueeze(1)?
+                .expand((kv_heads, group, tokens, dim))?
+                .reshape((op.heads, tokens, dim))
+        };
+        let (q, k, v) = (heads(q, op.heads)?, repeat(keys)?, repeat(values)?);
+        let mut scores = (q.matmul(&k.t()?.contiguous()?)? * op.scale)?;
+        if let Some(cap) = op.softcap {
+            scores = ((scores / cap)?.tanh()? * cap)?;
+        }
+        let (_, queries, tokens) = scores.dims3()?;
+        let mask: Vec<f32> = (0..queries)
+            .flat_map(|query| (0..tokens).map(move |key| (query + tokens - queries, key)))
+            .map(|(query, key)| {
+                let visible = key <= query && op.window.is_none_or(|window| query - key < window);
+                if visible { 0.0 } else { f32::NEG_INFINITY }
+            })
+            .collect();
+        let mask = Tensor::from_vec(mask, (1, queries, tokens), &Device::Cpu)?;
+        let weights = candle_nn::ops::softmax(&scores.broadcast_add(&mask)?, D::Minus1)?;
+        weights
+            .matmul(&v)?
+            .transpose(0, 1)?
+            .reshape((queries, op.heads * op.head_dim))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+
+        /// Packed rows over a shared prefix equal each row alone over its concatenated keys.
+        #[test]
+        fn packed_rows_equal_rows_alone(
+            rows in prop::collection::vec((1usize..40, 0usize..=13, any::<bool>()), 1..6),
+            shape in prop::sample::select(vec![(1, 1, 32), (4, 1, 64), (4, 2, 16), (6, 3, 80)]),
+            softcap in prop::option::of(1.0..20.0),
+            window in prop::option::of(1usize..24),
+            seed in 0u64..1000,
+        ) {
+            let (heads, kv_heads, head_dim) = shape;
+            let mut spans = Vec::new();
+            let (mut query_start, mut key_start) = (0, 0);
+            for (keys, shared, last_only) in rows {
+                let queries = if last_only { 1 } else { keys };
+                spans.push(Span { query_start, queries, key_start, keys, shared });
+                query_start += queries;
+                key_start += keys;
+            }
+            let tensor = |rows: usize, heads: usize, salt| random((rows, heads * head_dim), seed * 8 + salt).unwrap();
+            let (q, k, v) = (tensor(query_start, heads, 0), tensor(key_start, kv_heads, 1), tensor(key_start, kv_heads, 2));
+            let prefix = CachedKeysValues { keys: tensor(13, kv_heads, 3), values: tensor(13, kv_heads, 4) };
+            let op = PackedAttention {
+                spans: &spans, prefix: Some(&prefix), heads, kv_heads, head_dim,
+                scale: (head_dim as f64).powf(-0.5), softcap, window,
+            };
+            let out = op.forward(&q, &k, &v).unwrap();
+            for span in &spans {
+                let own = |x: &Tensor, prefix: &Tensor| {
+                    let own = x.narrow(0, span.key_start, span.keys).unwrap();
+                    Tensor::cat(&[&prefix.narrow(0, 0, span.shared).unwrap(), &own], 0).unwrap()
+                };
+                let q = q.narrow(0, span.query_start, span.queries).unwrap();
+                let expected = plain(&op, &q, &own(&k, &prefix.keys), &own(&v, &prefix.values)).unwrap();
+                assert_close(&out.narrow(0, span.query_start, span.queries).unwrap(), &expected, 3e-6);
+            }
+        }
+    }
+
+    #[test]
+    fn spans_that_do_not_fit_are_an_error() -> Result<()> {
+        let (q, k) = (random((2, 8), 1)?, random((2, 8), 2)?);
+        let good = Span {
+            query_start: 0,
+            queries: 2,
+            key_start: 0,
+            keys: 2,
+            shared: 0,
+        };
+        for (span, fits) in [
+            (good, true),
+            (Span { shared: 1, ..good }, false),
+            (Span { key_start: 1, ..good }, false),
+            (Span { queries: 1, ..good }, false),
+            (Span { query_start: 1, ..good }, false),
+        ] {
+            let op = PackedAttention {
+                spans: &[span],
+                prefix: None,
+                heads: 1,
+                kv_heads: 1,
+                head_dim: 8,
+                scale: 1.0,
+                softcap: None,
+                window: None,
+            };
+            assert_eq!(op.forward(&q, &k, &k).is_ok(), fits, "{span:?}");
+        }
+        Ok(())
+    }
+}

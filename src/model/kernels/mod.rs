@@ -1,0 +1,64 @@
+//! The fused operations of the forward pass: what candle lacks or does slowly.
+//!
+//! Each is a candle custom op without a backward, on contiguous f32 tensors; each file holds the
+//! formula, the code and a test against the same formula written in candle's plain operations.
+
+mod attention;
+mod geglu;
+mod norm;
+mod norm_rope;
+mod simd;
+
+use candle_core::{CpuStorage, Layout, Result, bail};
+
+pub use attention::{CachedKeysValues, PackedAttention, Span};
+pub use geglu::geglu;
+pub use norm::{add_rms_norm, rms_norm};
+pub use norm_rope::norm_rope;
+
+/// The elements of a contiguous f32 tensor.
+fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        bail!("{op} expects a contiguous tensor")
+    };
+    match storage {
+        CpuStorage::F32(values) => Ok(&values[start..end]),
+        other => bail!(
+            "{op} expects f32, found {:?}",
+            candle_core::backend::BackendStorage::dtype(other)
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Result, Shape, Tensor};
+
+    /// Values in -1 to 1 that depend on the seed only (a 64-bit linear congruential generator with
+    /// Knuth's MMIX constants).
+    pub fn random(shape: impl Into<Shape>, seed: u64) -> Result<Tensor> {
+        let shape = shape.into();
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
+        let values: Vec<f32> = (0..shape.elem_count())
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect();
+        Tensor::from_vec(values, shape, &Device::Cpu)
+    }
+
+    /// Panics unless every element is within `tolerance`.
+    pub fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f32) {
+        assert_eq!(found.dims(), expected.dims());
+        let values = |x: &Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).unwrap();
+        for (index, (found, expected)) in values(found).into_iter().zip(values(expected)).enumerate() {
+            assert!(
+                (found - expected).abs() <= tolerance,
+                "element {index}: {found}, expected {expected}"
+            );
+        }
+    }
+}

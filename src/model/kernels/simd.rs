@@ -1,0 +1,114 @@
+//! Inner loops that the compiler vectorises once [`dispatch`] has chosen the machine's instructions.
+//!
+//! The binary is built for the oldest x86-64; pulp picks AVX2 or AVX-512 at run time. Functions
+//! here are inlined into the dispatched closure, where a multiply-add is one instruction.
+
+/// Runs `work` compiled for the best instruction set of this machine.
+pub fn dispatch<R>(work: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(work)
+}
+
+/// Independent partial sums: enough to hide the latency of four 512-bit accumulators.
+const LANES: usize = 64;
+
+/// Inner product; the order of additions depends on the length only.
+#[inline(always)]
+pub fn dot(x: &[f32], y: &[f32]) -> f32 {
+    let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+    let (y_blocks, y_rest) = y.as_chunks::<LANES>();
+    let mut sums = [0f32; LANES];
+    for (x, y) in x_blocks.iter().zip(y_blocks) {
+        for lane in 0..LANES {
+            sums[lane] = x[lane].mul_add(y[lane], sums[lane]);
+        }
+    }
+    for ((x, y), sum) in x_rest.iter().zip(y_rest).zip(&mut sums) {
+        *sum = x.mul_add(*y, *sum);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            sums[lane] += sums[lane + width];
+        }
+        width /= 2;
+    }
+    sums[0]
+}
+
+/// `y += factor * x`.
+#[inline(always)]
+pub fn axpy(factor: f32, x: &[f32], y: &mut [f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = factor.mul_add(*x, *y);
+    }
+}
+
+/// `e^x` within 2 units in the last place over the range where it is a normal number; clamped
+/// outside of it.
+///
+/// Cephes `expf` (Moshier, 1992): `2^n * p(r)` with `x = n ln 2 + r`, `ln 2` split in two.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low mantissa bits.
+    const ROUND: f32 = 12_582_912.0;
+    let x = x.clamp(-87.3, 88.3);
+    let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
+    let n = rounded - ROUND;
+    let r = n.mul_add(-LN2_HIGH, x);
+    let r = n.mul_add(-LN2_LOW, r);
+    let mut p = 1.987_569_1e-4_f32;
+    p = p.mul_add(r, 1.398_199_9e-3);
+    p = p.mul_add(r, 8.333_452e-3);
+    p = p.mul_add(r, 4.166_579_6e-2);
+    p = p.mul_add(r, 1.666_666_5e-1);
+    p = p.mul_add(r, 0.5);
+    p = p.mul_add(r * r, r + 1.0);
+    let exponent = (rounded.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
+    p * f32::from_bits(((exponent + 127) as u32) << 23)
+}
+
+/// `tanh x`, accurate to a few units in the last place of 1; through [`exp`].
+#[inline(always)]
+pub fn tanh(x: f32) -> f32 {
+    // Beyond 9 the result rounds to one.
+    let e = exp(2.0 * x.clamp(-9.1, 9.1));
+    (e - 1.0) / (e + 1.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_accurate_to_two_ulp() {
+        let mut worst = 0f64;
+        for step in -87_000..=88_000 {
+            let x = step as f32 * 1e-3;
+            let exact = f64::from(x).exp();
+            worst = worst.max(((f64::from(exp(x)) - exact) / exact).abs());
+        }
+        assert!(worst < 2.0 * f64::from(f32::EPSILON), "{worst}");
+        assert_eq!(exp(0.0), 1.0);
+        assert!(exp(f32::NEG_INFINITY) < 1e-37);
+    }
+
+    #[test]
+    fn tanh_is_accurate_and_saturates() {
+        let worst = (-12_000..=12_000)
+            .map(|step| step as f32 * 1e-3)
+            .map(|x| (f64::from(tanh(x)) - f64::from(x).tanh()).abs())
+            .fold(0.0, f64::max);
+        assert!(worst < 3e-7, "{worst}");
+    }
+
+    #[test]
+    fn dot_covers_blocks_and_rest() {
+        for length in [0, 1, 31, 63, 64, 65, 127, 200] {
+            let x: Vec<f32> = (0..length).map(|i| i as f32 * 0.5).collect();
+            let expected: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+            assert!((f64::from(dot(&x, &x)) - expected).abs() <= expected * 1e-6, "{length}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! A frozen linear layer, dense or quantised, with an optional low-rank delta beside it.
+
+use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
+use candle_core::{Module, Result, Tensor};
+
+use super::lora::LoraWeights;
+
+/// candle's VNNI kernels for Q8_0 want rows of whole 256-element blocks; narrower rows fall to a
+/// path three to six times slower, so rows are padded with zeros.
+const QUANTIZED_WIDTH: usize = 256;
+
+/// How a delta meets the frozen weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoraMode {
+    /// Added into the weight when it is loaded: no cost per token. Exact enough in f32 only.
+    Merged,
+    /// Computed beside the weight: `x W' + scale (x A') B'`.
+    Unmerged,
+}
+
+/// `y = x W'`, plus the delta where one is unmerged.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Weight,
+    lora: Option<LoraWeights>,
+}
+
+#[derive(Debug)]
+enum Weight {
+    /// (outputs, inputs).
+    Dense(Tensor),
+    /// Rows padded to a multiple of [`QUANTIZED_WIDTH`].
+    Quantized { matmul: QMatMul, padding: usize },
+}
+
+impl Linear {
+    /// A dense layer with weight (outputs, inputs) and an optional delta.
+    ///
+    /// # Errors
+    /// candle's, on shapes that do not fit; callers check shapes first.
+    pub fn dense(weight: Tensor, lora: Option<&LoraWeights>, mode: LoraMode) -> Result<Self> {
+        match (lora, mode) {
+            (Some(lora), LoraMode::Merged) => {
+                let delta = (lora.b.matmul(&lora.a)? * lora.scale)?;
+                Ok(Self {
+                    weight: Weight::Dense((weight + delta)?),
+                    lora: None,
+                })
+            }
+            (lora, _) => Ok(Self {
+                weight: Weight::Dense(weight),
+                lora: lora.cloned(),
+            }),
+        }
+    }
+
+    /// The same in Q8_0. The delta stays beside the weight, in f32: quantising it away is what a
+    /// merge would do to a small one.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn quantized(weight: &Tensor, lora: Option<&LoraWeights>) -> Result<Self> {
+        let inputs = weight.dims()[1];
+        let padding = inputs.next_multiple_of(QUANTIZED_WIDTH) - inputs;
+        let padded = if padding == 0 {
+            weight.clone()
+        } else {
+            weight.pad_with_zeros(1, 0, padding)?
+        };
+        let matmul = QMatMul::from_qtensor(QTensor::quantize(&padded, GgmlDType::Q8_0)?)?;
+        Ok(Self {
+            weight: Weight::Quantized { matmul, padding },
+            lora: lora.cloned(),
+        })
+    }
+
+    /// (tokens, inputs) to (tokens, outputs).
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = match &self.weight {
+            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
+            Weight::Quantized { matmul, padding: 0 } => matmul.forward(x)?,
+            Weight::Quantized { matmul, padding } => matmul.forward(&x.pad_with_zeros(1, 0, *padding)?)?,
+        };
+        match &self.lora {
+            None => Ok(y),
+            Some(lora) => y + (x.matmul(&lora.a.t()?)? * lora.scale)?.matmul(&lora.b.t()?)?,
+        }
+    }
+}

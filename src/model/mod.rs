@@ -1,0 +1,22 @@
+//! One set of weights and one description of the layers.
+//!
+//! [`config`] says what a checkpoint is, [`checkpoint`] and [`lora`] read and check its files,
+//! [`gemma`] computes, [`classifier`] answers: the margin of each row. Every fault in a file becomes
+//! a [`Problem`] that names the file, the thing, what was found and what was expected.
+
+pub mod checkpoint;
+pub mod classifier;
+pub mod config;
+pub mod gemma;
+mod kernels;
+mod linear;
+mod load;
+pub mod lora;
+pub mod oracle;
+mod problem;
+pub mod tensor_file;
+
+pub use classifier::Classifier;
+pub use linear::LoraMode;
+pub use load::LoadOptions;
+pub use problem::{LoadError, Problem};

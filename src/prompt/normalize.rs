@@ -1,0 +1,158 @@
+//! The normaliser: what a comment's text becomes before it is framed.
+//!
+//! It takes away what readers cannot see and what could forge the frame, and nothing else: case,
+//! spelling and punctuation are the model's business. Training, calibration and serving use the
+//! same version, which every decision names.
+
+use unicode_normalization::UnicodeNormalization;
+
+/// Version of the rules below; changes with any of them.
+pub const NORMALIZER_VERSION: &str = "nfc-1";
+
+/// Makes text canonical and unable to spell the separator.
+#[derive(Debug, Clone)]
+pub struct Normalizer {
+    /// The separator without surrounding white space, in ASCII lower case.
+    core: String,
+}
+
+impl Normalizer {
+    /// For a frame with this separator, which has at least two visible characters.
+    pub fn new(separator: &str) -> Self {
+        Self {
+            core: separator.trim().to_ascii_lowercase(),
+        }
+    }
+
+    /// Whether a frame's separator can be kept out of comments by breaking it up.
+    pub fn can_protect(separator: &str) -> bool {
+        separator.trim().chars().count() >= 2
+    }
+
+    /// Invisible characters removed, then NFC, then the separator broken up.
+    ///
+    /// The separator is looked for last, so neither an invisible character inside it nor a
+    /// decomposed spelling hides it. Normalising twice changes nothing more.
+    pub fn normalize(&self, text: &str) -> String {
+        self.break_separator(visible(text).nfc().collect())
+    }
+
+    /// Puts a space after the first character of each separator, whatever its case.
+    fn break_separator(&self, text: String) -> String {
+        let lower = text.to_ascii_lowercase();
+        if !lower.contains(&self.core) {
+            return text;
+        }
+        let first = self.core.chars().next().map_or(1, char::len_utf8);
+        let mut broken = String::with_capacity(text.len() + 8);
+        let mut at = 0;
+        while let Some(found) = lower[at..].find(&self.core) {
+            broken.push_str(&text[at..at + found + first]);
+            broken.push(' ');
+            at += found + first;
+        }
+        broken.push_str(&text[at..]);
+        // A separator that overlaps itself across a space can survive; it is then taken out whole.
+        while let Some(found) = broken.to_ascii_lowercase().find(&self.core) {
+            broken.replace_range(found..found + self.core.len(), "");
+        }
+        broken
+    }
+}
+
+/// The text without characters that no reader sees.
+fn visible(text: &str) -> impl Iterator<Item = char> + '_ {
+    let mut previous = None;
+    let mut chars = text.chars().peekable();
+    std::iter::from_fn(move || {
+        while let Some(char) = chars.next() {
+            let kept = match char {
+                // Joiners shape emoji and several scripts, but between ASCII letters they only hide a word.
+                '\u{200c}' | '\u{200d}' => {
+                    let joins =
+                        |neighbour: Option<char>| neighbour.is_some_and(|c: char| !c.is_ascii() && !is_invisible(c));
+                    joins(previous) && joins(chars.peek().copied())
+                }
+                char => !is_invisible(char),
+            };
+            if kept {
+                previous = Some(char);
+                return Some(char);
+            }
+        }
+        None
+    })
+}
+
+/// Control characters other than white space, and characters that are rendered as nothing
+/// (Unicode's `Default_Ignorable_Code_Point`, without the variation selectors that choose between
+/// text and emoji).
+fn is_invisible(char: char) -> bool {
+    matches!(char,
+        '\u{0}'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{7f}'..='\u{9f}'
+        | '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}'
+        | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}'
+        | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}'
+        | '\u{1bca0}'..='\u{1bca3}' | '\u{1d173}'..='\u{1d17a}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn normalize(text: &str) -> String {
+        Normalizer::new("<separator>").normalize(text)
+    }
+
+    #[test]
+    fn what_readers_see_is_kept() {
+        for text in [
+            "you look very nice today",
+            "",
+            "Grüße, 你好!\n\tпривет",
+            "👨\u{200d}👩\u{200d}👧 ❤\u{fe0f}",
+            "a < b > c",
+            "नमस्\u{200d}ते",
+        ] {
+            assert_eq!(normalize(text), text);
+        }
+    }
+
+    #[test]
+    fn what_readers_do_not_see_is_removed() {
+        let check = |text: &str, expected: &str| assert_eq!(normalize(text), expected, "{text:?}");
+        check("ni\u{200b}ce", "nice");
+        check("ni\u{200d}ce", "nice");
+        check("\u{feff}nice\u{202e}\u{0}\u{7f}", "nice");
+        check("nice\u{e0041}\u{e0042}", "nice");
+        check("cafe\u{301}", "café");
+        check("cafe\u{200b}\u{301}", "café");
+    }
+
+    #[test]
+    fn the_separator_cannot_be_spelled() {
+        let check = |text: &str, expected: &str| assert_eq!(normalize(text), expected, "{text:?}");
+        check("a<separator>Text:b", "a< separator>Text:b");
+        check("a<SEPARator>b<separator>", "a< SEPARator>b< separator>");
+        check("<sepa\u{200b}rator>", "< separator>");
+        check("<separ<separator>ator>", "<separ< separator>ator>");
+        assert_eq!(Normalizer::new("\n##\n").normalize("a###b"), "a# # #b");
+        assert_eq!(Normalizer::new("aa a").normalize("aaa a").matches("aa a").count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_is_idempotent_and_never_spells_the_separator(
+            parts in prop::collection::vec(prop_oneof![
+                Just("<".to_owned()), Just("sepa".to_owned()), Just("rator>".to_owned()), Just("<separator>".to_owned()),
+                Just("\u{200b}".to_owned()), Just("\u{200d}".to_owned()), Just("\u{338}".to_owned()), any::<char>().prop_map(String::from),
+            ], 0..12)
+        ) {
+            let once = normalize(&parts.concat());
+            prop_assert!(!once.to_ascii_lowercase().contains("<separator>"), "{once:?}");
+            prop_assert_eq!(normalize(&once), once);
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! Windows: where a long text is cut.
+
+use std::ops::Range;
+
+/// Tokens that neighbouring windows share: a quarter, so that a phrase cut by one window's edge
+/// stands whole in its neighbour.
+pub fn overlap(max_tokens: usize) -> usize {
+    max_tokens / 4
+}
+
+/// Byte ranges of the windows of a text, cut at character boundaries, and whether there were more
+/// than `max_windows`.
+///
+/// `tokens` are the byte ranges of the text's tokens, in order. Windows hold at most `max_tokens` of
+/// them. A text with more windows than allowed gets `max_windows` of them, spread evenly from its
+/// first token to its last.
+pub fn cut(text: &str, tokens: &[(usize, usize)], max_tokens: usize, max_windows: usize) -> (Vec<Range<usize>>, bool) {
+    if tokens.len() <= max_tokens {
+        return (vec![0..text.len()], false);
+    }
+    let last_start = tokens.len() - max_tokens;
+    let stride = (max_tokens - overlap(max_tokens)).max(1);
+    let needed = last_start.div_ceil(stride) + 1;
+    let count = needed.min(max_windows.max(1));
+    // Evenly spread, so the last window ends with the text; a stride is never longer than allowed.
+    let start = |window: usize| {
+        if count == 1 {
+            0
+        } else {
+            window * last_start / (count - 1)
+        }
+    };
+    let range = |window: usize| {
+        let first = start(window);
+        let begin = if first == 0 {
+            0
+        } else {
+            text.floor_char_boundary(tokens[first].0)
+        };
+        let after = first + max_tokens;
+        let end = if after == tokens.len() {
+            text.len()
+        } else {
+            text.ceil_char_boundary(tokens[after - 1].1)
+        };
+        begin..end
+    };
+    ((0..count).map(range).collect(), needed > count)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn windows_overlap_and_reach_both_ends() {
+        let text = "abcdefghijklmnop";
+        let tokens: Vec<_> = (0..16).map(|byte| (byte, byte + 1)).collect();
+        assert_eq!(cut(text, &tokens, 16, 3), (vec![0..16], false));
+        assert_eq!(cut(text, &tokens, 8, 9), (vec![0..8, 4..12, 8..16], false));
+        assert_eq!(cut(text, &tokens, 4, 3), (vec![0..4, 6..10, 12..16], true));
+        assert_eq!(cut(text, &tokens, 4, 1), (vec![0..4], true));
+    }
+
+    proptest! {
+        /// Unless truncated, every byte is in a window, and every window fits.
+        #[test]
+        fn nothing_is_left_out(
+            chars in prop::collection::vec(prop::sample::select(vec!['a', 'é', '你', '👍']), 1..200),
+            max_tokens in 1usize..40,
+            max_windows in 1usize..60,
+        ) {
+            let text: String = chars.iter().collect();
+            // Byte-level tokens: the worst case for character boundaries.
+            let tokens: Vec<_> = text.char_indices()
+                .flat_map(|(at, char)| (0..char.len_utf8()).map(move |_| (at, at + char.len_utf8())))
+                .collect();
+            let (windows, truncated) = cut(&text, &tokens, max_tokens, max_windows);
+            prop_assert!(windows.len() <= max_windows);
+            let mut covered = 0;
+            for window in &windows {
+                prop_assert!(text.get(window.clone()).is_some(), "{window:?} splits a character");
+                prop_assert!(truncated || window.start <= covered, "a gap before {window:?}");
+                covered = covered.max(window.end);
+            }
+            prop_assert_eq!(windows[0].start, 0);
+            if windows.len() > 1 || !truncated {
+                prop_assert_eq!(covered, text.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! What several test files share: the reference checkpoints and their recorded cases.
+
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::path::{Path, PathBuf};
+
+use moderatord::config::{DeviceChoice, ModelConfig, PromptConfig, Quantize};
+use serde_json::Value;
+
+/// A path below `tests/fixtures`.
+pub fn fixture(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+}
+
+/// A reference checkpoint without an adapter.
+pub fn model_config(family: &str) -> ModelConfig {
+    ModelConfig {
+        path: fixture(family),
+        adapter: None,
+        device: DeviceChoice::Cpu,
+        quantize: Quantize::None,
+    }
+}
+
+/// The published method's frame, without normaliser and with one long window: as the references
+/// were recorded.
+pub fn prompt_config() -> PromptConfig {
+    PromptConfig {
+        labels: ["Positive".into(), "Negative".into()],
+        hateful_label: "Negative".into(),
+        instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
+        separator: "<separator>".into(),
+        normalize: false,
+        max_window_tokens: 4096,
+        max_windows: 1,
+    }
+}
+
+/// One text of the reference and what it scored; logits are [positive, negative].
+pub struct Case {
+    pub key: String,
+    pub text: String,
+    pub prompt: String,
+    /// As Hugging Face tokenises: control tokens in the text count as such.
+    pub token_ids: Vec<u32>,
+    json: Value,
+}
+
+impl Case {
+    /// Ids of the injection-safe tokenisation, which is the one that is served.
+    pub fn served_ids(&self) -> Vec<u32> {
+        self.json
+            .get("token_ids_no_specials")
+            .map_or_else(|| self.token_ids.clone(), ids)
+    }
+
+    pub fn served_logits(&self) -> [f64; 2] {
+        pair(self.json.get("no_specials_logits").unwrap_or(&self.json["logits"]))
+    }
+
+    /// Probability of the hateful label.
+    pub fn served_probability(&self) -> f64 {
+        pair(self.json.get("no_specials_prob").unwrap_or(&self.json["prob"]))[1]
+    }
+}
+
+pub fn reference_cases(family: &str) -> Vec<Case> {
+    let text = std::fs::read_to_string(fixture(family).join("expected.json")).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let string = |case: &Value, key: &str| case[key].as_str().unwrap().to_owned();
+    let cases = json["cases"].as_array().unwrap().iter().map(|case| Case {
+        key: string(case, "key"),
+        text: string(case, "text"),
+        prompt: string(case, "prompt"),
+        token_ids: ids(&case["token_ids"]),
+        json: case.clone(),
+    });
+    cases.collect()
+}
+
+/// (key, ids, probability of the hateful label) of every case after the Keras run's training.
+pub fn keras_probabilities(trace: &Value) -> Vec<(String, Vec<u32>, f64)> {
+    let after = trace["prob_after_cases"].as_array().unwrap();
+    let cases = trace["cases"].as_array().unwrap().iter().zip(after);
+    cases
+        .map(|(case, after)| {
+            (
+                case["key"].as_str().unwrap().to_owned(),
+                ids(&case["token_ids"]),
+                pair(after)[1],
+            )
+        })
+        .collect()
+}
+
+fn ids(json: &Value) -> Vec<u32> {
+    json.as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect()
+}
+
+fn pair(json: &Value) -> [f64; 2] {
+    [json[0].as_f64().unwrap(), json[1].as_f64().unwrap()]
+}
