@@ -206,6 +206,16 @@ impl Prompter {
         self.label_ids
     }
 
+    /// What stands before a comment.
+    pub fn head(&self) -> &str {
+        &self.head
+    }
+
+    /// What stands after it.
+    pub fn tail(&self) -> &str {
+        &self.tail
+    }
+
     /// The prompt around a text, before tokenisation.
     pub fn frame(&self, text: &str) -> String {
         format!("{}{text}{}", self.head, self.tail)

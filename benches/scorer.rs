@@ -1,0 +1,264 @@
+//! Our packed scorer against candle-transformers on a Gemma 3 of the published 270M shape, random
+//! weights, f32, on this machine's CPU: ratios of comments per second from one run.
+//!
+//! `cargo bench --bench scorer` (`-- --comments N --rounds N`). Work is what moderation does: a
+//! shared prefix of 24 tokens, a comment of a real length, a suffix of 8, two label logits. The
+//! baselines run one comment at a time, and batches of 16 sorted by length and padded.
+
+mod support;
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device, Result, Tensor};
+use moderatord::config::Quantize;
+use moderatord::model::checkpoint::Checkpoint;
+use moderatord::model::gemma::{Gemma, PackedRow, PrefixCache};
+use moderatord::model::oracle::Oracle;
+use moderatord::model::{LoadOptions, LoraMode};
+use support::{Random, comment_lengths, cpu_time, median, random_gemma};
+
+const PREFIX: usize = 24;
+const SUFFIX: usize = 8;
+const PADDED_BATCH: usize = 16;
+/// Own tokens of one of our passes.
+const PASS_TOKENS: usize = 512;
+const LABELS: [u32; 2] = [1001, 1002];
+
+fn main() {
+    let comments = argument("--comments").unwrap_or(64);
+    let rounds = argument("--rounds").unwrap_or(3);
+    let mut out = std::io::stdout().lock();
+    let folder = tempfile::tempdir().unwrap();
+    let config = random_gemma::config("gemma-3-270m").unwrap();
+    random_gemma::write(folder.path(), &config, 1).unwrap();
+    // The checkpoint wants a tokenizer beside it; ids are drawn here, so any will do.
+    std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
+    let checkpoint = Checkpoint::open(folder.path()).unwrap();
+    let load = |quantize| {
+        Gemma::load(
+            &checkpoint,
+            None,
+            LoadOptions {
+                lora: LoraMode::Merged,
+                quantize,
+            },
+        )
+        .unwrap()
+    };
+    let work = Work::draw(comments, checkpoint.config().vocab_size);
+    writeln!(
+        out,
+        "{comments} comments, {} own tokens after a prefix of {PREFIX}, {} threads, median of {rounds} rounds",
+        work.own_tokens(),
+        std::thread::available_parallelism().map_or(1, usize::from)
+    )
+    .unwrap();
+
+    let ours = load(Quantize::None);
+    let quantized = load(Quantize::Q8_0);
+    let mut theirs = Oracle::load(&checkpoint, DType::F32).unwrap();
+    let difference = agreement(&ours, &mut theirs, &work).unwrap();
+    writeln!(
+        out,
+        "largest label logit difference to candle-transformers over 8 comments: {difference:.1e}"
+    )
+    .unwrap();
+
+    let prefix = ours.cache_prefix(&work.prefix).unwrap();
+    let quantized_prefix = quantized.cache_prefix(&work.prefix).unwrap();
+    let mut times: Vec<Vec<(f64, f64)>> = vec![Vec::new(); 5];
+    for _ in 0..rounds {
+        times[0].push(time(|| one_at_a_time(&mut theirs, &work).unwrap()));
+        times[1].push(time(|| sorted_padded(&mut theirs, &work).unwrap()));
+        times[2].push(time(|| packed(&ours, &prefix, &work).unwrap()));
+        times[3].push(time(|| packed_whole(&ours, &work).unwrap()));
+        times[4].push(time(|| packed(&quantized, &quantized_prefix, &work).unwrap()));
+    }
+    let medians: Vec<(f64, f64)> = times
+        .iter()
+        .map(|times| {
+            (
+                median(times.iter().map(|t| t.0).collect()),
+                median(times.iter().map(|t| t.1).collect()),
+            )
+        })
+        .collect();
+    let best = (medians[0].0.min(medians[1].0), medians[0].1.min(medians[1].1));
+    let names = [
+        "candle-transformers, one at a time",
+        "candle-transformers, sorted, padded by 16",
+        "ours, packed, shared prefix, f32",
+        "ours, packed, prefix computed each time, f32",
+        "ours, packed, shared prefix, Q8_0",
+    ];
+    writeln!(
+        out,
+        "\n{:<46}{:>16}{:>16}",
+        "speed against the better baseline", "by wall clock", "by CPU time"
+    )
+    .unwrap();
+    for (name, (wall, cpu)) in names.iter().zip(&medians) {
+        writeln!(out, "{name:<46}{:>15.2}x{:>15.2}x", best.0 / wall, best.1 / cpu).unwrap();
+    }
+    let gemm = matmul_rate();
+    let share = work.useful_flops(&ours) / medians[2].0 / gemm;
+    writeln!(
+        out,
+        "\nuseful FLOPs of ours in f32, as a share of this machine's own f32 matmul rate: {:.0} %",
+        share * 100.0
+    )
+    .unwrap();
+}
+
+fn argument(name: &str) -> Option<usize> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.nth(1).and_then(|value| value.parse().ok())
+}
+
+/// Token ids of a prefix and of comments with their suffix.
+struct Work {
+    prefix: Vec<u32>,
+    comments: Vec<Vec<u32>>,
+}
+
+impl Work {
+    fn draw(comments: usize, vocabulary: usize) -> Self {
+        let mut random = Random::new(7);
+        let lengths = comment_lengths();
+        let mut ids = |count: usize| (0..count).map(|_| (random.next() % vocabulary as u64) as u32).collect();
+        let prefix = ids(PREFIX);
+        // Every so-manieth length, so that a small sample has the distribution's tail too.
+        let stride = (lengths.len() / comments).max(1);
+        let comments = lengths
+            .iter()
+            .step_by(stride)
+            .take(comments)
+            .map(|tokens| ids(tokens + SUFFIX))
+            .collect();
+        Self { prefix, comments }
+    }
+
+    fn own_tokens(&self) -> usize {
+        self.comments.iter().map(Vec::len).sum()
+    }
+
+    fn whole(&self, comment: &[u32]) -> Vec<u32> {
+        [&self.prefix, comment].concat()
+    }
+
+    /// The arithmetic that two label logits of each comment need: the linear layers for its own
+    /// tokens (in the last layer keys and values only, and one position of the rest), and the
+    /// attended pairs.
+    fn useful_flops(&self, model: &Gemma) -> f64 {
+        let config = model.config();
+        let (hidden, inter) = (config.hidden_size, config.intermediate_size);
+        let (q, kv) = (
+            config.num_attention_heads * config.head_dim,
+            config.num_key_value_heads * config.head_dim,
+        );
+        let (layers, rest) = (config.num_layers(), 2 * hidden * q + 3 * hidden * inter);
+        let linear = rest + 2 * hidden * kv;
+        let flops = |comment: &Vec<u32>| {
+            let t = comment.len();
+            let pairs: usize = (0..t).map(|i| PREFIX + i + 1).sum::<usize>() * (layers - 1) + PREFIX + t;
+            2 * t * linear * (layers - 1) + 2 * t * 2 * hidden * kv + 2 * rest + 4 * q * pairs
+        };
+        self.comments.iter().map(flops).sum::<usize>() as f64
+    }
+}
+
+/// Seconds by the wall clock and of CPU.
+fn time(work: impl FnOnce()) -> (f64, f64) {
+    let (wall, cpu) = (Instant::now(), cpu_time());
+    work();
+    let cpu: Duration = cpu_time() - cpu;
+    (wall.elapsed().as_secs_f64(), cpu.as_secs_f64())
+}
+
+fn one_at_a_time(oracle: &mut Oracle, work: &Work) -> Result<()> {
+    for comment in &work.comments {
+        let ids = Tensor::new(work.whole(comment), &Device::Cpu)?.unsqueeze(0)?;
+        oracle.forward(&ids)?.flatten_all()?.to_vec1::<f32>()?;
+    }
+    Ok(())
+}
+
+fn sorted_padded(oracle: &mut Oracle, work: &Work) -> Result<()> {
+    let mut rows: Vec<Vec<u32>> = work.comments.iter().map(|comment| work.whole(comment)).collect();
+    rows.sort_by_key(Vec::len);
+    for batch in rows.chunks_mut(PADDED_BATCH) {
+        let width = batch.iter().map(Vec::len).max().unwrap_or(0);
+        batch.iter_mut().for_each(|row| row.resize(width, 0));
+        let ids = Tensor::new(batch.concat(), &Device::Cpu)?.reshape((batch.len(), width))?;
+        oracle.forward(&ids)?.flatten_all()?.to_vec1::<f32>()?;
+    }
+    Ok(())
+}
+
+/// As the daemon serves: passes of [`PASS_TOKENS`] over the cached prefix.
+fn packed(model: &Gemma, prefix: &PrefixCache, work: &Work) -> Result<()> {
+    let rows: Vec<PackedRow<'_>> = work
+        .comments
+        .iter()
+        .map(|comment| PackedRow {
+            own: comment,
+            shared: PREFIX,
+        })
+        .collect();
+    passes(model, Some(prefix), &rows)
+}
+
+/// The same without sharing: what packing alone gives.
+fn packed_whole(model: &Gemma, work: &Work) -> Result<()> {
+    let whole: Vec<Vec<u32>> = work.comments.iter().map(|comment| work.whole(comment)).collect();
+    let rows: Vec<PackedRow<'_>> = whole.iter().map(|ids| PackedRow { own: ids, shared: 0 }).collect();
+    passes(model, None, &rows)
+}
+
+fn passes(model: &Gemma, prefix: Option<&PrefixCache>, rows: &[PackedRow<'_>]) -> Result<()> {
+    let mut rest = rows;
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = |row: &&PackedRow<'_>| {
+            tokens += row.own.len();
+            tokens <= PASS_TOKENS
+        };
+        let (pass, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+        rest = after;
+        model.logits(&model.forward(pass, prefix)?, &LABELS)?.to_vec2::<f32>()?;
+    }
+    Ok(())
+}
+
+fn agreement(ours: &Gemma, theirs: &mut Oracle, work: &Work) -> Result<f32> {
+    let prefix = ours.cache_prefix(&work.prefix)?;
+    let mut largest = 0f32;
+    for comment in work.comments.iter().take(8) {
+        let row = PackedRow {
+            own: comment,
+            shared: PREFIX,
+        };
+        let ours = ours
+            .logits(&ours.forward(&[row], Some(&prefix))?, &LABELS)?
+            .flatten_all()?
+            .to_vec1::<f32>()?;
+        let ids = Tensor::new(work.whole(comment), &Device::Cpu)?.unsqueeze(0)?;
+        let theirs = theirs.forward(&ids)?.flatten_all()?;
+        for (ours, id) in ours.iter().zip(LABELS) {
+            largest = largest.max((ours - theirs.get(id as usize)?.to_scalar::<f32>()?).abs());
+        }
+    }
+    Ok(largest)
+}
+
+/// FLOPs a second of candle's own f32 product at a shape of this model.
+fn matmul_rate() -> f64 {
+    let (m, k, n) = (PASS_TOKENS, 2048, 2048);
+    let a = Tensor::rand(-1f32, 1f32, (m, k), &Device::Cpu).unwrap();
+    let b = Tensor::rand(-1f32, 1f32, (n, k), &Device::Cpu).unwrap();
+    let runs: Vec<f64> = (0..9)
+        .map(|_| time(|| drop(a.matmul(&b.t().unwrap()).unwrap())).0)
+        .collect();
+    (2 * m * k * n) as f64 / median(runs)
+}

@@ -1,0 +1,51 @@
+//! What the benches share: random checkpoints in true shapes, comment lengths, a CPU clock.
+
+#![allow(dead_code, reason = "each bench uses its own part")]
+
+pub mod random_gemma;
+
+use std::time::Duration;
+
+/// Token counts of real comments (numbers only), in a fixed order.
+pub fn comment_lengths() -> Vec<usize> {
+    let json: serde_json::Value = serde_json::from_str(include_str!("comment_lengths.json")).unwrap();
+    json["tokens"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|tokens| tokens.as_u64().unwrap() as usize)
+        .collect()
+}
+
+/// CPU time of this process, all threads: what a noisy neighbour does not change.
+pub fn cpu_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    // Fields after the parenthesised name; utime and stime are the 14th and 15th of the line, in
+    // hundredths of a second on every Linux.
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+    let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
+    Duration::from_millis(ticks * 10)
+}
+
+/// The middle of three or more measurements.
+pub fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// A 64-bit linear congruential generator (Knuth's MMIX constants): the same numbers on every run.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1))
+    }
+
+    pub fn next(&mut self) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        self.0 >> 33
+    }
+}

@@ -1,0 +1,145 @@
+//! Writes a checkpoint of a true shape with random weights, in Hugging Face layout.
+//!
+//! Weights are normal-like with the variance that keeps activations of order one, bf16 as published
+//! checkpoints are. The tokenizer is not written: what needs text brings its own.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+use half::bf16;
+use serde_json::{Value, json};
+
+/// Shapes of published checkpoints.
+pub const SHAPES: [&str; 4] = ["gemma-2b", "gemma-2-2b", "gemma-3-270m", "gemma-3-1b"];
+
+/// The `config.json` of a published shape.
+pub fn config(shape: &str) -> Option<Value> {
+    let (base, own) = match shape {
+        "gemma-2b" => (
+            json!({"model_type": "gemma", "hidden_act": "gelu_pytorch_tanh", "rope_theta": 10000.0}),
+            json!({"vocab_size": 256_000, "hidden_size": 2048, "intermediate_size": 16384, "num_hidden_layers": 18,
+                   "num_attention_heads": 8, "num_key_value_heads": 1}),
+        ),
+        "gemma-2-2b" => (
+            json!({"model_type": "gemma2", "hidden_activation": "gelu_pytorch_tanh", "rope_theta": 10000.0,
+                   "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "sliding_window": 4096}),
+            json!({"vocab_size": 256_000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+                   "num_attention_heads": 8, "num_key_value_heads": 4}),
+        ),
+        "gemma-3-270m" => (
+            gemma3(),
+            json!({"vocab_size": 262_144, "hidden_size": 640, "intermediate_size": 2048, "num_hidden_layers": 18,
+                   "num_attention_heads": 4, "num_key_value_heads": 1}),
+        ),
+        "gemma-3-1b" => (
+            gemma3(),
+            json!({"vocab_size": 262_144, "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26,
+                   "num_attention_heads": 4, "num_key_value_heads": 1}),
+        ),
+        _ => return None,
+    };
+    let mut config = json!({"head_dim": 256, "rms_norm_eps": 1e-6, "max_position_embeddings": 8192,
+                            "query_pre_attn_scalar": 256, "attention_bias": false, "torch_dtype": "bfloat16"});
+    for part in [base, own] {
+        for (key, value) in part.as_object()? {
+            config[key] = value.clone();
+        }
+    }
+    Some(config)
+}
+
+fn gemma3() -> Value {
+    json!({"model_type": "gemma3_text", "hidden_activation": "gelu_pytorch_tanh", "rope_theta": 1_000_000.0,
+           "rope_local_base_freq": 10000.0, "sliding_window": 512, "sliding_window_pattern": 6})
+}
+
+/// Writes `config.json` and `model.safetensors` of a config into `folder`.
+pub fn write(folder: &Path, config: &Value, seed: u64) -> std::io::Result<()> {
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(config)?)?;
+    let tensors = shapes(config);
+    let mut header = serde_json::Map::new();
+    let mut offset = 0;
+    for (name, shape) in &tensors {
+        let bytes = shape.iter().product::<usize>() * 2;
+        header.insert(
+            name.clone(),
+            json!({"dtype": "BF16", "shape": shape, "data_offsets": [offset, offset + bytes]}),
+        );
+        offset += bytes;
+    }
+    let header = serde_json::to_vec(&header)?;
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(folder.join("model.safetensors"))?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    for (index, (name, shape)) in tensors.iter().enumerate() {
+        // Norms hold `w - 1`; an embedding row times sqrt(hidden) is of order one; a linear keeps it.
+        let scale = if shape.len() == 1 {
+            0.1
+        } else {
+            (*shape.last().unwrap_or(&1) as f32).powf(-0.5)
+        };
+        let scale = if name.contains("embed_tokens") {
+            scale
+        } else {
+            scale * 1.7
+        };
+        let mut random = super::Random::new(seed ^ (index as u64 + 1) << 20);
+        let mut row = Vec::with_capacity(1 << 16);
+        let mut left: usize = shape.iter().product();
+        while left > 0 {
+            row.clear();
+            for _ in 0..left.min(1 << 15) {
+                // The sum of two uniform numbers: bounded, bell-shaped enough.
+                let bits = random.next();
+                let uniform = |bits: u64| (bits & 0xffff) as f32 / 32_768.0 - 1.0;
+                row.extend(bf16::from_f32((uniform(bits) + uniform(bits >> 15)) * scale).to_le_bytes());
+            }
+            file.write_all(&row)?;
+            left -= left.min(1 << 15);
+        }
+    }
+    file.flush()
+}
+
+/// Every tensor of the architecture with its shape.
+fn shapes(config: &Value) -> BTreeMap<String, Vec<usize>> {
+    let number = |key: &str| config[key].as_u64().unwrap_or_default() as usize;
+    let (hidden, inter, head_dim) = (number("hidden_size"), number("intermediate_size"), number("head_dim"));
+    let (q, kv) = (
+        number("num_attention_heads") * head_dim,
+        number("num_key_value_heads") * head_dim,
+    );
+    let family = config["model_type"].as_str().unwrap_or_default();
+    let mut shapes = BTreeMap::from([
+        (
+            "model.embed_tokens.weight".to_owned(),
+            vec![number("vocab_size"), hidden],
+        ),
+        ("model.norm.weight".to_owned(), vec![hidden]),
+    ]);
+    for layer in 0..number("num_hidden_layers") {
+        let mut add =
+            |name: &str, shape: Vec<usize>| shapes.insert(format!("model.layers.{layer}.{name}.weight"), shape);
+        add("self_attn.q_proj", vec![q, hidden]);
+        add("self_attn.k_proj", vec![kv, hidden]);
+        add("self_attn.v_proj", vec![kv, hidden]);
+        add("self_attn.o_proj", vec![hidden, q]);
+        add("mlp.gate_proj", vec![inter, hidden]);
+        add("mlp.up_proj", vec![inter, hidden]);
+        add("mlp.down_proj", vec![hidden, inter]);
+        add("input_layernorm", vec![hidden]);
+        add("post_attention_layernorm", vec![hidden]);
+        if family != "gemma" {
+            add("pre_feedforward_layernorm", vec![hidden]);
+            add("post_feedforward_layernorm", vec![hidden]);
+        }
+        if family == "gemma3_text" {
+            add("self_attn.q_norm", vec![head_dim]);
+            add("self_attn.k_norm", vec![head_dim]);
+        }
+    }
+    shapes
+}
