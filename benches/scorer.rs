@@ -56,6 +56,12 @@ fn main() {
     .unwrap();
 
     let ours = load(Quantize::None);
+    if std::env::args().any(|argument| argument == "--profile") {
+        // Nothing but our own passes, for a profiler to look at.
+        let prefix = ours.cache_prefix(&work.prefix).unwrap();
+        (0..rounds).for_each(|_| packed(&ours, &prefix, &work).unwrap());
+        return;
+    }
     let quantized = load(Quantize::Q8_0);
     let mut theirs = Oracle::load(&checkpoint, DType::F32).unwrap();
     let difference = agreement(&ours, &mut theirs, &work).unwrap();

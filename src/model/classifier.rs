@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Result as CandleResult;
+use tracing::info;
 
 use super::checkpoint::Checkpoint;
 use super::gemma::{Gemma, PackedRow, PrefixCache};
@@ -43,6 +44,7 @@ impl Classifier {
     /// # Errors
     /// As [`Classifier::load`].
     pub fn load_with(model: &ModelConfig, prompt: &PromptConfig, lora: LoraMode) -> Result<Self, LoadError> {
+        info!(path = %model.path.display(), "loading model");
         let mut problems = Vec::new();
         let mut keep = |error: LoadError| problems.extend(error.problems);
         let device = device(model.device).map_err(|problem| keep(problem.into())).ok();
@@ -115,6 +117,7 @@ impl Classifier {
             dtype: "f32".to_owned(),
             quantization: quantization.to_owned(),
         };
+        info!(%description, "loaded model");
         Ok(Self {
             model: gemma,
             prefix,

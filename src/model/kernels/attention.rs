@@ -152,15 +152,18 @@ impl CustomOp3 for PackedAttention<'_> {
             .enumerate()
             .for_each(|(chunk, out)| {
                 let first = chunk * QUERIES;
-                dispatch(|| {
-                    let mut scores = Vec::new();
-                    for (index, out) in out.chunks_exact_mut(width).enumerate() {
-                        let query = first + index;
-                        // Spans cover the queries in order, so the last that starts at or before it owns it.
-                        let span = self.spans[self.spans.partition_point(|span| span.query_start <= query) - 1];
-                        self.attend(&span, query, &q[query * width..][..width], &view, &mut scores, out);
-                    }
-                });
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        let mut scores = Vec::new();
+                        for (index, out) in out.chunks_exact_mut(width).enumerate() {
+                            let query = first + index;
+                            // Spans cover the queries in order, so the last that starts at or before it owns it.
+                            let span = self.spans[self.spans.partition_point(|span| span.query_start <= query) - 1];
+                            self.attend(&span, query, &q[query * width..][..width], &view, &mut scores, out);
+                        }
+                    },
+                );
             });
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }

@@ -39,11 +39,14 @@ impl CustomOp2 for Geglu {
         let mut out = vec![0f32; gate.len()];
         let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
         out.par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (gate, up))| {
-            dispatch(|| {
-                for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                    *out = gelu(gate) * up;
-                }
-            });
+            dispatch(
+                #[inline(always)]
+                || {
+                    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+                        *out = gelu(gate) * up;
+                    }
+                },
+            );
         });
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }

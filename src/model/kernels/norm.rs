@@ -81,11 +81,14 @@ impl CustomOp1 for RmsNorm {
         out.par_chunks_mut(ROWS * width)
             .zip(x.par_chunks(ROWS * width))
             .for_each(|(out, x)| {
-                dispatch(|| {
-                    for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
-                        norm_row(x, weight, self.eps, out);
-                    }
-                });
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        for (out, x) in out.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+                            norm_row(x, weight, self.eps, out);
+                        }
+                    },
+                );
             });
         Ok((CpuStorage::F32(out), layout.shape().clone()))
     }
@@ -123,23 +126,26 @@ impl CustomOp2 for AddRmsNorm {
         let inputs = residual.par_chunks(chunk).zip(y.par_chunks(chunk));
         let outputs = sums.par_chunks_mut(chunk).zip(normed.par_chunks_mut(chunk));
         outputs.zip(inputs).for_each(|((sums, normed), (residual, y))| {
-            dispatch(|| {
-                for (((sum, normed), residual), y) in sums
-                    .chunks_exact_mut(width)
-                    .zip(normed.chunks_exact_mut(width))
-                    .zip(residual.chunks_exact(width))
-                    .zip(y.chunks_exact(width))
-                {
-                    match post {
-                        Some(post) => norm_row(y, post, self.eps, sum),
-                        None => sum.copy_from_slice(y),
+            dispatch(
+                #[inline(always)]
+                || {
+                    for (((sum, normed), residual), y) in sums
+                        .chunks_exact_mut(width)
+                        .zip(normed.chunks_exact_mut(width))
+                        .zip(residual.chunks_exact(width))
+                        .zip(y.chunks_exact(width))
+                    {
+                        match post {
+                            Some(post) => norm_row(y, post, self.eps, sum),
+                            None => sum.copy_from_slice(y),
+                        }
+                        for (sum, residual) in sum.iter_mut().zip(residual) {
+                            *sum += residual;
+                        }
+                        norm_row(sum, next, self.eps, normed);
                     }
-                    for (sum, residual) in sum.iter_mut().zip(residual) {
-                        *sum += residual;
-                    }
-                    norm_row(sum, next, self.eps, normed);
-                }
-            });
+                },
+            );
         });
         Ok((CpuStorage::F32(out), Shape::from((2, rows, width))))
     }

@@ -69,15 +69,18 @@ impl CustomOp3 for NormRope {
         let angles = cos.par_chunks(TOKENS * half).zip(sin.par_chunks(TOKENS * half));
         let rows = out.par_chunks_mut(TOKENS * width).zip(x.par_chunks(TOKENS * width));
         rows.zip(angles).for_each(|((out, x), (cos, sin))| {
-            dispatch(|| {
-                let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
-                let tokens = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
-                for ((out, x), (cos, sin)) in tokens.zip(angles) {
-                    for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                        turn_head(x, cos, sin, norm, out);
+            dispatch(
+                #[inline(always)]
+                || {
+                    let angles = cos.chunks_exact(half).zip(sin.chunks_exact(half));
+                    let tokens = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
+                    for ((out, x), (cos, sin)) in tokens.zip(angles) {
+                        for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
+                            turn_head(x, cos, sin, norm, out);
+                        }
                     }
-                }
-            });
+                },
+            );
         });
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
