@@ -9,4 +9,5 @@ pub mod message;
 pub mod prompt;
 
 pub mod model;
+pub mod ops;
 pub mod score;
