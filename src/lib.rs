@@ -10,4 +10,5 @@ pub mod prompt;
 
 pub mod model;
 pub mod ops;
+pub mod retrain;
 pub mod score;

@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use super::config::{GemmaConfig, LayerConfig, Rope};
 use super::kernels::{CachedKeysValues, PackedAttention, Span, add_rms_norm, geglu, norm_rope, rms_norm};
 use super::linear::Linear;
+use super::lora::Projection;
 
 /// Weights and shape of one block; fields are named as in the checkpoint.
 #[derive(Debug)]
@@ -30,6 +31,21 @@ pub struct Layer {
     pub(super) pre_feedforward_norm: Tensor,
     /// Norm of the MLP's output (Gemma 2 and 3).
     pub(super) post_feedforward_norm: Option<Tensor>,
+}
+
+impl Layer {
+    /// One of the seven linear layers.
+    pub(super) fn projection_mut(&mut self, projection: Projection) -> &mut Linear {
+        match projection {
+            Projection::Q => &mut self.q_proj,
+            Projection::K => &mut self.k_proj,
+            Projection::V => &mut self.v_proj,
+            Projection::O => &mut self.o_proj,
+            Projection::Gate => &mut self.gate_proj,
+            Projection::Up => &mut self.up_proj,
+            Projection::Down => &mut self.down_proj,
+        }
+    }
 }
 
 /// A loaded decoder.
@@ -77,7 +93,7 @@ impl Gemma {
     /// Parameters of the architecture, the tied unembedding counted once.
     pub fn parameters(&self) -> usize {
         let config = &self.config;
-        let linear: usize = super::lora::Projection::ALL
+        let linear: usize = Projection::ALL
             .iter()
             .map(|projection| projection.shape(config).iter().product::<usize>())
             .sum();
@@ -97,7 +113,13 @@ impl Gemma {
     /// candle's; an empty prefix or an id outside the vocabulary.
     pub fn cache_prefix(&self, tokens: &[u32]) -> Result<PrefixCache> {
         let mut layers = Vec::with_capacity(self.layers.len());
-        self.run(&[PackedRow { own: tokens, shared: 0 }], None, Some(&mut layers))?;
+        let rows = [PackedRow { own: tokens, shared: 0 }];
+        self.run(&rows, Prefix::None, Wanted::KeysValues, &mut |_, keys, values| {
+            layers.push(CachedKeysValues {
+                keys: keys.clone(),
+                values: values.clone(),
+            });
+        })?;
         Ok(PrefixCache {
             tokens: tokens.to_vec(),
             layers,
@@ -110,7 +132,10 @@ impl Gemma {
     /// candle's; an empty row, an id outside the vocabulary, a row longer than the checkpoint's
     /// positions, more shared ids than the prefix has.
     pub fn forward(&self, rows: &[PackedRow<'_>], prefix: Option<&PrefixCache>) -> Result<Tensor> {
-        self.run(rows, prefix, None)
+        let prefix = prefix.map_or(Prefix::None, Prefix::Cached);
+        Ok(self
+            .run(rows, prefix, Wanted::Last { skip: 0 }, &mut |_, _, _| ())?
+            .normed)
     }
 
     /// Logits of the given vocabulary rows: `hidden` (rows, hidden) to (rows, ids), soft-capped.
@@ -118,15 +143,19 @@ impl Gemma {
     /// # Errors
     /// candle's; an id outside the vocabulary.
     pub fn logits(&self, hidden: &Tensor, ids: &[u32]) -> Result<Tensor> {
-        let unembedding = self.lm_head.as_ref().unwrap_or(&self.embed_tokens);
-        let logits = hidden.matmul(&self.rows_of(unembedding, ids)?.t()?)?;
+        let logits = hidden.matmul(&self.rows_of(self.unembedding(), ids)?.t()?)?;
         match self.config.final_logit_softcapping {
             None => Ok(logits),
             Some(cap) => (logits / cap)?.tanh()? * cap,
         }
     }
 
-    fn rows_of(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    /// (vocabulary, hidden), in the file's dtype.
+    pub(super) fn unembedding(&self) -> &Tensor {
+        self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
+    }
+
+    pub(super) fn rows_of(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
         let vocabulary = self.config.vocab_size;
         if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
             bail!("token id {id} is outside the vocabulary of {vocabulary}");
@@ -135,25 +164,27 @@ impl Gemma {
         table.index_select(&ids, 0)?.to_dtype(DType::F32)
     }
 
-    /// The pass itself. With `keep`, every layer's keys and values are pushed to it and the work
-    /// that only the answer needs is left out of the last layer; the result is then empty.
-    fn run(
+    /// The pass itself. `observe` sees every layer's input (tokens, hidden), keys and values.
+    pub(super) fn run(
         &self,
         rows: &[PackedRow<'_>],
-        prefix: Option<&PrefixCache>,
-        mut keep: Option<&mut Vec<CachedKeysValues>>,
-    ) -> Result<Tensor> {
+        prefix: Prefix<'_>,
+        wanted: Wanted,
+        observe: &mut dyn FnMut(&Tensor, &Tensor, &Tensor),
+    ) -> Result<Output> {
         let packed = Packed::new(rows)?;
-        let prefix_tokens = prefix.map_or(0, |prefix| prefix.tokens.len());
-        if let Some(span) = packed.spans.iter().find(|span| span.shared > prefix_tokens) {
-            bail!("a row shares {} ids of a prefix of {prefix_tokens}", span.shared);
+        if let Some(span) = packed.spans.iter().find(|span| span.shared > prefix.tokens(rows)) {
+            bail!(
+                "a row shares {} ids of a prefix of {}",
+                span.shared,
+                prefix.tokens(rows)
+            );
         }
         let angles = self
             .ropes
             .gather(&packed.positions, self.config.max_position_embeddings)?;
         let eps = self.config.rms_norm_eps;
-        // (tokens, hidden)
-        let mut residual = (self.rows_of(&self.embed_tokens, &packed.tokens)? * self.config.embedding_scale())?;
+        let mut residual = self.embed(&packed.tokens)?;
         let Some(first) = self.layers.first() else {
             bail!("the model has no layers")
         };
@@ -161,27 +192,24 @@ impl Gemma {
         for (index, layer) in self.layers.iter().enumerate() {
             let angles = angles.of(&layer.config.rope);
             let (k, v) = self.keys_values(layer, &normed, angles)?;
-            let last = index + 1 == self.layers.len();
-            if let Some(keep) = keep.as_deref_mut() {
-                keep.push(CachedKeysValues {
-                    keys: k.clone(),
-                    values: v.clone(),
-                });
-                if last {
-                    break;
-                }
-            }
+            observe(&residual, &k, &v);
             let mut spans = packed.spans.clone();
             let (mut cos, mut sin) = angles.clone();
-            if last {
-                let ends = packed.keep_last(&mut spans)?;
-                residual = residual.index_select(&ends, 0)?;
-                normed = normed.index_select(&ends, 0)?;
-                (cos, sin) = (cos.index_select(&ends, 0)?, sin.index_select(&ends, 0)?);
+            match wanted {
+                _ if index + 1 < self.layers.len() => {}
+                Wanted::All => {}
+                Wanted::KeysValues => break,
+                Wanted::Last { skip } => {
+                    let ends = keep_last(&mut spans, skip)?;
+                    residual = residual.index_select(&ends, 0)?;
+                    normed = normed.index_select(&ends, 0)?;
+                    (cos, sin) = (cos.index_select(&ends, 0)?, sin.index_select(&ends, 0)?);
+                }
             }
             let norm = layer.qk_norm.as_ref().map(|(q_norm, _)| (q_norm, eps));
             let q = norm_rope(&layer.q_proj.forward(&normed)?, &cos, &sin, norm)?;
-            let attention = self.attention(layer, &spans, prefix.map(|prefix| &prefix.layers[index]));
+            let prefix = prefix.keys_values(index, rows, &k, &v)?;
+            let attention = self.attention(layer, &spans, prefix.as_ref());
             let y = layer.o_proj.forward(&attention.forward(&q, &k, &v)?)?;
             let post = layer.post_attention_norm.as_ref();
             (residual, normed) = add_rms_norm(&residual, &y, post, &layer.pre_feedforward_norm, eps)?;
@@ -193,7 +221,12 @@ impl Gemma {
                 .map_or(&self.norm, |next| &next.input_layernorm);
             (residual, normed) = add_rms_norm(&residual, &y, layer.post_feedforward_norm.as_ref(), next, eps)?;
         }
-        Ok(normed)
+        Ok(Output { residual, normed })
+    }
+
+    /// Scaled embeddings: (tokens, hidden), f32.
+    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
+        self.rows_of(&self.embed_tokens, tokens)? * self.config.embedding_scale()
     }
 
     fn keys_values(&self, layer: &Layer, normed: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<(Tensor, Tensor)> {
@@ -205,7 +238,7 @@ impl Gemma {
         Ok((k, layer.v_proj.forward(normed)?))
     }
 
-    fn attention<'a>(
+    pub(super) fn attention<'a>(
         &self,
         layer: &Layer,
         spans: &'a [Span],
@@ -224,15 +257,73 @@ impl Gemma {
     }
 }
 
+/// Where the keys and values come from that rows share.
+#[derive(Clone, Copy)]
+pub(super) enum Prefix<'a> {
+    /// Rows share nothing.
+    None,
+    /// Computed before.
+    Cached(&'a PrefixCache),
+    /// The first row of the pass is the prefix of the others.
+    FirstRow,
+}
+
+impl Prefix<'_> {
+    fn tokens(&self, rows: &[PackedRow<'_>]) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Cached(cache) => cache.tokens.len(),
+            Self::FirstRow => rows.first().map_or(0, |row| row.own.len()),
+        }
+    }
+
+    fn keys_values(
+        &self,
+        layer: usize,
+        rows: &[PackedRow<'_>],
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<Option<CachedKeysValues>> {
+        Ok(match self {
+            Self::None => None,
+            Self::Cached(cache) => Some(cache.layers[layer].clone()),
+            Self::FirstRow => {
+                let first = |x: &Tensor| x.narrow(0, 0, self.tokens(rows));
+                Some(CachedKeysValues {
+                    keys: first(keys)?,
+                    values: first(values)?,
+                })
+            }
+        })
+    }
+}
+
+/// What a pass is run for; the last layer does only the work that this needs.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wanted {
+    /// Every position.
+    All,
+    /// The last position of each row after the first `skip`.
+    Last { skip: usize },
+    /// No position: keys and values only.
+    KeysValues,
+}
+
+/// The end of the residual stream, and that normed: (positions, hidden) each.
+pub(super) struct Output {
+    pub(super) residual: Tensor,
+    pub(super) normed: Tensor,
+}
+
 /// Rows end to end.
-struct Packed {
-    tokens: Vec<u32>,
-    positions: Vec<usize>,
-    spans: Vec<Span>,
+pub(super) struct Packed {
+    pub(super) tokens: Vec<u32>,
+    pub(super) positions: Vec<usize>,
+    pub(super) spans: Vec<Span>,
 }
 
 impl Packed {
-    fn new(rows: &[PackedRow<'_>]) -> Result<Self> {
+    pub(super) fn new(rows: &[PackedRow<'_>]) -> Result<Self> {
         let total = rows.iter().map(|row| row.own.len()).sum();
         let mut packed = Self {
             tokens: Vec::with_capacity(total),
@@ -260,16 +351,18 @@ impl Packed {
         }
         Ok(packed)
     }
+}
 
-    /// Narrows every span to its last query; gives the indices of those.
-    fn keep_last(&self, spans: &mut [Span]) -> Result<Tensor> {
-        let mut ends = Vec::with_capacity(spans.len());
-        for (row, span) in spans.iter_mut().enumerate() {
-            ends.push((span.query_start + span.queries - 1) as u32);
-            (span.query_start, span.queries) = (row, 1);
-        }
-        Tensor::new(ends, &Device::Cpu)
+/// Leaves out the first `skip` spans and narrows the others to their last query; gives the indices
+/// of those.
+pub(super) fn keep_last(spans: &mut Vec<Span>, skip: usize) -> Result<Tensor> {
+    spans.drain(..skip);
+    let mut ends = Vec::with_capacity(spans.len());
+    for (row, span) in spans.iter_mut().enumerate() {
+        ends.push((span.query_start + span.queries - 1) as u32);
+        (span.query_start, span.queries) = (row, 1);
     }
+    Tensor::new(ends, &Device::Cpu)
 }
 
 /// Cosines and sines by position, for each distinct rope of the model.
@@ -293,7 +386,7 @@ impl RopeTables {
     }
 
     /// Angles at the given positions, (tokens, head_dim / 2) each.
-    fn gather(&self, positions: &[usize], max: usize) -> Result<Angles> {
+    pub(super) fn gather(&self, positions: &[usize], max: usize) -> Result<Angles> {
         if let Some(position) = positions.iter().find(|&&position| position >= max) {
             bail!("position {position} is beyond the checkpoint's {max} positions");
         }
@@ -319,12 +412,12 @@ fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
 }
 
 /// (cos, sin) of the packed tokens, by rope.
-struct Angles {
+pub(super) struct Angles {
     ropes: Vec<(Rope, (Tensor, Tensor))>,
 }
 
 impl Angles {
-    fn of(&self, rope: &Rope) -> &(Tensor, Tensor) {
+    pub(super) fn of(&self, rope: &Rope) -> &(Tensor, Tensor) {
         let index = self.ropes.iter().position(|(other, _)| other == rope);
         // The tables were built from the same layers that ask here.
         &self.ropes[index.unwrap_or_default()].1

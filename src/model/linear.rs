@@ -1,7 +1,7 @@
 //! A frozen linear layer, dense or quantised, with an optional low-rank delta beside it.
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{Module, Result, Tensor};
+use candle_core::{CpuStorage, CustomOp1, Layout, Module, Result, Shape, Tensor, bail};
 
 use super::lora::LoraWeights;
 
@@ -88,5 +88,61 @@ impl Linear {
             None => Ok(y),
             Some(lora) => y + (x.matmul(&lora.a.t()?)? * lora.scale)?.matmul(&lora.b.t()?)?,
         }
+    }
+}
+
+impl Linear {
+    /// Puts a delta beside the weight; the tensors may be variables, whose updates it then follows.
+    pub(super) fn attach(&mut self, lora: LoraWeights) {
+        self.lora = Some(lora);
+    }
+
+    /// As [`Linear::forward`], with gradients to `x` and to the delta, and none to the weight.
+    ///
+    /// # Errors
+    /// candle's; a quantised weight.
+    pub(super) fn differentiable(&self, x: &Tensor) -> Result<Tensor> {
+        let Weight::Dense(weight) = &self.weight else {
+            bail!("training needs weights that are not quantised")
+        };
+        let y = x.apply_op1(Frozen { weight: weight.clone() })?;
+        match &self.lora {
+            None => Ok(y),
+            Some(lora) => y + (x.matmul(&lora.a.t()?)? * lora.scale)?.matmul(&lora.b.t()?)?,
+        }
+    }
+}
+
+/// `x W'` whose backward gives the gradient of `x` only: a frozen weight's would be as large as the
+/// weight, computed and thrown away.
+struct Frozen {
+    weight: Tensor,
+}
+
+impl CustomOp1 for Frozen {
+    fn name(&self) -> &'static str {
+        "frozen-linear"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let (m, k) = layout.shape().dims2()?;
+        let (n, inputs) = self.weight.dims2()?;
+        if k != inputs {
+            bail!("a linear layer of {inputs} inputs was given {k}");
+        }
+        let weight = self.weight.t()?;
+        let (weight, weight_layout) = weight.storage_and_layout();
+        let candle_core::Storage::Cpu(weight) = &*weight else {
+            bail!("the weight is not on the CPU")
+        };
+        Ok((
+            storage.matmul(weight, (1, m, n, k), layout, weight_layout)?,
+            Shape::from((m, n)),
+        ))
+    }
+
+    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        Ok(Some(grad.contiguous()?.matmul(&self.weight)?))
     }
 }

@@ -7,6 +7,8 @@
 pub mod checkpoint;
 pub mod classifier;
 pub mod config;
+mod cross_entropy;
+mod differentiable;
 pub mod gemma;
 mod kernels;
 mod linear;
@@ -15,6 +17,7 @@ pub mod lora;
 pub mod oracle;
 mod problem;
 pub mod tensor_file;
+pub mod training;
 
 pub use classifier::Classifier;
 pub use linear::LoraMode;

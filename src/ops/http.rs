@@ -45,8 +45,7 @@ pub async fn serve(
         .route(
             "/readyz",
             get(|State(outside): State<Outside>| async move { probe(outside.health.ready((outside.now)())) }),
-        )
-;
+        );
     let handle = outside.metrics.clone();
     let server = axum::serve(listener, router.with_state(outside)).with_graceful_shutdown(shutdown);
     tokio::select! {

@@ -1,0 +1,3 @@
+//! A better adapter from labelled feedback.
+
+pub mod optimizer;
