@@ -1,3 +1,6 @@
 //! A better adapter from labelled feedback.
 
+pub mod dataset;
+pub mod feedback;
+pub mod near_duplicates;
 pub mod optimizer;
