@@ -4,3 +4,5 @@ pub mod dataset;
 pub mod feedback;
 pub mod near_duplicates;
 pub mod optimizer;
+pub mod peft;
+pub mod trainer;
