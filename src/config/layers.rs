@@ -1,0 +1,249 @@
+//! Where settings come from: defaults, then the file, then the environment, then flags.
+//!
+//! The `config` crate merges the layers; each value remembers its layer, so that a fault can name
+//! the file, variable or flag to mend.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use config::{FileFormat, Format, Map, Value};
+
+use super::fault::{ConfigError, Fault};
+
+/// The defaults are the shipped file itself, so the two cannot differ.
+const DEFAULTS: &str = include_str!("../../config/moderatord.toml");
+
+/// Before every environment variable of ours.
+const PREFIX: &str = "MODERATORD__";
+
+/// No settings file is longer; keeps a mistaken path to a huge file from filling the memory.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// What is read beside the defaults. Not `Debug`: the environment may hold secrets.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// The settings file.
+    pub file: Option<PathBuf>,
+    /// Environment variables; those that do not start with `MODERATORD__` are ignored.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Key, value, and the flag that set it.
+    pub flags: Vec<(&'static str, String, &'static str)>,
+}
+
+impl Sources {
+    /// This process's environment, and a file.
+    pub fn process(file: Option<PathBuf>) -> Self {
+        Self {
+            file,
+            environment: std::env::vars_os()
+                .filter(|(name, _)| name.to_string_lossy().starts_with(PREFIX))
+                .collect(),
+            flags: Vec::new(),
+        }
+    }
+
+    /// All layers in one tree, and the faults that keep a layer from being read.
+    pub(super) fn merge(&self) -> (Value, Vec<Fault>) {
+        let mut faults = Vec::new();
+        let mut layers = Vec::new();
+        match parse(None, DEFAULTS) {
+            Ok(layer) => layers.push(layer),
+            Err(reason) => faults.push(unreadable("built-in defaults".to_owned(), reason)),
+        }
+        if let Some(path) = &self.file {
+            match read(path).and_then(|text| parse(Some(&path.display().to_string()), &text)) {
+                Ok(layer) => layers.push(layer),
+                Err(reason) => faults.push(unreadable(path.display().to_string(), reason)),
+            }
+        }
+        layers.push(self.environment(&mut faults));
+        layers.push(self.flags());
+        let mut builder = config::Config::builder();
+        for layer in layers {
+            builder = builder.add_source(Layer(layer));
+        }
+        match builder.build() {
+            Ok(config) => (config.cache, faults),
+            Err(error) => {
+                faults.push(unreadable("settings".to_owned(), error.to_string()));
+                (Map::<String, Value>::new().into(), faults)
+            }
+        }
+    }
+
+    fn environment(&self, faults: &mut Vec<Fault>) -> Map<String, Value> {
+        let mut tree = Tree::default();
+        // Sorted, so that faults come in the same order on every run.
+        let variables: BTreeMap<_, _> = self.environment.iter().map(|(name, value)| (name, value)).collect();
+        for (name, value) in variables {
+            let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
+                continue;
+            };
+            let origin = format!("environment variable {name}");
+            let Some(value) = value.to_str() else {
+                faults.push(Fault {
+                    key: name.to_owned(),
+                    value: None,
+                    origin: None,
+                    expected: "is not UTF-8".to_owned(),
+                });
+                continue;
+            };
+            tree.insert(&segments(&name[PREFIX.len()..]), Value::new(Some(&origin), value));
+        }
+        tree.into_map()
+    }
+
+    fn flags(&self) -> Map<String, Value> {
+        let mut tree = Tree::default();
+        for (key, value, flag) in &self.flags {
+            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+            tree.insert(&path, Value::new(Some(&format!("flag {flag}")), value.as_str()));
+        }
+        tree.into_map()
+    }
+}
+
+/// `MODEL__PATH` as `model`, `path`. Community ids keep their case; librdkafka's names have dots
+/// where a shell allows only underscores.
+fn segments(name: &str) -> Vec<String> {
+    let raw: Vec<&str> = name.split("__").collect();
+    let mut path: Vec<String> = raw.iter().map(|segment| segment.to_lowercase()).collect();
+    let section = |path: &[String], names: [&str; 2]| path.len() > 2 && path[..2] == names;
+    if section(&path, ["policy", "communities"]) {
+        path[2] = raw[2].to_owned();
+    } else if section(&path, ["kafka", "properties"]) {
+        path[2] = path[2].replace('_', ".");
+    }
+    path
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let open = || -> std::io::Result<String> {
+        let mut text = String::new();
+        std::fs::File::open(path)?
+            .take(MAX_FILE_BYTES + 1)
+            .read_to_string(&mut text)?;
+        Ok(text)
+    };
+    match open() {
+        Ok(text) if text.len() as u64 > MAX_FILE_BYTES => Err(format!(
+            "is larger than {MAX_FILE_BYTES} bytes, expected settings in TOML"
+        )),
+        Ok(text) => Ok(text),
+        Err(error) => Err(format!("cannot read the settings: {error}")),
+    }
+}
+
+fn parse(origin: Option<&String>, text: &str) -> Result<Map<String, Value>, String> {
+    FileFormat::Toml.parse(origin, text).map_err(|error| {
+        // The lines between the first and the last quote the file, which may hold a secret.
+        let text = error.to_string();
+        let mut lines = text.lines().filter(|line| !line.trim().is_empty());
+        match (lines.next(), lines.next_back()) {
+            (Some(place), Some(reason)) => format!("{place}: {reason}"),
+            (Some(reason), None) => reason.to_owned(),
+            _ => "is not TOML".to_owned(),
+        }
+    })
+}
+
+fn unreadable(file: String, reason: String) -> Fault {
+    Fault {
+        key: file,
+        value: None,
+        origin: None,
+        expected: reason,
+    }
+}
+
+/// Dotted keys as nested tables.
+#[derive(Debug, Default)]
+struct Tree(BTreeMap<String, Node>);
+
+#[derive(Debug)]
+enum Node {
+    Leaf(Value),
+    Branch(Tree),
+}
+
+impl Tree {
+    fn insert(&mut self, path: &[String], value: Value) {
+        match path {
+            [] => {}
+            [name] => {
+                self.0.insert(name.clone(), Node::Leaf(value));
+            }
+            [name, rest @ ..] => {
+                let node = self
+                    .0
+                    .entry(name.clone())
+                    .or_insert_with(|| Node::Branch(Self::default()));
+                // A variable that sets a whole section gives way: it is a fault either way, and
+                // the keys below it are named as well.
+                if let Node::Leaf(_) = node {
+                    *node = Node::Branch(Self::default());
+                }
+                if let Node::Branch(tree) = node {
+                    tree.insert(rest, value);
+                }
+            }
+        }
+    }
+
+    fn into_map(self) -> Map<String, Value> {
+        let value = |node| match node {
+            Node::Leaf(value) => value,
+            Node::Branch(tree) => tree.into_map().into(),
+        };
+        self.0.into_iter().map(|(name, node)| (name, value(node))).collect()
+    }
+}
+
+/// One layer, for the `config` crate.
+#[derive(Debug, Clone)]
+struct Layer(Map<String, Value>);
+
+impl config::Source for Layer {
+    fn clone_into_box(&self) -> Box<dyn config::Source + Send + Sync> {
+        Box::new(self.clone())
+    }
+
+    fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
+        Ok(self.0.clone())
+    }
+}
+
+impl From<Fault> for ConfigError {
+    fn from(fault: Fault) -> Self {
+        Self { faults: vec![fault] }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_variable_names_its_key() {
+        let check = |name: &str, expected: &[&str]| assert_eq!(segments(name), expected, "{name}");
+        check("MODEL__PATH", &["model", "path"]);
+        check(
+            "KAFKA__PROPERTIES__SSL_CA_LOCATION",
+            &["kafka", "properties", "ssl.ca.location"],
+        );
+        check(
+            "POLICY__COMMUNITIES__Garden_1__REVIEW",
+            &["policy", "communities", "Garden_1", "review"],
+        );
+        check("KAFKA__PROPERTIES", &["kafka", "properties"]);
+    }
+
+    #[test]
+    fn a_syntax_error_does_not_quote_the_file() {
+        let error = parse(Some(&"f".to_owned()), "[kafka]\npassword = \"hunter2\nx = 1").unwrap_err();
+        assert!(error.contains("line 2") && !error.contains("hunter2"), "{error}");
+    }
+}

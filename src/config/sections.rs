@@ -1,0 +1,229 @@
+//! The sections of the settings, each read into its validated type.
+//!
+//! Every key is read before any is judged missing, so that one reading finds all faults.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::reader::{Found, Reader};
+use super::{
+    BatchConfig, DeviceChoice, HttpConfig, InputConfig, InputFields, LogConfig, LogFormat, LogLevel, ModelConfig,
+    PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
+};
+use crate::message::Thresholds;
+
+/// Longest wait for company: beyond it a batch is a queue.
+const LONGEST_LINGER: Duration = Duration::from_secs(5);
+
+/// Longest drain: service managers lose patience earlier.
+const LONGEST_GRACE: Duration = Duration::from_secs(600);
+
+pub(super) fn model(reader: &mut Reader) -> Option<ModelConfig> {
+    let path = reader.path("model.path");
+    if reader.find("model.path").is_none() {
+        reader.fault(
+            "model.path",
+            "not set, expected the folder of a Gemma checkpoint (config.json, tokenizer.json, safetensors); \
+             set it in the file, as MODERATORD__MODEL__PATH or with --model",
+        );
+    }
+    let adapter = reader.optional_path("model.adapter");
+    let quantize = reader.choice("model.quantize", &[("none", Quantize::None), ("q8_0", Quantize::Q8_0)]);
+    let device = device(reader);
+    Some(ModelConfig {
+        path: path?,
+        adapter,
+        device: device?,
+        quantize: quantize?,
+    })
+}
+
+fn device(reader: &mut Reader) -> Option<DeviceChoice> {
+    let name = reader.string("model.device")?;
+    let choice = match name.split_once(':') {
+        None if name == "auto" => Some(DeviceChoice::Auto),
+        None if name == "cpu" => Some(DeviceChoice::Cpu),
+        Some(("cuda", ordinal)) => ordinal.parse().ok().map(DeviceChoice::Cuda),
+        _ => None,
+    };
+    if choice.is_none() {
+        reader.fault("model.device", "expected \"auto\", \"cpu\" or \"cuda:N\"");
+    }
+    choice
+}
+
+pub(super) fn prompt(reader: &mut Reader) -> Option<PromptConfig> {
+    let labels = labels(reader);
+    let hateful_label = reader.string("prompt.hateful_label");
+    if let (Some(labels), Some(hateful)) = (&labels, &hateful_label)
+        && !labels.contains(hateful)
+    {
+        let expected = format!("expected one of prompt.labels, \"{}\" or \"{}\"", labels[0], labels[1]);
+        reader.fault("prompt.hateful_label", expected);
+    }
+    let instructions = reader.string("prompt.instructions");
+    let separator = reader.string("prompt.separator");
+    let normalize = reader.bool("prompt.normalize");
+    let max_window_tokens = reader.integer("prompt.max_window_tokens", 16..=8192);
+    let max_windows = reader.integer("prompt.max_windows", 1..=1024);
+    Some(PromptConfig {
+        labels: labels?,
+        hateful_label: hateful_label?,
+        instructions: instructions?,
+        separator: separator?,
+        normalize: normalize?,
+        max_window_tokens: max_window_tokens?,
+        max_windows: max_windows?,
+    })
+}
+
+fn labels(reader: &mut Reader) -> Option<[String; 2]> {
+    let labels = reader.strings("prompt.labels")?;
+    match <[String; 2]>::try_from(labels) {
+        Ok([one, other]) if one != other => Some([one, other]),
+        _ => {
+            reader.fault("prompt.labels", "expected two different labels");
+            None
+        }
+    }
+}
+
+pub(super) fn input(reader: &mut Reader) -> Option<InputConfig> {
+    let [event_id, content_id, revision, op, community_id, text] =
+        ["event_id", "content_id", "revision", "op", "community_id", "text"]
+            .map(|field| pointer(reader, &format!("input.{field}")));
+    let max_bytes = reader.integer("input.max_bytes", 1024..=64 << 20);
+    Some(InputConfig {
+        fields: InputFields {
+            event_id: event_id?,
+            content_id: content_id?,
+            revision: revision?,
+            op: op?,
+            community_id: community_id?,
+            text: text?,
+        },
+        max_bytes: max_bytes?,
+    })
+}
+
+fn pointer(reader: &mut Reader, key: &str) -> Option<String> {
+    let pointer = reader.string(key)?;
+    // In RFC 6901 `~` is always followed by 0 or 1.
+    let escapes_hold = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    if pointer.starts_with('/') && escapes_hold {
+        return Some(pointer);
+    }
+    reader.fault(key, "expected a JSON pointer such as \"/text\" or \"/payload/body\"");
+    None
+}
+
+pub(super) fn batch(reader: &mut Reader) -> Option<BatchConfig> {
+    let max_tokens = reader.integer("batch.max_tokens", 64..=1 << 20);
+    let linger = reader.duration("batch.linger", Duration::ZERO..=LONGEST_LINGER);
+    Some(BatchConfig {
+        max_tokens: max_tokens?,
+        linger: linger?,
+    })
+}
+
+pub(super) fn policy(reader: &mut Reader) -> Option<PolicyConfig> {
+    let founds = ["policy.review", "policy.block"].map(|key| reader.find(key));
+    let [review, block] = founds.each_ref().map(|found| reader.probability(found.as_ref()?));
+    let default = ordered(reader, founds[0].as_ref(), review, block);
+    let mut communities = BTreeMap::new();
+    for (id, community) in reader.entries("policy.communities") {
+        if let Some(thresholds) = self::community(reader, &community, [review, block]) {
+            communities.insert(id, thresholds);
+        }
+    }
+    Some(PolicyConfig {
+        thresholds: default?,
+        communities,
+    })
+}
+
+fn community(reader: &mut Reader, community: &Found, [mut review, mut block]: [Option<f64>; 2]) -> Option<Thresholds> {
+    let Some(entries) = community.table() else {
+        reader.reject(community, "expected a table with `review`, `block` or both");
+        return None;
+    };
+    for (name, found) in &entries {
+        match name.as_str() {
+            "review" => review = reader.probability(found),
+            "block" => block = reader.probability(found),
+            _ => reader.reject_unquoted(found, "unknown key; expected `review` or `block`"),
+        }
+    }
+    ordered(reader, entries.get("review").or(entries.get("block")), review, block)
+}
+
+/// `named` is the setting to blame: one that the operator wrote.
+fn ordered(reader: &mut Reader, named: Option<&Found>, review: Option<f64>, block: Option<f64>) -> Option<Thresholds> {
+    let (review, block) = (review?, block?);
+    if review <= block {
+        return Some(Thresholds { review, block });
+    }
+    if let Some(found) = named {
+        reader.reject(
+            found,
+            format!("review is {review} and block is {block}, expected review <= block"),
+        );
+    }
+    None
+}
+
+pub(super) fn http(reader: &mut Reader) -> Option<HttpConfig> {
+    let listen = reader.string("http.listen")?;
+    match listen.parse() {
+        Ok(listen) => Some(HttpConfig { listen }),
+        Err(_) => {
+            reader.fault("http.listen", "expected an address and port such as \"127.0.0.1:9464\"");
+            None
+        }
+    }
+}
+
+pub(super) fn shutdown(reader: &mut Reader) -> Option<ShutdownConfig> {
+    let grace = reader.duration("shutdown.grace", Duration::from_secs(1)..=LONGEST_GRACE)?;
+    Some(ShutdownConfig { grace })
+}
+
+pub(super) fn log(reader: &mut Reader) -> Option<LogConfig> {
+    let format = reader.choice("log.format", &[("human", LogFormat::Human), ("json", LogFormat::Json)]);
+    let levels = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    let level = reader.choice("log.level", &levels);
+    Some(LogConfig {
+        format: format?,
+        level: level?,
+    })
+}
+
+/// What no section can see alone.
+pub(super) fn across(
+    reader: &mut Reader,
+    prompt: Option<&PromptConfig>,
+    batch: Option<&BatchConfig>,
+    shutdown: Option<&ShutdownConfig>,
+) {
+    if let (Some(prompt), Some(batch)) = (prompt, batch)
+        && batch.max_tokens < prompt.max_window_tokens
+    {
+        let window = prompt.max_window_tokens;
+        reader.fault(
+            "batch.max_tokens",
+            format!("expected at least prompt.max_window_tokens, {window}"),
+        );
+    }
+    if let (Some(batch), Some(shutdown)) = (batch, shutdown)
+        && batch.linger >= shutdown.grace
+    {
+        let grace = humantime::format_duration(shutdown.grace);
+        reader.fault("batch.linger", format!("expected less than shutdown.grace, {grace}"));
+    }
+}
