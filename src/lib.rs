@@ -13,3 +13,5 @@ pub mod model;
 pub mod ops;
 pub mod retrain;
 pub mod score;
+
+pub mod decide;

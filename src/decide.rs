@@ -1,0 +1,342 @@
+//! Margin, calibration and policy in, [`Decision`] out.
+//!
+//! Pure: no clock, no I/O. Whatever the margin, the probability is finite and in `0..=1`, and a
+//! decision that the arithmetic or the length of the text leaves in doubt goes to a human.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use crate::config::PolicyConfig;
+use crate::message::{
+    Action, AutomatedDecision, Comment, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scored, Scoring, Source,
+    Thresholds, content_hash, hex,
+};
+
+/// From a margin to the probability that the policy looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Calibration {
+    /// The model's own probability.
+    Identity,
+}
+
+impl Calibration {
+    /// The calibrated probability of a margin; never decreasing.
+    pub fn probability(self, margin: f32) -> f64 {
+        match self {
+            Self::Identity => sigmoid(margin),
+        }
+    }
+
+    /// What [`ModelIdentity::calibration`] says of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+        }
+    }
+}
+
+/// Which thresholds apply to whom.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    thresholds: Thresholds,
+    communities: BTreeMap<String, Thresholds>,
+    content_hash: String,
+}
+
+impl Policy {
+    /// The policy that the settings describe.
+    pub fn new(config: &PolicyConfig) -> Self {
+        #[derive(Serialize)]
+        struct Canonical<'a> {
+            format: u32,
+            thresholds: &'a Thresholds,
+            communities: &'a BTreeMap<String, Thresholds>,
+        }
+        let canonical = Canonical {
+            format: 1,
+            thresholds: &config.thresholds,
+            communities: &config.communities,
+        };
+        let canonical = serde_json::to_vec(&canonical).expect("numbers and text keys always have a JSON form");
+        Self {
+            thresholds: config.thresholds,
+            communities: config.communities.clone(),
+            content_hash: content_hash(&canonical),
+        }
+    }
+
+    /// Where a community's bands begin.
+    pub fn thresholds(&self, community_id: Option<&str>) -> Thresholds {
+        community_id
+            .and_then(|id| self.communities.get(id))
+            .copied()
+            .unwrap_or(self.thresholds)
+    }
+
+    /// Hash of the thresholds of all.
+    pub fn content_hash(&self) -> &str {
+        &self.content_hash
+    }
+}
+
+/// Everything that a decision rests on beside the comment and its score.
+#[derive(Debug, Clone)]
+pub struct Judge {
+    /// Which thresholds apply.
+    pub policy: Policy,
+    /// From margin to probability.
+    pub calibration: Calibration,
+    /// What computes the scores.
+    pub model: ModelIdentity,
+}
+
+impl Judge {
+    /// The decision about a scored comment; `source` where it came from a topic.
+    pub fn decide(&self, comment: &Comment, scored: Scored, source: Option<&Source>, now: SystemTime) -> Decision {
+        let thresholds = self.policy.thresholds(comment.community_id.as_deref());
+        let probability = self.calibration.probability(scored.margin);
+        // Nobody has read the rest of a truncated text, and a margin that is no number says nothing.
+        let doubtful = scored.truncated || !scored.margin.is_finite();
+        let action = if probability >= thresholds.block && !scored.margin.is_nan() {
+            Action::Block
+        } else if probability >= thresholds.review || doubtful {
+            Action::Review
+        } else {
+            Action::Allow
+        };
+        let label = if probability >= 0.5 { Label::Hateful } else { Label::Ok };
+        let scoring = Scoring {
+            probability,
+            score: sigmoid(scored.margin),
+            margin: finite(scored.margin),
+            label,
+            thresholds,
+            policy: self.policy.content_hash().to_owned(),
+            model: self.model.clone(),
+            text_sha256: hex(&Sha256::digest(comment.text.as_bytes())),
+            windows: scored.windows,
+            scored_at: humantime::format_rfc3339_millis(now).to_string(),
+        };
+        decision(comment, source, action, Some(scoring))
+    }
+}
+
+/// The decision about a comment that was deleted upstream: nothing to score.
+pub fn deleted(comment: &Comment, source: Option<&Source>) -> Decision {
+    decision(comment, source, Action::Delete, None)
+}
+
+fn decision(comment: &Comment, source: Option<&Source>, action: Action, scoring: Option<Scoring>) -> Decision {
+    Decision {
+        schema: DECISION_SCHEMA.to_owned(),
+        decision_id: source.map(Source::decision_id),
+        event_id: comment.event_id.clone(),
+        content_id: comment.content_id.clone(),
+        revision: comment.revision,
+        community_id: comment.community_id.clone(),
+        action,
+        scoring,
+        source: source.cloned(),
+        automated_detection: true,
+        automated_decision: match action {
+            Action::Allow | Action::Block => AutomatedDecision::Fully,
+            // A deletion was somebody else's decision.
+            Action::Review | Action::Delete => AutomatedDecision::Not,
+        },
+    }
+}
+
+/// Softmax of the hateful label over the two: in `0..=1` whatever the margin, one half for no number.
+fn sigmoid(margin: f32) -> f64 {
+    if margin.is_nan() {
+        return 0.5;
+    }
+    // `exp` of a positive number could overflow.
+    let tail = (-f64::from(margin.abs())).exp();
+    let larger = 1.0 / (1.0 + tail);
+    if margin >= 0.0 { larger } else { tail * larger }
+}
+
+/// JSON has no infinities. The scorer refuses such margins; this is the second net.
+fn finite(margin: f32) -> f32 {
+    if margin.is_nan() {
+        0.0
+    } else {
+        margin.clamp(f32::MIN, f32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::Op;
+
+    const NOW: Duration = Duration::from_millis(1_700_000_000_123);
+
+    fn judge() -> Judge {
+        let config = PolicyConfig {
+            thresholds: Thresholds {
+                review: 0.5,
+                block: 0.9,
+            },
+            communities: [(
+                "garden".to_owned(),
+                Thresholds {
+                    review: 0.1,
+                    block: 0.2,
+                },
+            )]
+            .into(),
+        };
+        let none = || "none".to_owned();
+        Judge {
+            policy: Policy::new(&config),
+            calibration: Calibration::Identity,
+            model: ModelIdentity {
+                base: "sha256:base".into(),
+                adapter: none(),
+                adapter_version: None,
+                prompt: "sha256:prompt".into(),
+                calibration: Calibration::Identity.name().into(),
+                normalizer: none(),
+                device: "cpu".into(),
+                dtype: "f32".into(),
+                quantization: none(),
+            },
+        }
+    }
+
+    fn comment(community_id: Option<&str>) -> Comment {
+        Comment {
+            event_id: Some("e".into()),
+            content_id: Some("c".into()),
+            revision: Some(2),
+            op: Op::Create,
+            community_id: community_id.map(str::to_owned),
+            text: "a comment".into(),
+        }
+    }
+
+    fn decide(community: Option<&str>, margin: f32, truncated: bool) -> Decision {
+        let scored = Scored {
+            margin,
+            windows: 1,
+            truncated,
+        };
+        let now = SystemTime::UNIX_EPOCH + NOW;
+        judge().decide(&comment(community), scored, None, now)
+    }
+
+    #[test]
+    fn bands_begin_at_their_thresholds() {
+        let check = |community, margin, truncated, action, label, automated| {
+            let decision = decide(community, margin, truncated);
+            let found = decision.scoring.as_ref().map(|scoring| scoring.label);
+            assert_eq!(
+                (decision.action, found, decision.automated_decision),
+                (action, Some(label), automated),
+                "{community:?} {margin} {truncated}"
+            );
+        };
+        use {Action::*, AutomatedDecision::*, Label::*};
+        check(None, -3.0, false, Allow, Ok, Fully);
+        check(None, -1e-6, false, Allow, Ok, Fully);
+        check(None, 0.0, false, Review, Hateful, Not);
+        check(None, 2.19, false, Review, Hateful, Not);
+        check(None, 2.2, false, Block, Hateful, Fully);
+        check(None, f32::INFINITY, false, Block, Hateful, Fully);
+        // A community's own bands; the label does not move with them.
+        check(Some("garden"), -3.0, false, Allow, Ok, Fully);
+        check(Some("garden"), -2.0, false, Review, Ok, Not);
+        check(Some("garden"), -1.0, false, Block, Ok, Fully);
+        check(Some("elsewhere"), -1.0, false, Allow, Ok, Fully);
+        // What was not read whole is never allowed by a machine alone, and may still be blocked.
+        check(None, -9.0, true, Review, Ok, Not);
+        check(None, 9.0, true, Block, Hateful, Fully);
+        // No number is no reason to block.
+        check(None, f32::NAN, false, Review, Hateful, Not);
+        check(Some("garden"), f32::NAN, false, Review, Hateful, Not);
+        check(None, f32::NEG_INFINITY, false, Review, Ok, Not);
+    }
+
+    #[test]
+    fn a_deletion_is_passed_on_unscored() {
+        let source = Source {
+            topic: "comments".into(),
+            partition: 0,
+            offset: 7,
+        };
+        let decision = deleted(&comment(None), Some(&source));
+        assert_eq!((decision.action, decision.scoring), (Action::Delete, None));
+        assert_eq!(decision.decision_id, Some(source.decision_id()));
+    }
+
+    #[test]
+    fn the_policy_hash_follows_every_threshold() {
+        let hash = |review, block, garden: Option<f64>| {
+            let communities = garden.map(|review| ("garden".to_owned(), Thresholds { review, block }));
+            let config = PolicyConfig {
+                thresholds: Thresholds { review, block },
+                communities: communities.into_iter().collect(),
+            };
+            Policy::new(&config).content_hash().to_owned()
+        };
+        let hashes = [
+            hash(0.5, 0.9, None),
+            hash(0.4, 0.9, None),
+            hash(0.5, 0.8, None),
+            hash(0.5, 0.9, Some(0.1)),
+            hash(0.5, 0.9, Some(0.2)),
+        ];
+        for (index, one) in hashes.iter().enumerate() {
+            assert!(hashes[..index].iter().all(|other| other != one), "{index}");
+        }
+        assert_eq!(hash(0.5, 0.9, None), hashes[0]);
+    }
+
+    #[test]
+    fn time_is_an_argument_and_the_text_is_named_by_its_hash() {
+        let scoring = decide(None, 0.0, false).scoring.unwrap();
+        assert_eq!(scoring.scored_at, "2023-11-14T22:13:20.123Z");
+        assert_eq!(
+            scoring.text_sha256,
+            "ff23dac3f565ddda0edb67d98c52c0be335dcee26d9c1f85ff8e2c65bd2de96c"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn any_margin_gives_a_decision_that_json_can_hold(bits in any::<u32>(), truncated: bool) {
+            let decision = decide(None, f32::from_bits(bits), truncated);
+            let scoring = decision.scoring.clone().unwrap();
+            prop_assert!((0.0..=1.0).contains(&scoring.probability) && (0.0..=1.0).contains(&scoring.score));
+            let json = serde_json::to_string(&decision).unwrap();
+            let back = serde_json::from_str::<Decision>(&json).unwrap();
+            prop_assert_eq!((back.action, back.scoring.unwrap().margin), (decision.action, scoring.margin));
+        }
+
+        #[test]
+        fn a_larger_margin_is_never_less_hateful(one in -200f32..200.0, other in -200f32..200.0) {
+            let rank = |decision: &Decision| [Action::Allow, Action::Review, Action::Block]
+                .iter()
+                .position(|&action| action == decision.action);
+            let (low, high) = (decide(None, one.min(other), false), decide(None, one.max(other), false));
+            let probability = |decision: &Decision| decision.scoring.as_ref().unwrap().probability;
+            prop_assert!(probability(&low) <= probability(&high));
+            prop_assert!(rank(&low) <= rank(&high));
+        }
+
+        #[test]
+        fn opposite_margins_sum_to_one(margin in -200f32..200.0) {
+            prop_assert!((sigmoid(margin) + sigmoid(-margin) - 1.0).abs() < 1e-15);
+        }
+    }
+}
