@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod message;
+pub mod telemetry;
 
 pub mod decode;
 pub mod prompt;
