@@ -3,6 +3,7 @@
 //!
 //! The modules stand in reading order: what travels ([`message`]), then each stage on its way.
 
+pub mod cli;
 pub mod config;
 pub mod message;
 pub mod telemetry;

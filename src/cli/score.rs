@@ -1,0 +1,343 @@
+//! `moderatord score`: comments from the command line, a file or stdin, one decision a line.
+
+use std::fs::File;
+use std::io::{self, BufReader, IsTerminal, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use anyhow::Context;
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::lines::{self, Line};
+use super::{Exit, Faults, SettingsArgs};
+use crate::config::{Config, InputConfig};
+use crate::decide::{Calibration, Judge, Policy, deleted};
+use crate::decode::{DecodeError, decode};
+use crate::message::{Comment, Decision, Op, Scored};
+use crate::model::Classifier;
+use crate::prompt::{Prompt, Prompter};
+use crate::score::{Row, ScoreError, Scorer};
+use crate::telemetry;
+
+/// Comments of one batch, however short: bounds what waits when lines cost no tokens.
+const MAX_BATCH_COMMENTS: usize = 1024;
+
+/// Several batches of short comments, so that batches fill up between two reads.
+const BUFFER_BYTES: usize = 1 << 20;
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct ScoreArgs {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    #[command(flatten)]
+    what: What,
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+struct What {
+    /// One comment's text
+    #[arg(long)]
+    text: Option<String>,
+    /// Comment events, one JSON object a line; `-` is stdin
+    #[arg(long, value_name = "FILE")]
+    input: Option<PathBuf>,
+}
+
+const AFTER_HELP: &str = r#"A line of the input is a comment event; where its fields stand is set under `input`:
+  {"content_id": "c1", "community_id": "gardening", "text": "see you at the garden"}
+Only `text` is needed here, and not even that with "op": "delete". Decisions come in input order.
+A line that cannot be scored is named on stderr by its number, and the exit code is then 1.
+
+Examples:
+  moderatord score --model ./gemma-3-270m-it --text 'see you at the garden'
+  moderatord score --config moderatord.toml --input comments.jsonl > decisions.jsonl
+  kcat -C -b kafka:9092 -t comments -e | moderatord score --config moderatord.toml --input -"#;
+
+pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
+    let config = Config::load(&args.settings.sources()).map_err(Faults::from)?;
+    telemetry::start_for_command(&config.log);
+    let mut classifier = Classifier::load(&config.model, &config.prompt).map_err(Faults::from)?;
+    let session = Session {
+        judge: Judge {
+            policy: Policy::new(&config.policy),
+            calibration: Calibration::Identity,
+            model: classifier.identity().clone(),
+        },
+        prompter: classifier.prompter(),
+        scorer: &mut classifier,
+        max_tokens: config.batch.max_tokens,
+        batch: Batch::default(),
+        unscored: 0,
+        progress: ProgressBar::hidden(),
+        out,
+        err,
+    };
+    match &args.what {
+        What { text: Some(text), .. } => session.text(text),
+        What { input: Some(path), .. } => session.input(path, &config.input),
+        // clap demands one of the two.
+        What { .. } => Ok(Exit::Usage),
+    }
+}
+
+/// One run of the command.
+struct Session<'a> {
+    judge: Judge,
+    prompter: Arc<Prompter>,
+    scorer: &'a mut dyn Scorer,
+    max_tokens: usize,
+    batch: Batch,
+    unscored: usize,
+    progress: ProgressBar,
+    out: &'a mut dyn Write,
+    err: &'a mut dyn Write,
+}
+
+/// Comments that wait to be scored together, in input order.
+#[derive(Default)]
+struct Batch {
+    comments: Vec<(usize, Comment, Prompt)>,
+    tokens: usize,
+}
+
+impl Session<'_> {
+    fn text(mut self, text: &str) -> anyhow::Result<Exit> {
+        let comment = Comment {
+            event_id: None,
+            content_id: None,
+            revision: None,
+            op: Op::Create,
+            community_id: None,
+            text: text.to_owned(),
+        };
+        self.add(1, comment)?;
+        self.finish()
+    }
+
+    fn input(mut self, path: &Path, input: &InputConfig) -> anyhow::Result<Exit> {
+        let source: Box<dyn Read> = if path == Path::new("-") {
+            Box::new(io::stdin())
+        } else {
+            let file = File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
+            self.progress = progress(&file);
+            Box::new(self.progress.wrap_read(file))
+        };
+        let mut reader = BufReader::with_capacity(BUFFER_BYTES, source);
+        for number in 1.. {
+            // The next read may wait for a slow writer: whoever sent these lines sees them answered first.
+            if reader.buffer().is_empty() {
+                self.score()?;
+            }
+            let read = lines::next(&mut reader, input.max_bytes);
+            let line = match read.with_context(|| format!("cannot read line {number} of `{}`", path.display()))? {
+                None => break,
+                Some(Line::Whole(line)) if line.trim_ascii().is_empty() => continue,
+                Some(line) => line,
+            };
+            let comment = match line {
+                Line::Whole(line) => decode(&line, &input.fields, input.max_bytes),
+                Line::TooLong(bytes) => Err(DecodeError::TooLarge {
+                    bytes,
+                    max_bytes: input.max_bytes,
+                }),
+            };
+            match comment {
+                Ok(comment) => self.add(number, comment)?,
+                Err(error) => self.refuse(number, &error)?,
+            }
+        }
+        self.finish()
+    }
+
+    fn add(&mut self, number: usize, comment: Comment) -> anyhow::Result<()> {
+        let prompt = match comment.op {
+            Op::Create | Op::Edit => self.prompter.encode(&comment.text),
+            Op::Delete => Ok(Prompt {
+                rows: Vec::new(),
+                truncated: false,
+            }),
+        };
+        let prompt = match prompt {
+            Ok(prompt) => prompt,
+            Err(error) => return self.refuse(number, &error),
+        };
+        let tokens: usize = prompt.rows.iter().map(Row::cost).sum();
+        if !self.batch.comments.is_empty() && self.batch.tokens + tokens > self.max_tokens {
+            self.score()?;
+        }
+        self.batch.tokens += tokens;
+        self.batch.comments.push((number, comment, prompt));
+        if self.batch.comments.len() == MAX_BATCH_COMMENTS {
+            self.score()?;
+        }
+        Ok(())
+    }
+
+    /// Scores what waits and writes its decisions.
+    fn score(&mut self) -> anyhow::Result<()> {
+        let Batch { comments, .. } = std::mem::take(&mut self.batch);
+        if comments.is_empty() {
+            return Ok(());
+        }
+        match self.decisions(&comments) {
+            Ok(decisions) => self.write(&decisions)?,
+            // Alone, each shows whether it was the one at fault.
+            Err(_) if comments.len() > 1 => {
+                for comment in comments {
+                    match self.decisions(std::slice::from_ref(&comment)) {
+                        Ok(decisions) => self.write(&decisions)?,
+                        Err(error) => self.refuse(comment.0, &error)?,
+                    }
+                }
+            }
+            Err(error) => self.refuse(comments[0].0, &error)?,
+        }
+        Ok(())
+    }
+
+    fn decisions(&mut self, comments: &[(usize, Comment, Prompt)]) -> Result<Vec<Decision>, ScoreError> {
+        let rows: Vec<Row> = comments
+            .iter()
+            .flat_map(|(_, _, prompt)| &prompt.rows)
+            .cloned()
+            .collect();
+        let margins = if rows.is_empty() {
+            Vec::new()
+        } else {
+            self.scorer.score(&rows)?
+        };
+        let (mut margins, now) = (margins.into_iter(), SystemTime::now());
+        let decide = |(_, comment, prompt): &(usize, Comment, Prompt)| {
+            let windows = prompt.rows.len();
+            match margins.by_ref().take(windows).reduce(f32::max) {
+                None => deleted(comment, None),
+                Some(margin) => {
+                    let scored = Scored {
+                        margin,
+                        windows,
+                        truncated: prompt.truncated,
+                    };
+                    self.judge.decide(comment, scored, None, now)
+                }
+            }
+        };
+        Ok(comments.iter().map(decide).collect())
+    }
+
+    fn write(&mut self, decisions: &[Decision]) -> anyhow::Result<()> {
+        let mut lines = Vec::new();
+        for decision in decisions {
+            serde_json::to_writer(&mut lines, decision)?;
+            lines.push(b'\n');
+        }
+        // The bar would otherwise stand in the middle of the decisions.
+        self.progress
+            .suspend(|| self.out.write_all(&lines).and_then(|()| self.out.flush()))
+            .context("cannot write decisions")
+    }
+
+    fn refuse(&mut self, number: usize, error: &dyn std::error::Error) -> anyhow::Result<()> {
+        self.unscored += 1;
+        self.progress
+            .suspend(|| writeln!(self.err, "line {number}: {error}"))
+            .context("cannot write to stderr")
+    }
+
+    fn finish(mut self) -> anyhow::Result<Exit> {
+        self.score()?;
+        self.progress.finish_and_clear();
+        if self.unscored == 0 {
+            return Ok(Exit::Success);
+        }
+        let lines = if self.unscored == 1 { "line" } else { "lines" };
+        writeln!(self.err, "moderatord: {} {lines} could not be scored", self.unscored)
+            .context("cannot write to stderr")?;
+        Ok(Exit::Failure)
+    }
+}
+
+/// A bar over the file's bytes, where somebody watches.
+fn progress(file: &File) -> ProgressBar {
+    let bytes = file.metadata().map(|metadata| metadata.len()).unwrap_or_default();
+    if bytes == 0 || !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(bytes).with_style(style)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{PolicyConfig, Sources};
+    use crate::message::Thresholds;
+
+    /// Cannot score a row of exactly this cost, and then says nothing of the others either.
+    struct Poisoned(usize);
+
+    impl Scorer for Poisoned {
+        fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+            match rows.iter().position(|row| row.cost() == self.0) {
+                Some(row) => Err(ScoreError::NotFinite { row, margin: f32::NAN }),
+                None => Ok(vec![1.0; rows.len()]),
+            }
+        }
+    }
+
+    #[test]
+    fn one_comment_that_cannot_be_scored_does_not_take_its_batch_along() {
+        let sources = Sources {
+            flags: vec![("model.path", "tests/fixtures/gemma3".to_owned(), "--model")],
+            ..Sources::default()
+        };
+        let config = Config::load(&sources).unwrap();
+        let classifier = Classifier::load(&config.model, &config.prompt).unwrap();
+        let prompter = classifier.prompter();
+        let texts = ["hello", "a much longer word of thanks", "good bye"];
+        let poison = prompter.encode(texts[1]).unwrap().rows[0].cost();
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let thresholds = Thresholds {
+            review: 0.5,
+            block: 0.9,
+        };
+        let mut session = Session {
+            judge: Judge {
+                policy: Policy::new(&PolicyConfig {
+                    thresholds,
+                    communities: Default::default(),
+                }),
+                calibration: Calibration::Identity,
+                model: classifier.identity().clone(),
+            },
+            prompter,
+            scorer: &mut Poisoned(poison),
+            max_tokens: config.batch.max_tokens,
+            batch: Batch::default(),
+            unscored: 0,
+            progress: ProgressBar::hidden(),
+            out: &mut out,
+            err: &mut err,
+        };
+        for (number, text) in (1..).zip(texts) {
+            let event = serde_json::json!({ "content_id": number, "text": text }).to_string();
+            let comment = decode(event.as_bytes(), &config.input.fields, 1000).unwrap();
+            session.add(number, comment).unwrap();
+        }
+        assert_eq!(session.finish().unwrap(), Exit::Failure);
+        let ids: Vec<Decision> = out
+            .split(|&byte| byte == b'\n')
+            .filter_map(|line| serde_json::from_slice(line).ok())
+            .collect();
+        let ids: Vec<_> = ids.iter().map(|decision| decision.content_id.as_deref()).collect();
+        assert_eq!(ids, [Some("1"), Some("3")]);
+        assert_eq!(
+            String::from_utf8(err).unwrap(),
+            "line 2: row 0 has margin NaN, expected a finite number\nmoderatord: 1 line could not be scored\n"
+        );
+    }
+}
