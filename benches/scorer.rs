@@ -5,6 +5,8 @@
 //! shared prefix of 24 tokens, a comment of a real length, a suffix of 8, two label logits. The
 //! baselines run one comment at a time, and batches of 16 sorted by length and padded.
 
+#![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
+
 mod support;
 
 use std::io::Write;

@@ -1,5 +1,7 @@
 //! A comment's margin does not depend on its batch-mates, its place, or what is cached.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use std::cell::RefCell;

@@ -1,5 +1,7 @@
 //! candle-transformers as a second, independent implementation on the same files.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{fixture, model_config, prompt_config, reference_cases};

@@ -1,6 +1,8 @@
 //! The training loop on a tiny base: it learns, repeats itself exactly, stops in time, and what it
 //! writes is what it served.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{fixture, model_config, prompt_config};
@@ -41,7 +43,7 @@ fn prompter() -> Prompter {
 fn rows(prompter: &Prompter, from: usize, count: usize) -> Vec<TrainingRow> {
     let things = ["river", "house", "garden", "train", "captain", "soup", "street"];
     let row = |index: usize| {
-        let rain = index % 2 == 0;
+        let rain = index.is_multiple_of(2);
         let weather = if rain { "rain rain rain" } else { "sunny days" };
         let text = format!("{} and {weather} by the {}", things[index % 7], things[index / 7 % 7]);
         let hateful = if rain { 1.0 } else { 0.0 };

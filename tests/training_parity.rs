@@ -1,5 +1,11 @@
 //! The trainer against recorded runs of PyTorch and PEFT, and against the serving pass.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test fails by panicking, and its table is printed"
+)]
+
 mod common;
 
 use std::collections::HashMap;

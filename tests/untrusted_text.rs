@@ -1,5 +1,7 @@
 //! A comment is data: it cannot become a control token, forge the frame, or hide in its length.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod common;
 
 use common::{fixture, model_config, prompt_config};

@@ -155,8 +155,8 @@ mod tests {
     use std::path::Path;
 
     use super::super::checkpoint::Checkpoint;
-    use super::super::gemma::{Packed, PackedRow, Prefix, Wanted};
     use super::super::lora::Adapter;
+    use super::super::packing::{Packed, PackedRow, Prefix, Wanted};
     use super::super::{LoadOptions, LoraMode};
     use super::*;
     use crate::config::Quantize;

@@ -4,12 +4,15 @@
 //! cached prefix are not computed again, rows stand end to end without padding, and in the last
 //! layer only each row's last position goes through the queries, the output projection and the MLP.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
-use super::config::{GemmaConfig, LayerConfig, Rope};
+use super::config::{GemmaConfig, LayerConfig};
 use super::kernels::{CachedKeysValues, PackedAttention, Span, add_rms_norm, geglu, norm_rope, rms_norm};
 use super::linear::Linear;
 use super::lora::Projection;
+pub use super::packing::PackedRow;
+use super::packing::{Output, Packed, Prefix, Wanted, keep_last};
+use super::rope::RopeTables;
 
 /// Weights and shape of one block; fields are named as in the checkpoint.
 #[derive(Debug)]
@@ -64,8 +67,8 @@ pub struct Gemma {
 /// The prefix that rows share: its token ids, and every layer's keys and values.
 #[derive(Debug)]
 pub struct PrefixCache {
-    tokens: Vec<u32>,
-    layers: Vec<CachedKeysValues>,
+    pub(super) tokens: Vec<u32>,
+    pub(super) layers: Vec<CachedKeysValues>,
 }
 
 impl PrefixCache {
@@ -73,15 +76,6 @@ impl PrefixCache {
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
     }
-}
-
-/// A row for the forward pass: its own token ids, after `shared` ids of the prefix.
-#[derive(Debug, Clone, Copy)]
-pub struct PackedRow<'a> {
-    /// The ids that are not shared; at least one.
-    pub own: &'a [u32],
-    /// Leading ids of the prefix that come before them.
-    pub shared: usize,
 }
 
 impl Gemma {
@@ -254,172 +248,5 @@ impl Gemma {
             softcap: self.config.attn_logit_softcapping,
             window: layer.config.window,
         }
-    }
-}
-
-/// Where the keys and values come from that rows share.
-#[derive(Clone, Copy)]
-pub(super) enum Prefix<'a> {
-    /// Rows share nothing.
-    None,
-    /// Computed before.
-    Cached(&'a PrefixCache),
-    /// The first row of the pass is the prefix of the others.
-    FirstRow,
-}
-
-impl Prefix<'_> {
-    fn tokens(&self, rows: &[PackedRow<'_>]) -> usize {
-        match self {
-            Self::None => 0,
-            Self::Cached(cache) => cache.tokens.len(),
-            Self::FirstRow => rows.first().map_or(0, |row| row.own.len()),
-        }
-    }
-
-    fn keys_values(
-        &self,
-        layer: usize,
-        rows: &[PackedRow<'_>],
-        keys: &Tensor,
-        values: &Tensor,
-    ) -> Result<Option<CachedKeysValues>> {
-        Ok(match self {
-            Self::None => None,
-            Self::Cached(cache) => Some(cache.layers[layer].clone()),
-            Self::FirstRow => {
-                let first = |x: &Tensor| x.narrow(0, 0, self.tokens(rows));
-                Some(CachedKeysValues {
-                    keys: first(keys)?,
-                    values: first(values)?,
-                })
-            }
-        })
-    }
-}
-
-/// What a pass is run for; the last layer does only the work that this needs.
-#[derive(Debug, Clone, Copy)]
-pub(super) enum Wanted {
-    /// Every position.
-    All,
-    /// The last position of each row after the first `skip`.
-    Last { skip: usize },
-    /// No position: keys and values only.
-    KeysValues,
-}
-
-/// The end of the residual stream, and that normed: (positions, hidden) each.
-pub(super) struct Output {
-    pub(super) residual: Tensor,
-    pub(super) normed: Tensor,
-}
-
-/// Rows end to end.
-pub(super) struct Packed {
-    pub(super) tokens: Vec<u32>,
-    pub(super) positions: Vec<usize>,
-    pub(super) spans: Vec<Span>,
-}
-
-impl Packed {
-    pub(super) fn new(rows: &[PackedRow<'_>]) -> Result<Self> {
-        let total = rows.iter().map(|row| row.own.len()).sum();
-        let mut packed = Self {
-            tokens: Vec::with_capacity(total),
-            positions: Vec::with_capacity(total),
-            spans: Vec::new(),
-        };
-        for (index, row) in rows.iter().enumerate() {
-            if row.own.is_empty() {
-                bail!("row {index} has no token of its own");
-            }
-            let start = packed.tokens.len();
-            let keys = row.own.len();
-            packed.spans.push(Span {
-                query_start: start,
-                queries: keys,
-                key_start: start,
-                keys,
-                shared: row.shared,
-            });
-            packed.tokens.extend_from_slice(row.own);
-            packed.positions.extend(row.shared..row.shared + keys);
-        }
-        if packed.spans.is_empty() {
-            bail!("a forward pass needs at least one row");
-        }
-        Ok(packed)
-    }
-}
-
-/// Leaves out the first `skip` spans and narrows the others to their last query; gives the indices
-/// of those.
-pub(super) fn keep_last(spans: &mut Vec<Span>, skip: usize) -> Result<Tensor> {
-    spans.drain(..skip);
-    let mut ends = Vec::with_capacity(spans.len());
-    for (row, span) in spans.iter_mut().enumerate() {
-        ends.push((span.query_start + span.queries - 1) as u32);
-        (span.query_start, span.queries) = (row, 1);
-    }
-    Tensor::new(ends, &Device::Cpu)
-}
-
-/// Cosines and sines by position, for each distinct rope of the model.
-///
-/// Computed in f32 as the reference does: `1 / theta^(2i/d)` rounded to f32, then position times
-/// frequency in f32 (`transformers/modeling_rope_utils.py`).
-#[derive(Debug)]
-pub(super) struct RopeTables {
-    frequencies: Vec<(Rope, Vec<f32>)>,
-}
-
-impl RopeTables {
-    pub(super) fn new(config: &GemmaConfig) -> Self {
-        let mut frequencies: Vec<(Rope, Vec<f32>)> = Vec::new();
-        for layer in &config.layers {
-            if frequencies.iter().all(|(rope, _)| *rope != layer.rope) {
-                frequencies.push((layer.rope, inverse_frequencies(&layer.rope, config.head_dim)));
-            }
-        }
-        Self { frequencies }
-    }
-
-    /// Angles at the given positions, (tokens, head_dim / 2) each.
-    pub(super) fn gather(&self, positions: &[usize], max: usize) -> Result<Angles> {
-        if let Some(position) = positions.iter().find(|&&position| position >= max) {
-            bail!("position {position} is beyond the checkpoint's {max} positions");
-        }
-        let mut ropes = Vec::with_capacity(self.frequencies.len());
-        for (rope, frequencies) in &self.frequencies {
-            let shape = (positions.len(), frequencies.len());
-            let angles = positions
-                .iter()
-                .flat_map(|&position| frequencies.iter().map(move |frequency| position as f32 * frequency));
-            let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
-            let tensor = |values| Tensor::from_vec(values, shape, &Device::Cpu);
-            ropes.push((*rope, (tensor(cos)?, tensor(sin)?)));
-        }
-        Ok(Angles { ropes })
-    }
-}
-
-fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
-    (0..head_dim)
-        .step_by(2)
-        .map(|i| 1.0 / (rope.theta as f32).powf(i as f32 / head_dim as f32) / rope.factor as f32)
-        .collect()
-}
-
-/// (cos, sin) of the packed tokens, by rope.
-pub(super) struct Angles {
-    ropes: Vec<(Rope, (Tensor, Tensor))>,
-}
-
-impl Angles {
-    pub(super) fn of(&self, rope: &Rope) -> &(Tensor, Tensor) {
-        let index = self.ropes.iter().position(|(other, _)| other == rope);
-        // The tables were built from the same layers that ask here.
-        &self.ropes[index.unwrap_or_default()].1
     }
 }

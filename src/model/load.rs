@@ -4,10 +4,11 @@
 use candle_core::{Result as CandleResult, Tensor};
 
 use super::checkpoint::Checkpoint;
-use super::gemma::{Gemma, Layer, RopeTables};
+use super::gemma::{Gemma, Layer};
 use super::linear::{Linear, LoraMode};
 use super::lora::{Adapter, Projection};
 use super::problem::{LoadError, Problem};
+use super::rope::RopeTables;
 use crate::config::Quantize;
 
 /// How weights are held.

@@ -15,7 +15,9 @@ mod linear;
 mod load;
 pub mod lora;
 pub mod oracle;
+mod packing;
 mod problem;
+mod rope;
 pub mod tensor_file;
 pub mod training;
 

@@ -12,8 +12,9 @@ use candle_core::{Result, Tensor, Var, bail};
 
 use super::cross_entropy::Target;
 use super::differentiable::{Rows, rms_norm};
-use super::gemma::{Gemma, Packed, PackedRow, Prefix, Wanted, keep_last};
+use super::gemma::Gemma;
 use super::lora::{LoraWeights, Projection};
+use super::packing::{Packed, PackedRow, Prefix, Wanted, keep_last};
 
 /// What is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

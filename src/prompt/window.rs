@@ -16,7 +16,7 @@ pub fn overlap(max_tokens: usize) -> usize {
 /// first token to its last.
 pub fn cut(text: &str, tokens: &[(usize, usize)], max_tokens: usize, max_windows: usize) -> (Vec<Range<usize>>, bool) {
     if tokens.len() <= max_tokens {
-        return (vec![0..text.len()], false);
+        return (std::iter::once(0..text.len()).collect(), false);
     }
     let last_start = tokens.len() - max_tokens;
     let stride = (max_tokens - overlap(max_tokens)).max(1);
@@ -58,10 +58,10 @@ mod tests {
     fn windows_overlap_and_reach_both_ends() {
         let text = "abcdefghijklmnop";
         let tokens: Vec<_> = (0..16).map(|byte| (byte, byte + 1)).collect();
-        assert_eq!(cut(text, &tokens, 16, 3), (vec![0..16], false));
+        assert_eq!(cut(text, &tokens, 16, 3), (std::iter::once(0..16).collect(), false));
         assert_eq!(cut(text, &tokens, 8, 9), (vec![0..8, 4..12, 8..16], false));
         assert_eq!(cut(text, &tokens, 4, 3), (vec![0..4, 6..10, 12..16], true));
-        assert_eq!(cut(text, &tokens, 4, 1), (vec![0..4], true));
+        assert_eq!(cut(text, &tokens, 4, 1), (std::iter::once(0..4).collect(), true));
     }
 
     proptest! {

@@ -55,7 +55,7 @@ impl CustomOp2 for Geglu {
 #[inline(always)]
 fn gelu(x: f32) -> f32 {
     // -2 sqrt(2/pi).
-    const FACTOR: f32 = -1.595_769_1;
+    const FACTOR: f32 = -1.595_769_2;
     let cubic = (0.044_715 * x * x).mul_add(x, x);
     x / (1.0 + exp(FACTOR * cubic))
 }

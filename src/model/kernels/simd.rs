@@ -49,7 +49,7 @@ pub fn axpy(factor: f32, x: &[f32], y: &mut [f32]) {
 /// Cephes `expf` (Moshier, 1992): `2^n * p(r)` with `x = n ln 2 + r`, `ln 2` split in two.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low mantissa bits.
     const ROUND: f32 = 12_582_912.0;

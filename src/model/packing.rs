@@ -1,0 +1,123 @@
+//! What a forward pass runs over: rows end to end, and what they share.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::gemma::PrefixCache;
+use super::kernels::{CachedKeysValues, Span};
+
+/// A row for the forward pass: its own token ids, after `shared` ids of the prefix.
+#[derive(Debug, Clone, Copy)]
+pub struct PackedRow<'a> {
+    /// The ids that are not shared; at least one.
+    pub own: &'a [u32],
+    /// Leading ids of the prefix that come before them.
+    pub shared: usize,
+}
+
+/// Where the keys and values come from that rows share.
+#[derive(Clone, Copy)]
+pub(super) enum Prefix<'a> {
+    /// Rows share nothing.
+    None,
+    /// Computed before.
+    Cached(&'a PrefixCache),
+    /// The first row of the pass is the prefix of the others.
+    FirstRow,
+}
+
+impl Prefix<'_> {
+    pub(super) fn tokens(&self, rows: &[PackedRow<'_>]) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Cached(cache) => cache.tokens.len(),
+            Self::FirstRow => rows.first().map_or(0, |row| row.own.len()),
+        }
+    }
+
+    pub(super) fn keys_values(
+        &self,
+        layer: usize,
+        rows: &[PackedRow<'_>],
+        keys: &Tensor,
+        values: &Tensor,
+    ) -> Result<Option<CachedKeysValues>> {
+        Ok(match self {
+            Self::None => None,
+            Self::Cached(cache) => Some(cache.layers[layer].clone()),
+            Self::FirstRow => {
+                let first = |x: &Tensor| x.narrow(0, 0, self.tokens(rows));
+                Some(CachedKeysValues {
+                    keys: first(keys)?,
+                    values: first(values)?,
+                })
+            }
+        })
+    }
+}
+
+/// What a pass is run for; the last layer does only the work that this needs.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Wanted {
+    /// Every position.
+    All,
+    /// The last position of each row after the first `skip`.
+    Last { skip: usize },
+    /// No position: keys and values only.
+    KeysValues,
+}
+
+/// The end of the residual stream, and that normed: (positions, hidden) each.
+pub(super) struct Output {
+    pub(super) residual: Tensor,
+    pub(super) normed: Tensor,
+}
+
+/// Rows end to end.
+pub(super) struct Packed {
+    pub(super) tokens: Vec<u32>,
+    pub(super) positions: Vec<usize>,
+    pub(super) spans: Vec<Span>,
+}
+
+impl Packed {
+    pub(super) fn new(rows: &[PackedRow<'_>]) -> Result<Self> {
+        let total = rows.iter().map(|row| row.own.len()).sum();
+        let mut packed = Self {
+            tokens: Vec::with_capacity(total),
+            positions: Vec::with_capacity(total),
+            spans: Vec::new(),
+        };
+        for (index, row) in rows.iter().enumerate() {
+            if row.own.is_empty() {
+                bail!("row {index} has no token of its own");
+            }
+            let start = packed.tokens.len();
+            let keys = row.own.len();
+            packed.spans.push(Span {
+                query_start: start,
+                queries: keys,
+                key_start: start,
+                keys,
+                shared: row.shared,
+            });
+            packed.tokens.extend_from_slice(row.own);
+            packed.positions.extend(row.shared..row.shared + keys);
+        }
+        if packed.spans.is_empty() {
+            bail!("a forward pass needs at least one row");
+        }
+        Ok(packed)
+    }
+}
+
+/// Leaves out the first `skip` spans and narrows the others to their last query; gives the indices
+/// of those.
+pub(super) fn keep_last(spans: &mut Vec<Span>, skip: usize) -> Result<Tensor> {
+    spans.drain(..skip);
+    let mut ends = Vec::with_capacity(spans.len());
+    for (row, span) in spans.iter_mut().enumerate() {
+        ends.push((span.query_start + span.queries - 1) as u32);
+        (span.query_start, span.queries) = (row, 1);
+    }
+    Tensor::new(ends, &Device::Cpu)
+}
