@@ -4,6 +4,7 @@
 //! decision that the arithmetic or the length of the text leaves in doubt goes to a human.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use serde::Serialize;
@@ -122,6 +123,27 @@ impl Judge {
             scored_at: humantime::format_rfc3339_millis(now).to_string(),
         };
         decision(comment, source, action, Some(scoring))
+    }
+}
+
+/// The judge in service. Each batch is decided by the one that was current when it was scored.
+#[derive(Debug)]
+pub struct CurrentJudge(Mutex<Arc<Judge>>);
+
+impl CurrentJudge {
+    /// Begins with this one.
+    pub fn new(judge: Judge) -> Self {
+        Self(Mutex::new(Arc::new(judge)))
+    }
+
+    /// The judge.
+    pub fn get(&self) -> Arc<Judge> {
+        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces it, from the next batch on.
+    pub fn set(&self, judge: Judge) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(judge);
     }
 }
 

@@ -8,6 +8,9 @@ pub mod config;
 pub mod message;
 pub mod telemetry;
 
+pub mod stream;
+
+pub mod batch;
 pub mod decode;
 pub mod prompt;
 
