@@ -8,6 +8,7 @@ pub mod config;
 pub mod message;
 pub mod telemetry;
 
+pub mod kafka;
 pub mod stream;
 
 pub mod batch;

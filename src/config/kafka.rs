@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::Config;
 use super::fault::{ConfigError, Fault};
@@ -28,6 +29,8 @@ pub struct KafkaConfig {
     pub static_membership: bool,
     /// File that holds the SASL password.
     pub password_file: Option<PathBuf>,
+    /// How long finished records may wait for the others of their transaction.
+    pub commit_interval: Duration,
     /// librdkafka's settings.
     pub properties: KafkaProperties,
 }
@@ -117,6 +120,8 @@ pub struct StreamConfig {
     pub topics: Topics,
     /// What is promised of a decision.
     pub delivery: Delivery,
+    /// How long finished records may wait for the others of their transaction.
+    pub commit_interval: Duration,
 }
 
 /// The topics, all different.
@@ -196,6 +201,7 @@ impl Config {
                 dead_letters,
             },
             delivery: self.delivery,
+            commit_interval: self.kafka.commit_interval,
         })
     }
 }
@@ -236,6 +242,9 @@ const RESERVED: &[(&str, &str)] = &[
     ("partitioner", "a decision goes to the partition of its comment"),
 ];
 
+/// Beyond it a transaction is in danger of the broker's timeout.
+const LONGEST_COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+
 const ONCE: &str = "exactly-once delivery rests on the value that moderatord sets";
 
 pub(super) fn read(reader: &mut Reader) -> Option<(KafkaConfig, TopicsConfig, Delivery)> {
@@ -252,6 +261,10 @@ pub(super) fn read(reader: &mut Reader) -> Option<(KafkaConfig, TopicsConfig, De
     let on_gap = reader.choice("kafka.on_gap", &[("stop", OnGap::Stop), ("continue", OnGap::Continue)]);
     let static_membership = reader.bool("kafka.static_membership");
     let password_file = reader.optional_path("kafka.password_file");
+    let commit_interval = reader.duration(
+        "kafka.commit_interval",
+        Duration::from_millis(1)..=LONGEST_COMMIT_INTERVAL,
+    );
     let properties = properties(reader, password_file.is_some());
     let topics = topics(reader);
     let choices = [
@@ -267,6 +280,7 @@ pub(super) fn read(reader: &mut Reader) -> Option<(KafkaConfig, TopicsConfig, De
         on_gap: on_gap?,
         static_membership: static_membership?,
         password_file,
+        commit_interval: commit_interval?,
         properties,
     };
     Some((kafka, topics, delivery?))

@@ -38,6 +38,8 @@ pub struct Config {
     pub prompt: PromptConfig,
     /// How rows are gathered.
     pub batch: BatchConfig,
+    /// How much may be in flight.
+    pub limits: LimitsConfig,
     /// From which probability on what happens.
     pub policy: PolicyConfig,
     /// Metrics and health.
@@ -79,6 +81,7 @@ struct Rest {
     delivery: Delivery,
     input: InputConfig,
     batch: BatchConfig,
+    limits: LimitsConfig,
     policy: PolicyConfig,
     http: HttpConfig,
     shutdown: ShutdownConfig,
@@ -103,6 +106,7 @@ impl Draft {
         let (stream, model) = (kafka::read(&mut reader), sections::model(&mut reader));
         let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
         let (batch, policy) = (sections::batch(&mut reader), sections::policy(&mut reader));
+        let limits = sections::limits(&mut reader);
         let (http, shutdown) = (sections::http(&mut reader), sections::shutdown(&mut reader));
         let log = sections::log(&mut reader);
         sections::across(&mut reader, prompt.as_ref(), batch.as_ref(), shutdown.as_ref());
@@ -115,6 +119,7 @@ impl Draft {
                 delivery,
                 input: input?,
                 batch: batch?,
+                limits: limits?,
                 policy: policy?,
                 http: http?,
                 shutdown: shutdown?,
@@ -149,6 +154,7 @@ impl Draft {
                 delivery: rest.delivery,
                 input: rest.input,
                 batch: rest.batch,
+                limits: rest.limits,
                 policy: rest.policy,
                 http: rest.http,
                 shutdown: rest.shutdown,
@@ -244,6 +250,15 @@ pub struct BatchConfig {
     pub max_tokens: usize,
     /// How long a comment may wait for company.
     pub linger: Duration,
+}
+
+/// How much may be in flight: read, and not yet committed.
+#[derive(Debug, Clone, Copy)]
+pub struct LimitsConfig {
+    /// Events; reading stops there.
+    pub events: usize,
+    /// Bytes of their keys, values and headers; reading stops there.
+    pub bytes: usize,
 }
 
 /// Band thresholds.

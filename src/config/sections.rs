@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::reader::{Found, Reader};
 use super::{
-    BatchConfig, DeviceChoice, HttpConfig, InputConfig, InputFields, LogConfig, LogFormat, LogLevel, ModelConfig,
-    PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
+    BatchConfig, DeviceChoice, HttpConfig, InputConfig, InputFields, LimitsConfig, LogConfig, LogFormat, LogLevel,
+    ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
 };
 use crate::message::Thresholds;
 
@@ -123,6 +123,15 @@ pub(super) fn batch(reader: &mut Reader) -> Option<BatchConfig> {
     Some(BatchConfig {
         max_tokens: max_tokens?,
         linger: linger?,
+    })
+}
+
+pub(super) fn limits(reader: &mut Reader) -> Option<LimitsConfig> {
+    let events = reader.integer("limits.events", 100..=1_000_000);
+    let bytes = reader.integer("limits.bytes", 1 << 20..=16 << 30);
+    Some(LimitsConfig {
+        events: events?,
+        bytes: bytes?,
     })
 }
 
