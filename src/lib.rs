@@ -11,8 +11,11 @@ pub mod telemetry;
 pub mod kafka;
 pub mod stream;
 
+pub mod ingest;
+
 pub mod batch;
 pub mod decode;
+pub mod encode;
 pub mod prompt;
 
 pub mod model;
@@ -21,3 +24,6 @@ pub mod retrain;
 pub mod score;
 
 pub mod decide;
+pub mod emit;
+
+pub mod pipeline;

@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 
+use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
@@ -17,6 +18,16 @@ pub fn start(config: &LogConfig) {
         LogFormat::Human => log.try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
+    // A panic's own words may quote what a library was working on, such as a comment.
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string).unwrap_or_default();
+        let thread = std::thread::current();
+        error!(
+            place,
+            thread = thread.name().unwrap_or("unnamed"),
+            "panicked, which is a bug"
+        );
+    }));
 }
 
 /// As [`start`], for a command that ends by itself: a service's lifecycle is noise there, so `info`

@@ -3,6 +3,11 @@
 //! [`Scorer`] is the one trait of the daemon that exists for substitution: the model implements it,
 //! and so do the scripted scorers of the pipeline's tests.
 
+pub mod canary;
+pub mod search;
+pub mod stage;
+pub mod warm_up;
+
 use std::sync::Arc;
 
 /// One prompt as the model sees it: the frame around one window of one comment.
@@ -24,7 +29,7 @@ impl Row {
 /// Why a micro-batch has no margins.
 ///
 /// The pipeline decides what it means (a poison comment or a device fault) by scoring a canary.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum ScoreError {
     /// The device or the arithmetic failed; nothing can be said of single rows.
     #[error("cannot score {rows} rows: {reason}")]

@@ -1,0 +1,301 @@
+//! This process as a member of its consumer group: what happens when partitions come and go.
+//!
+//! Runs inside librdkafka's rebalance callback, on the thread that polls. A partition is read from
+//! where its group stands, or not at all; one that leaves takes with it what is finished, committed,
+//! and nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Sender, bounded};
+use rdkafka::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::statistics::Statistics;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+use tracing::{info, warn};
+
+use super::beginning::{Beginning, Extent, beginning};
+use crate::config::{OnGap, Start};
+use crate::emit::Command;
+use crate::kafka::client::Timeouts;
+use crate::kafka::{log, reason};
+use crate::message::NextOffset;
+use crate::ops::metrics::LAG;
+use crate::stream::{Control, Gap, Ownership, Progress, StreamError};
+
+/// One request of a lookup. A peer's unfinished transaction holds the committed offsets back until it
+/// is settled, so a lookup may need several.
+const LOOKUP: Duration = Duration::from_secs(10);
+
+/// The consumer of a stream.
+pub type GroupConsumer = BaseConsumer<Membership>;
+
+/// The context of [`GroupConsumer`].
+pub struct Membership {
+    /// The topic that is read.
+    pub topic: String,
+    /// Where a group without committed offsets begins.
+    pub start: Start,
+    /// What happens when committed offsets are gone.
+    pub on_gap: OnGap,
+    /// Bounds the callbacks.
+    pub timeouts: Timeouts,
+    /// Told first.
+    pub ownership: Arc<Ownership>,
+    /// Told how far partitions are committed.
+    pub progress: Arc<Progress>,
+    /// Told what is wrong.
+    pub control: Arc<Control>,
+    /// To the emitter, which has the transaction.
+    pub commands: Sender<Command>,
+    /// Set while reading is paused: what is assigned then starts paused.
+    pub paused: AtomicBool,
+}
+
+impl ClientContext for Membership {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        log::line(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        log::condition(&error, reason);
+    }
+
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.topic) else {
+            return;
+        };
+        for (&partition, found) in &topic.partitions {
+            // What a reader of committed records can see; absent until the first fetch.
+            let end = if found.ls_offset >= 0 {
+                found.ls_offset
+            } else {
+                found.hi_offset
+            };
+            if let (Some(next), 0..) = (self.progress.next(partition), end) {
+                let lag = (end - next.get()).max(0);
+                metrics::gauge!(LAG, "partition" => partition.to_string()).set(lag as f64);
+            }
+        }
+    }
+}
+
+impl ConsumerContext for Membership {
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
+        let done = match code {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, list, &partitions),
+            _ => self.unassign(consumer, list, &partitions),
+        };
+        if let Err(error) = done {
+            self.control.fail(StreamError::Kafka {
+                doing: "change the assignment",
+                reason: reason(&error),
+            });
+        }
+    }
+}
+
+impl Membership {
+    fn assign(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &mut TopicPartitionList,
+        partitions: &[i32],
+    ) -> KafkaResult<()> {
+        // A stream that is ending reads nothing more, wherever it would begin.
+        if !self.control.is_ending() && !partitions.is_empty() {
+            match self.beginnings(consumer, list) {
+                Ok(beginnings) => {
+                    for (partition, beginning) in beginnings {
+                        list.set_partition_offset(&self.topic, partition, Offset::Offset(beginning.offset))?;
+                        self.own(partition, &beginning);
+                    }
+                }
+                // Assigned all the same, as the group's protocol wants; nothing will be read.
+                Err(error) => self.control.fail(error),
+            }
+        }
+        match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(list)?,
+            _ => consumer.assign(list)?,
+        }
+        // Said either way: a partition that left while it was paused comes back paused.
+        match self.paused.load(Ordering::Relaxed) {
+            _ if partitions.is_empty() => {}
+            true => consumer.pause(list)?,
+            false => consumer.resume(list)?,
+        }
+        info!(?partitions, "assigned");
+        Ok(())
+    }
+
+    fn own(&self, partition: i32, beginning: &Beginning) {
+        let epoch = self.ownership.assign(partition);
+        let next = NextOffset::from_committed(beginning.offset);
+        self.progress.committed(partition, next);
+        if !beginning.is_committed {
+            // Committed with the next transaction, so that a restart before the first record begins
+            // here and not at what is the newest record then.
+            let begins = Command::Begins { partition, epoch, next };
+            // Nobody listens any more when the stream is ending.
+            let _ = self.commands.send_timeout(begins, self.timeouts.revoke());
+        }
+    }
+
+    fn unassign(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+        partitions: &[i32],
+    ) -> KafkaResult<()> {
+        if consumer.assignment_lost() {
+            warn!(
+                ?partitions,
+                "assignment lost: what was in flight will be read again by its new owner"
+            );
+            self.ownership.revoke(partitions);
+            let lost = Command::Lost(partitions.to_vec());
+            let _ = self.commands.send_timeout(lost, self.timeouts.revoke());
+        } else if !partitions.is_empty() {
+            self.hand_over(partitions);
+            self.ownership.revoke(partitions);
+        }
+        self.progress.forget(partitions);
+        for partition in partitions {
+            metrics::gauge!(LAG, "partition" => partition.to_string()).set(0.0);
+        }
+        match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(list)?,
+            _ => consumer.unassign()?,
+        }
+        info!(?partitions, "revoked");
+        Ok(())
+    }
+
+    /// Has the emitter commit what is finished, and waits for it, but not for ever. Should the wait
+    /// end first, the transaction is still all or nothing, and the next owner waits for its outcome.
+    fn hand_over(&self, partitions: &[i32]) {
+        let deadline = Instant::now() + self.timeouts.revoke();
+        let (done, answer) = bounded(1);
+        let revoked = Command::Revoked {
+            partitions: partitions.to_vec(),
+            done,
+        };
+        if self.commands.send_deadline(revoked, deadline).is_ok() && answer.recv_deadline(deadline).is_err() {
+            // An emitter that has ended has committed or aborted already.
+            warn!(?partitions, "revoked before what was finished could be committed");
+        }
+    }
+
+    /// Where each partition begins.
+    fn beginnings(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        list: &TopicPartitionList,
+    ) -> Result<Vec<(i32, Beginning)>, StreamError> {
+        let committed = self.retry("read the committed offsets", || {
+            consumer.committed_offsets(list.clone(), LOOKUP)
+        })?;
+        let mut beginnings = Vec::new();
+        let mut gaps = Vec::new();
+        for element in committed.elements() {
+            let partition = element.partition();
+            let (low, high) = self.retry("read the extent of a partition", || {
+                consumer.fetch_watermarks(&self.topic, partition, LOOKUP)
+            })?;
+            let extent = Extent {
+                partition,
+                committed: match element.offset() {
+                    Offset::Offset(offset) => Some(offset),
+                    _ => None,
+                },
+                low,
+                high,
+            };
+            match beginning(extent, self.start, self.on_gap) {
+                Ok(beginning) => {
+                    if let Some(gap) = &beginning.skipped {
+                        warn!(%gap, "going on after a gap");
+                    }
+                    beginnings.push((partition, beginning));
+                }
+                Err(gap) => gaps.push(gap),
+            }
+        }
+        if gaps.is_empty() {
+            Ok(beginnings)
+        } else {
+            Err(StreamError::Gap(gaps))
+        }
+    }
+
+    /// Tries a lookup for as long as the group can wait for it.
+    fn retry<T>(&self, doing: &'static str, lookup: impl Fn() -> KafkaResult<T>) -> Result<T, StreamError> {
+        let deadline = Instant::now() + (self.timeouts.poll_interval / 2).max(self.timeouts.transaction);
+        loop {
+            match lookup() {
+                Ok(found) => return Ok(found),
+                Err(error) if Instant::now() < deadline && !self.control.is_ending() && !is_permanent(&error) => {
+                    warn!(reason = reason(&error), "cannot {doing} yet");
+                    std::thread::sleep(Duration::from_millis(200));
+                }
+                Err(error) => {
+                    return Err(StreamError::Kafka {
+                        doing,
+                        reason: reason(&error),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Partitions whose position has been removed from the topic, while they were being read.
+    pub fn gaps(&self, consumer: &BaseConsumer<Self>) -> Result<Vec<Gap>, StreamError> {
+        let mut gaps = Vec::new();
+        let position = self.retry("read the consumer's position", || consumer.position())?;
+        for element in position.elements_for_topic(&self.topic) {
+            let partition = element.partition();
+            let next = match element.offset() {
+                Offset::Offset(next) => Some(next),
+                // Nothing was read since the assignment.
+                _ => self.progress.next(partition).map(NextOffset::get),
+            };
+            let Some(next) = next else { continue };
+            let (low, high) = self.retry("read the extent of a partition", || {
+                consumer.fetch_watermarks(&self.topic, partition, LOOKUP)
+            })?;
+            if !(low..=high).contains(&next) {
+                gaps.push(Gap {
+                    partition,
+                    next,
+                    low,
+                    high,
+                });
+            }
+        }
+        Ok(gaps)
+    }
+}
+
+/// Whether trying again cannot help.
+pub(super) fn is_permanent(error: &KafkaError) -> bool {
+    use rdkafka::types::RDKafkaErrorCode as Code;
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            Code::TopicAuthorizationFailed
+                | Code::GroupAuthorizationFailed
+                | Code::ClusterAuthorizationFailed
+                | Code::UnknownTopicOrPartition
+                | Code::UnknownTopic
+                | Code::UnknownPartition
+                | Code::FencedInstanceId
+                | Code::Fatal
+        )
+    )
+}

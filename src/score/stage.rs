@@ -1,0 +1,198 @@
+//! The third stage: the thread that owns the scorer.
+//!
+//! It feeds the health that the watchdog and the probes ask for, by scored batches alone; an idle one
+//! scores a canary.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
+use metrics::{counter, histogram};
+use tracing::{error, warn};
+
+use super::search::{Search, call};
+use super::{Row, ScoreError, Scorer};
+use crate::batch::MicroBatch;
+use crate::decide::{CurrentJudge, Judge};
+use crate::encode::Pending;
+use crate::message::Scored;
+use crate::ops::health::Health;
+use crate::ops::metrics as names;
+use crate::stream::{Control, Finished, Outcome, Rejection, RejectionStage, StreamError};
+
+/// How often an idle scorer proves that it works: several times within any sensible stall limit.
+pub const CANARY_EVERY: Duration = Duration::from_secs(5);
+
+/// The stage.
+pub struct ScoreStage {
+    /// What scores.
+    pub scorer: Box<dyn Scorer>,
+    /// Rows that it has scored before.
+    pub canary: Vec<Row>,
+    /// The one that is current travels with what is scored.
+    pub judge: Arc<CurrentJudge>,
+    /// Told of every scored batch.
+    pub health: Arc<Health>,
+    /// How the stream ends.
+    pub control: Arc<Control>,
+}
+
+/// The largest margin of a comment whose last window is still to come.
+type Carried = Option<Result<f32, ScoreError>>;
+
+impl ScoreStage {
+    /// Scores until the encoder has ended.
+    ///
+    /// # Errors
+    /// The scorer fails on the canary.
+    pub fn run(
+        mut self,
+        batches: &Receiver<MicroBatch<Pending>>,
+        finished: &Sender<Vec<Finished>>,
+    ) -> Result<(), StreamError> {
+        let mut carried = None;
+        loop {
+            let waited = Instant::now();
+            match batches.recv_timeout(CANARY_EVERY) {
+                Ok(batch) => {
+                    if self.control.gives_up(Instant::now()) {
+                        return Ok(());
+                    }
+                    histogram!(names::STAGE_SECONDS, "stage" => "wait").record(waited.elapsed());
+                    let scored = self.score(batch, &mut carried)?;
+                    if !self.hand_over(scored, finished)? {
+                        return Ok(());
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.prove()?,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+        }
+    }
+
+    fn score(&mut self, batch: MicroBatch<Pending>, carried: &mut Carried) -> Result<Vec<Finished>, StreamError> {
+        let start = Instant::now();
+        histogram!(names::BATCH_TOKENS).record(batch.tokens() as f64);
+        histogram!(names::BATCH_ROWS).record(batch.rows.len() as f64);
+        let mut search = Search {
+            scorer: &mut *self.scorer,
+            canary: &self.canary,
+            failures: 0,
+        };
+        let margins = search.score(&batch.rows);
+        let failures = search.failures;
+        let margins = margins.map_err(|fault| device(&fault.0))?;
+        if failures > 0 {
+            counter!(names::SCORE_FAILURES, "verdict" => "record").increment(failures);
+        }
+        self.health.scored(Instant::now());
+        histogram!(names::STAGE_SECONDS, "stage" => "score").record(start.elapsed());
+        let (at, judge) = (SystemTime::now(), self.judge.get());
+        let mut margins = margins.into_iter();
+        let finished = batch.items.into_iter().map(|(pending, rows)| {
+            let margin = largest(carried.take(), margins.by_ref().take(rows));
+            finish(pending, margin, &judge, at)
+        });
+        let finished = finished.collect();
+        // What is left are windows of a comment that the next batch completes.
+        if margins.len() > 0 {
+            *carried = largest(carried.take(), margins);
+        }
+        Ok(finished)
+    }
+
+    /// Waits for room at the emitter. It may have none for long, when Kafka is away; the scorer works
+    /// all the same, and shows it. False when the emitter has ended.
+    fn hand_over(&mut self, mut scored: Vec<Finished>, finished: &Sender<Vec<Finished>>) -> Result<bool, StreamError> {
+        loop {
+            match finished.send_timeout(scored, CANARY_EVERY) {
+                Ok(()) => return Ok(true),
+                Err(SendTimeoutError::Disconnected(_)) => return Ok(false),
+                Err(SendTimeoutError::Timeout(back)) => {
+                    if self.control.gives_up(Instant::now()) {
+                        return Ok(false);
+                    }
+                    self.prove()?;
+                    scored = back;
+                }
+            }
+        }
+    }
+
+    fn prove(&mut self) -> Result<(), StreamError> {
+        call(&mut *self.scorer, &self.canary).map_err(|error| device(&error))?;
+        self.health.scored(Instant::now());
+        Ok(())
+    }
+}
+
+fn finish(pending: Pending, margin: Carried, judge: &Arc<Judge>, at: SystemTime) -> Finished {
+    let Pending {
+        record,
+        comment,
+        windows,
+        truncated,
+    } = pending;
+    let outcome = match margin {
+        Some(Ok(margin)) => Outcome::Scored {
+            scored: Scored {
+                margin,
+                windows,
+                truncated,
+            },
+            comment,
+            judge: Arc::clone(judge),
+            at,
+        },
+        failed => {
+            let (partition, offset) = (record.place.partition, record.place.offset);
+            let reason = match failed {
+                Some(Err(error)) => error.to_string(),
+                _ => "it has no window".to_owned(),
+            };
+            warn!(partition, offset, reason, "a comment cannot be scored");
+            Outcome::Rejected(Rejection {
+                reason: "unscorable",
+                message: reason,
+                stage: RejectionStage::Score,
+            })
+        }
+    };
+    Finished { record, outcome }
+}
+
+fn device(error: &ScoreError) -> StreamError {
+    counter!(names::SCORE_FAILURES, "verdict" => "device").increment(1);
+    error!(%error, "the scorer fails on a known good comment");
+    StreamError::Device(error.to_string())
+}
+
+/// The largest margin; an error where any row has none.
+fn largest(carried: Carried, margins: impl Iterator<Item = Result<f32, ScoreError>>) -> Carried {
+    carried
+        .into_iter()
+        .chain(margins)
+        .reduce(|one, other| Ok(one?.max(other?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_margin_counts_unless_one_is_missing() {
+        let error = || ScoreError::NotFinite {
+            row: 0,
+            margin: f32::NAN,
+        };
+        let check = |carried: Carried, margins: Vec<Result<f32, ScoreError>>, expected: Option<f32>| {
+            let found = largest(carried, margins.into_iter());
+            assert_eq!(found.and_then(Result::ok), expected);
+        };
+        check(None, vec![Ok(-1.0), Ok(2.0), Ok(1.0)], Some(2.0));
+        check(Some(Ok(3.0)), vec![Ok(2.0)], Some(3.0));
+        check(Some(Ok(3.0)), vec![], Some(3.0));
+        check(Some(Err(error())), vec![Ok(2.0)], None);
+        check(None, vec![Ok(2.0), Err(error()), Ok(3.0)], None);
+    }
+}

@@ -1,0 +1,290 @@
+//! A broker for the tests: the embedded one, or the Apache Kafka that `MODERATORD_TEST_BROKERS` names.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use moderatord::config::Delivery;
+use moderatord::kafka::embedded::EmbeddedBroker;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+/// Longest that anything in these tests may take.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+pub enum Broker {
+    Embedded(EmbeddedBroker),
+    Apache(String),
+}
+
+/// A record as a reader of committed records sees it.
+#[derive(Debug, Clone)]
+pub struct Read {
+    pub partition: i32,
+    pub offset: i64,
+    pub key: Option<Vec<u8>>,
+    pub value: Option<Vec<u8>>,
+    pub headers: BTreeMap<String, String>,
+}
+
+impl Read {
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(self.value.as_deref().unwrap()).unwrap()
+    }
+
+    /// Partition and offset of the record that it was written for.
+    pub fn source(&self) -> (i32, i64) {
+        let number = |name: &str| self.headers[name].parse::<i64>().unwrap();
+        let partition = number("moderatord.source.partition");
+        (i32::try_from(partition).unwrap(), number("moderatord.source.offset"))
+    }
+}
+
+/// A name that no other test uses, nor an earlier run on the same broker.
+pub fn unique(name: &str) -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    format!("{name}-{now}-{}-{count}", std::process::id())
+}
+
+/// What the script that starts Apache Kafka exports.
+pub fn variable(name: &str) -> String {
+    let name = format!("MODERATORD_TEST_{name}");
+    std::env::var(&name).unwrap_or_else(|_| panic!("{name} is not set: run this test with tests/kafka/suite"))
+}
+
+/// Runs a script of `tests/kafka`, whose last lines of output are given back.
+pub fn script(name: &str, arguments: &[&str]) -> String {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/kafka")
+        .join(name);
+    let output = std::process::Command::new(path).args(arguments).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{name} {arguments:?}: {text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    text
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(PATIENCE))
+}
+
+fn wait<T>(request: impl Future<Output = T>) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(request)
+}
+
+impl Broker {
+    pub fn start() -> Self {
+        match std::env::var("MODERATORD_TEST_BROKERS") {
+            Ok(brokers) => Self::Apache(brokers),
+            Err(_) => Self::embedded(),
+        }
+    }
+
+    pub fn embedded() -> Self {
+        Self::Embedded(EmbeddedBroker::start().unwrap())
+    }
+
+    /// For tests of what only Apache Kafka has.
+    pub fn apache() -> Self {
+        Self::Apache(variable("BROKERS"))
+    }
+
+    pub fn address(&self) -> String {
+        match self {
+            Self::Embedded(broker) => broker.address(),
+            Self::Apache(brokers) => brokers.clone(),
+        }
+    }
+
+    /// Exactly once where the broker has transactions.
+    pub fn delivery(&self) -> Delivery {
+        match self {
+            Self::Embedded(_) => Delivery::AtLeastOnce,
+            Self::Apache(_) => Delivery::ExactlyOnce,
+        }
+    }
+
+    pub fn is_apache(&self) -> bool {
+        matches!(self, Self::Apache(_))
+    }
+
+    pub fn create_topic(&self, name: &str, partitions: i32) {
+        self.create_topic_with(name, partitions, &[]);
+    }
+
+    pub fn create_topic_with(&self, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        match self {
+            Self::Embedded(broker) => {
+                assert!(settings.is_empty(), "the embedded broker has no topic settings");
+                broker.create_topic(name, partitions).unwrap();
+            }
+            Self::Apache(_) => {
+                let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+                for (name, value) in settings {
+                    topic = topic.set(name, value);
+                }
+                wait(self.admin().create_topics([&topic], &options()))
+                    .unwrap()
+                    .remove(0)
+                    .unwrap();
+                self.await_leaders(name, partitions);
+            }
+        }
+    }
+
+    /// Removes all records of a partition before an offset, as retention would.
+    pub fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
+        let mut list = TopicPartitionList::new();
+        list.add_partition_offset(topic, partition, Offset::Offset(offset))
+            .unwrap();
+        wait(self.admin().delete_records(&list, &options())).unwrap();
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.client().create().unwrap()
+    }
+
+    fn await_leaders(&self, name: &str, partitions: i32) {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let metadata = consumer.fetch_metadata(Some(name), PATIENCE).unwrap();
+            let topic = &metadata.topics()[0];
+            let led = topic.partitions().iter().filter(|partition| partition.leader() >= 0);
+            if led.count() == usize::try_from(partitions).unwrap() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "no leaders for {name}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.address());
+        config
+    }
+
+    /// Writes records: partition, key, value.
+    pub fn produce<'a>(&self, topic: &str, records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>) {
+        self.produce_with(topic, records, &OwnedHeaders::new());
+    }
+
+    pub fn produce_with<'a>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>,
+        headers: &OwnedHeaders,
+    ) {
+        let mut config = self.client();
+        config
+            .set("linger.ms", "5")
+            .set("message.max.bytes", "20000000")
+            .set("acks", "all");
+        let producer: BaseProducer = config.create().unwrap();
+        for (partition, key, value) in records {
+            let mut record = BaseRecord::to(topic)
+                .partition(partition)
+                .key(key)
+                .headers(headers.clone());
+            record.payload = value;
+            while let Err((error, back)) = producer.send(record) {
+                assert_eq!(
+                    error,
+                    KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull)
+                );
+                record = back;
+                producer.poll(Duration::from_millis(10));
+            }
+        }
+        producer.flush(PATIENCE).unwrap();
+    }
+
+    /// Everything that a reader of committed records sees in a topic now, by partition and offset.
+    pub fn read(&self, topic: &str) -> Vec<Read> {
+        let mut config = self.client();
+        config
+            .set("group.id", "reader")
+            .set("isolation.level", "read_committed")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "earliest")
+            .set("fetch.wait.max.ms", "10")
+            .set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().unwrap();
+        let partitions = consumer.fetch_metadata(Some(topic), PATIENCE).unwrap().topics()[0]
+            .partitions()
+            .len();
+        let mut list = TopicPartitionList::new();
+        for partition in 0..partitions {
+            let partition = i32::try_from(partition).unwrap();
+            list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
+        }
+        consumer.assign(&list).unwrap();
+        drop(list);
+        let mut open: std::collections::BTreeSet<i32> = (0..i32::try_from(partitions).unwrap()).collect();
+        let mut records = Vec::new();
+        let deadline = Instant::now() + PATIENCE;
+        while !open.is_empty() {
+            assert!(Instant::now() < deadline, "{topic} does not end");
+            match consumer.poll(Duration::from_millis(100)) {
+                None => {}
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    open.remove(&partition);
+                }
+                Some(Err(error)) => panic!("{topic}: {error}"),
+                Some(Ok(message)) => {
+                    let text = |header: Header<'_, &[u8]>| {
+                        let value = String::from_utf8(header.value.unwrap_or_default().to_vec()).unwrap();
+                        (header.key.to_owned(), value)
+                    };
+                    records.push(Read {
+                        partition: message.partition(),
+                        offset: message.offset(),
+                        key: message.key().map(<[u8]>::to_vec),
+                        value: message.payload().map(<[u8]>::to_vec),
+                        headers: message
+                            .headers()
+                            .map(|headers| headers.iter().map(text).collect())
+                            .unwrap_or_default(),
+                    });
+                }
+            }
+        }
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    /// Committed next offset of each partition, 0 where there is none.
+    pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> Vec<i64> {
+        let mut config = self.client();
+        config.set("group.id", group).set("isolation.level", "read_committed");
+        let consumer: BaseConsumer = config.create().unwrap();
+        let mut list = TopicPartitionList::new();
+        list.add_partition_range(topic, 0, partitions - 1);
+        let found = consumer.committed_offsets(list, PATIENCE).unwrap();
+        let offset = |offset| match offset {
+            Offset::Offset(offset) => offset,
+            _ => 0,
+        };
+        found
+            .elements()
+            .iter()
+            .map(|element| offset(element.offset()))
+            .collect()
+    }
+}

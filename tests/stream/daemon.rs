@@ -1,0 +1,241 @@
+//! A stream under test: the real pipeline with a scripted scorer.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use moderatord::config::{BatchConfig, Config, Delivery, InputConfig, LimitsConfig, PolicyConfig, Sources};
+use moderatord::decide::{Calibration, CurrentJudge, Judge, Policy};
+use moderatord::kafka::topics;
+use moderatord::message::{ModelIdentity, Thresholds};
+use moderatord::model::checkpoint::Checkpoint;
+use moderatord::ops::health::Health;
+use moderatord::pipeline::{Model, Pipeline, Settings};
+use moderatord::prompt::Prompter;
+use moderatord::score::{Row, ScoreError, Scorer, canary};
+use moderatord::stream::StreamError;
+
+use crate::broker::{Broker, PATIENCE, unique};
+use crate::common::{fixture, prompt_config};
+
+/// The topics of one test and its group.
+#[derive(Clone)]
+pub struct Names {
+    pub comments: String,
+    pub decisions: String,
+    pub dead_letters: String,
+    pub group: String,
+}
+
+impl Names {
+    pub fn new(test: &str) -> Self {
+        let name = |kind: &str| unique(&format!("{test}-{kind}"));
+        Self {
+            comments: name("comments"),
+            decisions: name("decisions"),
+            dead_letters: name("dead"),
+            group: name("group"),
+        }
+    }
+
+    /// All three topics with as many partitions.
+    pub fn create(broker: &Broker, test: &str, partitions: i32) -> Self {
+        let names = Self::new(test);
+        for topic in [&names.comments, &names.decisions, &names.dead_letters] {
+            broker.create_topic(topic, partitions);
+        }
+        names
+    }
+}
+
+/// What a stream is started with; tests change what they are about.
+pub struct Setup {
+    pub names: Names,
+    pub delivery: Delivery,
+    pub variables: Vec<(String, String)>,
+    pub limits: LimitsConfig,
+    pub max_bytes: usize,
+    pub max_windows: usize,
+}
+
+impl Setup {
+    pub fn new(broker: &Broker, names: &Names) -> Self {
+        Self {
+            names: names.clone(),
+            delivery: broker.delivery(),
+            variables: Vec::new(),
+            limits: LimitsConfig {
+                events: 10_000,
+                bytes: 64 << 20,
+            },
+            max_bytes: 1 << 20,
+            max_windows: 8,
+        }
+    }
+
+    /// A setting in its environment form, without the prefix.
+    pub fn set(&mut self, name: &str, value: &str) -> &mut Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    pub fn config(&self, broker: &Broker) -> Config {
+        let delivery = match self.delivery {
+            Delivery::ExactlyOnce => "exactly_once",
+            Delivery::AtLeastOnce => "at_least_once",
+        };
+        let fixed = [
+            ("MODEL__PATH", "unused"),
+            ("KAFKA__BROKERS", &broker.address()),
+            ("KAFKA__GROUP", &self.names.group),
+            ("KAFKA__INSTANCE", &unique("instance")),
+            ("KAFKA__COMMIT_INTERVAL", "20ms"),
+            ("TOPICS__COMMENTS", &self.names.comments),
+            ("TOPICS__DECISIONS", &self.names.decisions),
+            ("TOPICS__DEAD_LETTERS", &self.names.dead_letters),
+            ("DELIVERY", delivery),
+            // Joins on the embedded broker wait for the session timeout less a second.
+            ("KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "3000"),
+            ("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "300"),
+            ("KAFKA__PROPERTIES__FETCH_WAIT_MAX_MS", "10"),
+        ];
+        let own = self
+            .variables
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        let sources = Sources {
+            environment: fixed
+                .into_iter()
+                .chain(own)
+                .map(|(name, value)| (format!("MODERATORD__{name}").into(), value.into()))
+                .collect(),
+            ..Sources::default()
+        };
+        Config::load(&sources).unwrap()
+    }
+
+    pub fn start(&self, broker: &Broker, scorer: Scripted) -> Daemon {
+        self.try_start(broker, scorer).unwrap()
+    }
+
+    pub fn try_start(&self, broker: &Broker, scorer: Scripted) -> Result<Daemon, StreamError> {
+        let config = self.config(broker);
+        // For whoever looks for the reason of a failure.
+        if std::env::var_os("MODERATORD_TEST_LOG").is_some() {
+            moderatord::telemetry::start(&config.log);
+        }
+        let stream = config.require_stream().unwrap();
+        let settings = Settings {
+            partitions: topics::count(&stream).unwrap(),
+            input: InputConfig {
+                max_bytes: self.max_bytes,
+                ..config.input
+            },
+            stream,
+            batch: BatchConfig {
+                max_tokens: 512,
+                linger: Duration::from_millis(5),
+            },
+            limits: self.limits,
+        };
+        let prompter = Arc::new(prompter(self.max_windows));
+        let model = Model {
+            canary: canary::rows(&prompter).unwrap(),
+            prompter,
+            judge: Arc::new(CurrentJudge::new(judge())),
+            scorer: Box::new(scorer),
+        };
+        let health = Arc::new(Health::new(PATIENCE));
+        let pipeline = Pipeline::start(&settings, model, &health)?;
+        Ok(Daemon { pipeline })
+    }
+}
+
+pub struct Daemon {
+    pub pipeline: Pipeline,
+}
+
+impl Daemon {
+    /// Drains and ends.
+    pub fn stop(self) -> Result<(), StreamError> {
+        self.pipeline.drain(Instant::now() + PATIENCE);
+        self.pipeline.join()
+    }
+}
+
+pub type Script = Box<dyn FnMut(&[Row]) -> Result<Vec<f32>, ScoreError> + Send>;
+
+/// A scorer that does what a test says.
+pub struct Scripted(pub Script);
+
+impl Scripted {
+    /// Every comment is as hateful as it is long.
+    pub fn by_length() -> Self {
+        Self(Box::new(|rows| Ok(rows.iter().map(margin).collect())))
+    }
+
+    pub fn new(script: impl FnMut(&[Row]) -> Result<Vec<f32>, ScoreError> + Send + 'static) -> Self {
+        Self(Box::new(script))
+    }
+}
+
+pub fn margin(row: &Row) -> f32 {
+    row.tokens.len() as f32 / 100.0
+}
+
+impl Scorer for Scripted {
+    fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+        (self.0)(rows)
+    }
+}
+
+pub fn prompter(max_windows: usize) -> Prompter {
+    let checkpoint = Checkpoint::open(&fixture("gemma3")).unwrap();
+    let config = moderatord::config::PromptConfig {
+        normalize: true,
+        max_window_tokens: 64,
+        max_windows,
+        ..prompt_config()
+    };
+    Prompter::new(
+        &checkpoint.tokenizer_path(),
+        checkpoint.tokenizer(),
+        &config,
+        checkpoint.config().vocab_size,
+        checkpoint.config().max_position_embeddings,
+    )
+    .unwrap()
+}
+
+pub fn judge() -> Judge {
+    let none = || "none".to_owned();
+    Judge {
+        policy: Policy::new(&PolicyConfig {
+            thresholds: Thresholds {
+                review: 0.5,
+                block: 0.9,
+            },
+            communities: Default::default(),
+        }),
+        calibration: Calibration::Identity,
+        model: ModelIdentity {
+            base: "scripted".into(),
+            adapter: none(),
+            adapter_version: None,
+            prompt: none(),
+            calibration: "identity".into(),
+            normalizer: none(),
+            device: "cpu".into(),
+            dtype: "f32".into(),
+            quantization: none(),
+        },
+    }
+}
+
+/// Waits until something holds.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

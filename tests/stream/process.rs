@@ -1,0 +1,292 @@
+//! The daemon as a process: killed, stopped and continued, judged by another client.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::broker::{Broker, PATIENCE, script, variable};
+use crate::common::fixture;
+use crate::daemon::{Names, eventually};
+
+/// A daemon on the reference checkpoint.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    pub fn start(folder: &Path, names: &Names, instance: &str) -> Self {
+        let settings = folder.join(format!("{instance}.toml"));
+        let text = format!(
+            "[kafka]\nbrokers = [\"{}\"]\ngroup = \"{}\"\ninstance = \"{instance}\"\n\
+             [kafka.properties]\n\"session.timeout.ms\" = 1500\n\"heartbeat.interval.ms\" = 300\n\
+             [topics]\ncomments = \"{}\"\ndecisions = \"{}\"\ndead_letters = \"{}\"\n\
+             [model]\npath = \"{}\"\n[prompt]\nmax_window_tokens = 64\n[batch]\nlinger = \"5ms\"\nmax_tokens = 256\n\
+             [limits]\nevents = 1000\n[http]\nlisten = \"127.0.0.1:0\"\n",
+            variable("BROKERS"),
+            names.group,
+            names.comments,
+            names.decisions,
+            names.dead_letters,
+            fixture("gemma3").display()
+        );
+        std::fs::write(&settings, text).unwrap();
+        let log = folder.join(format!("{instance}.log"));
+        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_moderatord"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("MODERATORD__") {
+                command.env_remove(name);
+            }
+        }
+        let child = command
+            .arg("run")
+            .arg("--config")
+            .arg(&settings)
+            // Two processes on two cores: one thread each leaves the broker some.
+            .env("RAYON_NUM_THREADS", "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(file)
+            .spawn()
+            .unwrap();
+        Self { child, log }
+    }
+
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.child.id().to_string())
+            .status();
+        assert!(sent.unwrap().success(), "{name}");
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Its exit code, once it has ended.
+    pub fn wait(&mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(Instant::now() < deadline, "does not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A test that failed leaves nothing behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Comments of several kinds, one in a hundred of which cannot be read.
+fn event(id: usize) -> (String, Option<Vec<u8>>) {
+    let value = match id % 100 {
+        17 => match id / 100 % 4 {
+            0 => b"no json".to_vec(),
+            1 => b"\xff\xfe".to_vec(),
+            2 => br#"{"content_id":"c"}"#.to_vec(),
+            _ => br#"{"content_id":"c","text":{}}"#.to_vec(),
+        },
+        29 => return (format!("k{id}"), None),
+        31 => format!(r#"{{"content_id":"c{id}","op":"delete"}}"#).into_bytes(),
+        47 => format!(
+            r#"{{"content_id":"c{id}","text":"{}"}}"#,
+            "a longer word about the garden ".repeat(12)
+        )
+        .into_bytes(),
+        _ => format!(r#"{{"content_id":"c{id}","text":"see you at the garden, number {id}"}}"#).into_bytes(),
+    };
+    (format!("k{id}"), Some(value))
+}
+
+/// Writes events over the time that a test takes.
+fn produce_slowly(topic: &str, count: usize, partitions: usize, every: Duration, chunk: usize) {
+    let broker = Broker::apache();
+    for begin in (0..count).step_by(chunk) {
+        let events: Vec<(i32, String, Option<Vec<u8>>)> = (begin..(begin + chunk).min(count))
+            .map(|id| {
+                let (key, value) = event(id);
+                (i32::try_from(id % partitions).unwrap(), key, value)
+            })
+            .collect();
+        broker.produce(
+            topic,
+            events
+                .iter()
+                .map(|(partition, key, value)| (*partition, key.as_str(), value.as_deref())),
+        );
+        std::thread::sleep(every);
+    }
+}
+
+fn await_end(broker: &Broker, names: &Names, partitions: i32, count: i64) {
+    let start = Instant::now();
+    let mut seen = (0, start);
+    loop {
+        let committed: i64 = broker.committed(&names.group, &names.comments, partitions).iter().sum();
+        if committed == count {
+            return;
+        }
+        if committed != seen.0 {
+            seen = (committed, Instant::now());
+        }
+        assert!(seen.1.elapsed() < PATIENCE, "stands at {committed} of {count}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+/// The verdict of a read_committed client that is not ours.
+fn judge(names: &Names) -> serde_json::Value {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/judge.py");
+    let verdict = script(
+        "python",
+        &[
+            path.to_str().unwrap(),
+            "--brokers",
+            &variable("BROKERS"),
+            "--comments",
+            &names.comments,
+            "--decisions",
+            &names.decisions,
+            "--dead-letters",
+            &names.dead_letters,
+            "--group",
+            &names.group,
+            "--settle",
+            "35",
+        ],
+    );
+    serde_json::from_str(&verdict).unwrap()
+}
+
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, limit: u64) -> u64 {
+        // Knuth's MMIX constants.
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % limit
+    }
+}
+
+#[test]
+#[ignore = "needs Apache Kafka: tests/kafka/suite"]
+fn twenty_kills_and_every_comment_ends_exactly_once() {
+    const COMMENTS: usize = 20_000;
+    let seed = std::env::var("MODERATORD_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let broker = Broker::apache();
+    let names = Names::create(&broker, "kills", 6);
+    let folder = tempfile::tempdir().unwrap();
+    let mut dice = Dice(seed);
+    let is_written = AtomicBool::new(false);
+    let mut log = String::new();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            produce_slowly(&names.comments, COMMENTS, 6, Duration::from_millis(250), 100);
+            is_written.store(true, Ordering::Relaxed);
+        });
+        for _ in 0..20 {
+            let process = Process::start(folder.path(), &names, "one");
+            // From the middle of the start to the middle of the stream.
+            std::thread::sleep(Duration::from_millis(300 + dice.below(4200)));
+            process.signal("KILL");
+            log = process.log();
+        }
+        eventually("everything is written", || is_written.load(Ordering::Relaxed));
+        let mut process = Process::start(folder.path(), &names, "one");
+        await_end(&broker, &names, 6, COMMENTS as i64);
+        process.signal("TERM");
+        assert_eq!(process.wait(), Some(0), "{}", process.log());
+    });
+    assert!(log.contains("serving"), "the kills met a daemon that served: {log}");
+    let verdict = judge(&names);
+    println!("seed {seed}: {verdict}");
+    assert_eq!(verdict["ok"], true, "{verdict}");
+    assert_eq!(
+        (&verdict["inputs"], &verdict["dead_lettered"]),
+        (&COMMENTS.into(), &(COMMENTS / 100).into())
+    );
+}
+
+#[test]
+#[ignore = "needs Apache Kafka: tests/kafka/suite"]
+fn a_zombie_cannot_write_what_another_has_taken_over() {
+    let broker = Broker::apache();
+    let names = Names::create(&broker, "zombie", 4);
+    let folder = tempfile::tempdir().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(|| produce_slowly(&names.comments, 6000, 4, Duration::from_millis(200), 100));
+        let mut zombie = Process::start(folder.path(), &names, "zombie");
+        let mut other = Process::start(folder.path(), &names, "other");
+        eventually("both serve", || {
+            [&zombie, &other]
+                .iter()
+                .all(|process| process.log().contains("assigned"))
+        });
+        for _ in 0..2 {
+            std::thread::sleep(Duration::from_millis(800));
+            zombie.signal("STOP");
+            // Beyond the session timeout: the other takes over.
+            std::thread::sleep(Duration::from_millis(3500));
+            zombie.signal("CONT");
+        }
+        // Another process under the zombie's very name fences it for good.
+        std::thread::sleep(Duration::from_millis(800));
+        zombie.signal("STOP");
+        let successor_folder = folder.path().join("successor");
+        std::fs::create_dir(&successor_folder).unwrap();
+        let mut successor = Process::start(&successor_folder, &names, "zombie");
+        eventually("the successor serves", || successor.log().contains("serving"));
+        std::thread::sleep(Duration::from_secs(1));
+        zombie.signal("CONT");
+        assert_eq!(zombie.wait(), Some(1), "{}", zombie.log());
+        assert!(zombie.log().contains("fenced"), "{}", zombie.log());
+        await_end(&broker, &names, 4, 6000);
+        for process in [&mut other, &mut successor] {
+            assert!(process.is_running(), "{}", process.log());
+            process.signal("TERM");
+            assert_eq!(process.wait(), Some(0), "{}", process.log());
+        }
+    });
+    let verdict = judge(&names);
+    assert_eq!(verdict["ok"], true, "{verdict}");
+}
+
+#[test]
+#[ignore = "needs Apache Kafka: tests/kafka/suite"]
+fn a_second_signal_ends_at_once_and_loses_nothing() {
+    let broker = Broker::apache();
+    let names = Names::create(&broker, "twice", 2);
+    let folder = tempfile::tempdir().unwrap();
+    produce_slowly(&names.comments, 8000, 2, Duration::ZERO, 8000);
+    let mut process = Process::start(folder.path(), &names, "one");
+    eventually("some are committed", || {
+        broker.committed(&names.group, &names.comments, 2)[0] > 0
+    });
+    process.signal("TERM");
+    process.signal("INT");
+    // Either the drain was over between the two, or the second one cut it short.
+    assert!(matches!(process.wait(), Some(0 | 1)), "{}", process.log());
+    let mut process = Process::start(folder.path(), &names, "one");
+    await_end(&broker, &names, 2, 8000);
+    process.signal("TERM");
+    assert_eq!(process.wait(), Some(0), "{}", process.log());
+    let verdict = judge(&names);
+    assert_eq!(verdict["ok"], true, "{verdict}");
+}
