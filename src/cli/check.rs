@@ -5,19 +5,15 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{Exit, Faults, SettingsArgs};
-use crate::config::{Config, Draft};
+use super::checked::{self, Checked, Streaming};
+use super::{Exit, SettingsArgs};
+use crate::config::{Config, Delivery, StreamConfig};
 use crate::decide::Policy;
+use crate::kafka::client;
+use crate::kafka::topics::Partitions;
 use crate::model::{Classifier, oracle};
-use crate::score::Scorer;
+use crate::score::{Scorer, canary};
 use crate::telemetry;
-
-/// Harmless texts of different lengths: their scores mean nothing, that they are numbers does.
-const SAMPLES: [&str; 3] = [
-    "See you at the garden.",
-    "Thanks, that was helpful!",
-    "I planted two rows of beans on Sunday, and by the end of the week the first leaves had come up already.",
-];
 
 /// Two correct f32 implementations differ by about 3e-5 in a logit of the reference checkpoints; a
 /// wrong one by far more than this.
@@ -35,43 +31,23 @@ pub(super) struct CheckArgs {
 
 const AFTER_HELP: &str = "\
 Loads the settings, the checkpoint, the adapter and the frame, scores sample texts, and prints what
-it found. Every fault is reported, not just the first. What the stream needs (brokers, topics) is
-looked at once any of it is set.
+it found. Every fault is reported, not just the first. Once anything of the stream is set, the brokers
+are asked too: whether they answer, the topics are there, and we may read and write them. Nothing is
+written and nothing is created.
 
-Exit codes: 0 nothing is wrong, 78 something is, 1 --oracle differs or cannot compare.";
+Exit codes: 0 nothing is wrong, 78 something is, 1 no broker answers, --oracle differs or cannot compare.";
 
 pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let draft = Draft::read(&args.settings.sources());
-    let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
-    let config = draft.finish();
-    if let Ok(config) = &config {
-        telemetry::start_for_command(&config.log);
-    }
-    // The model is looked at whatever else is wrong, as far as the settings name one.
-    let classifier = match (model, prompt) {
-        (Some(model), Some(prompt)) => Some(Classifier::load(&model, &prompt)),
-        _ => None,
-    };
-    let mut faults = Faults::default();
-    if let Err(error) = &config {
-        faults.add(&error.faults);
-    }
-    if let Ok(config) = &config
-        && is_streaming(config)
-        && let Err(error) = config.require_stream()
-    {
-        faults.add(&error.faults);
-    }
-    if let Some(Err(error)) = &classifier {
-        faults.add(&error.problems);
-    }
-    let (Ok(config), Some(Ok(mut classifier)), true) = (config, classifier, faults.is_empty()) else {
-        bail!(faults);
-    };
+    let Checked {
+        config,
+        mut classifier,
+        stream,
+    } = checked::check(&args.settings, Streaming::IfSet, telemetry::start_for_command)?;
     let margins = sample_margins(&mut classifier)?;
     summary(&config, &classifier, &margins, out)?;
+    stream_summary(stream.as_ref(), out)?;
     if args.oracle {
-        let report = oracle::compare(&config.model, &config.prompt, &SAMPLES)?;
+        let report = oracle::compare(&config.model, &config.prompt, &canary::TEXTS)?;
         let (difference, texts) = (report.max_difference, report.texts);
         // Written so that a difference that is no number fails as well.
         let agrees = difference <= ORACLE_TOLERANCE;
@@ -86,22 +62,8 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
     Ok(Exit::Success)
 }
 
-/// Whoever has set any of these means to stream, and wants to know what is still missing.
-fn is_streaming(config: &Config) -> bool {
-    let topics = [
-        &config.topics.comments,
-        &config.topics.decisions,
-        &config.topics.dead_letters,
-    ];
-    !config.kafka.brokers.is_empty() || topics.iter().any(|topic| topic.is_some())
-}
-
 fn sample_margins(classifier: &mut Classifier) -> anyhow::Result<Vec<f32>> {
-    let prompter = classifier.prompter();
-    let mut rows = Vec::new();
-    for text in SAMPLES {
-        rows.extend(prompter.encode(text).context("cannot prompt a sample")?.rows);
-    }
+    let rows = canary::rows(&classifier.prompter()).context("cannot prompt a sample")?;
     classifier.score(&rows).context("cannot score the samples")
 }
 
@@ -134,8 +96,45 @@ fn summary(config: &Config, classifier: &Classifier, margins: &[f32], out: &mut 
         policy.content_hash()
     )?;
     writeln!(out, "samples   margins {}", margins.join(", "))?;
-    if !is_streaming(config) {
-        writeln!(out, "kafka     not set")?;
+    Ok(())
+}
+
+fn stream_summary(stream: Option<&(StreamConfig, Partitions)>, out: &mut dyn Write) -> std::io::Result<()> {
+    let Some((stream, partitions)) = stream else {
+        return writeln!(out, "kafka     not set");
+    };
+    let (topics, delivery) = (&stream.topics, stream.delivery);
+    writeln!(
+        out,
+        "kafka     {}, group {}, instance {}, {}",
+        stream.brokers.join(", "),
+        stream.group,
+        stream.instance,
+        match delivery {
+            Delivery::ExactlyOnce => "exactly once",
+            Delivery::AtLeastOnce => "at least once",
+        }
+    )?;
+    writeln!(
+        out,
+        "topics    {} ({} partitions) to {} ({}) and {} ({})",
+        topics.comments,
+        partitions.comments,
+        topics.decisions,
+        partitions.decisions,
+        topics.dead_letters,
+        partitions.dead_letters
+    )?;
+    if let Some(warning) = partitions.warning() {
+        writeln!(out, "warning   {warning}")?;
+    }
+    if delivery == Delivery::ExactlyOnce {
+        // Trying it would fence a running daemon of the same name.
+        writeln!(
+            out,
+            "not tried the permission to write as transactional id {}",
+            client::transactional_id(stream)
+        )?;
     }
     Ok(())
 }

@@ -4,7 +4,10 @@
 //! through the writers that are handed in.
 
 mod check;
+mod checked;
+mod demo;
 mod lines;
+mod run;
 mod score;
 
 use std::fmt;
@@ -16,6 +19,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{ConfigError, Sources};
 use crate::model::LoadError;
+use crate::stream::StreamError;
 
 /// Streaming moderation filter: the probability that a comment is hateful, and a decision.
 #[derive(Debug, Parser)]
@@ -30,15 +34,21 @@ Settings: the defaults, then the file given with --config, then the environment,
 The environment form of the key `model.path` is MODERATORD__MODEL__PATH; lists are split at commas.
 config/moderatord.toml in the source tree lists every key with its default and its meaning.
 
-Exit codes: 0 success, 1 failure, 64 wrong usage, 78 wrong settings, model or adapter.
+Exit codes: 0 success, 1 failure, 64 wrong usage, 78 wrong settings, model, adapter or topics.
 
 Examples:
+  moderatord demo
   moderatord check --config /etc/moderatord/moderatord.toml
+  moderatord run --config /etc/moderatord/moderatord.toml
   moderatord score --model ./gemma-3-270m-it --text 'see you at the garden'
   MODERATORD__POLICY__REVIEW=0.3 moderatord score --config moderatord.toml --input comments.jsonl";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Watch the whole daemon at work on an embedded broker, with sample comments
+    Demo(demo::DemoArgs),
+    /// Serve: read comments from Kafka, write decisions
+    Run(run::RunArgs),
     /// Score comments from the command line, a file or stdin: one decision a line, as JSON
     Score(score::ScoreArgs),
     /// Check settings, model, adapter and labels, and report everything that is wrong at once
@@ -77,6 +87,8 @@ impl Cli {
     /// Whatever keeps it from its end; [`Exit::of`] says what that means to the caller.
     pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
         match &self.command {
+            Command::Demo(args) => demo::run(args, out),
+            Command::Run(args) => run::run(args),
             Command::Score(args) => score::run(args, out, err),
             Command::Check(args) => check::run(args, out),
         }
@@ -100,7 +112,11 @@ impl Exit {
     /// What an error means to the caller.
     pub fn of(error: &anyhow::Error) -> Self {
         let causes = || error.chain();
-        if causes().any(|cause| cause.is::<Faults>()) {
+        let needs_a_person = |cause: &(dyn std::error::Error + 'static)| {
+            let stream = cause.downcast_ref::<StreamError>();
+            cause.is::<Faults>() || stream.is_some_and(StreamError::needs_a_person)
+        };
+        if causes().any(needs_a_person) {
             Self::Config
         } else if causes().any(is_broken_pipe) {
             Self::Success

@@ -15,6 +15,9 @@ use tracing::warn;
 
 use super::health::{Health, Verdict};
 
+/// How long a change of state waits for a service manager that is busy.
+const PATIENCE: Duration = Duration::from_secs(2);
+
 /// Where to tell the service manager, if there is one.
 #[derive(Debug, Clone, Default)]
 pub struct Notifier {
@@ -86,17 +89,25 @@ impl Notifier {
         loop {
             ticks.tick().await;
             match health.alive(now()) {
-                Verdict::Good => self.send("WATCHDOG=1"),
+                // The next one is soon; waiting for room would hold up more than it is worth.
+                Verdict::Good => self.send_within("WATCHDOG=1", Duration::ZERO),
                 Verdict::Bad(reason) => warn!(reason, "not feeding the watchdog"),
             }
         }
     }
 
     fn send(&self, message: &str) {
+        self.send_within(message, PATIENCE);
+    }
+
+    fn send_within(&self, message: &str, patience: Duration) {
         let Some(address) = &self.address else { return };
         let sent = UnixDatagram::unbound().and_then(|socket| {
-            // A full socket must not hold a stage up; systemd drains it, and the next message is soon.
-            socket.set_nonblocking(true)?;
+            if patience.is_zero() {
+                socket.set_nonblocking(true)?;
+            } else {
+                socket.set_write_timeout(Some(patience))?;
+            }
             socket.send_to_addr(message.as_bytes(), address)
         });
         if let Err(error) = sent {

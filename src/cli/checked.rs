@@ -1,0 +1,109 @@
+//! What `check` and `run` have in common: settings, model and brokers, with everything that is wrong
+//! at once.
+
+use anyhow::bail;
+
+use super::{Faults, SettingsArgs};
+use crate::config::{Config, ConfigError, Draft, LogConfig, StreamConfig};
+use crate::kafka::properties_faults;
+use crate::kafka::topics::{self, Partitions, TopicsError};
+use crate::model::Classifier;
+
+/// Everything that was found to be in order.
+pub(super) struct Checked {
+    pub config: Config,
+    pub classifier: Classifier,
+    /// Absent where nothing of the stream is set.
+    pub stream: Option<(StreamConfig, Partitions)>,
+}
+
+/// Whether settings of the stream must be there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Streaming {
+    Required,
+    /// Whoever has set any means to stream, and wants to know what is still missing.
+    IfSet,
+}
+
+/// Reads the settings, starts the log, loads the model and asks the brokers.
+///
+/// # Errors
+/// [`Faults`] with all that is wrong; where nothing is but no broker answers, that.
+pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfig)) -> anyhow::Result<Checked> {
+    let draft = Draft::read(&args.sources());
+    let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
+    let config = draft.finish();
+    if let Ok(config) = &config {
+        log(&config.log);
+    }
+    // The brokers and the model are looked at whatever else is wrong, as far as the settings name them.
+    let stream = match &config {
+        Ok(config) if streaming == Streaming::Required || is_streaming(config) => {
+            Some(config.require_stream().map_err(Trouble::from).and_then(with_topics))
+        }
+        _ => None,
+    };
+    let classifier = match (model, prompt) {
+        (Some(model), Some(prompt)) => Some(Classifier::load(&model, &prompt)),
+        _ => None,
+    };
+    let mut faults = Faults::default();
+    if let Err(error) = &config {
+        faults.add(&error.faults);
+    }
+    match &stream {
+        Some(Err(Trouble::Faults(found))) => faults.add(&found.faults),
+        // It may be the settings' fault, so it is told beside the others.
+        Some(Err(Trouble::Brokers(error))) if !faults.is_empty() => faults.add(&[error]),
+        _ => {}
+    }
+    if let Some(Err(error)) = &classifier {
+        faults.add(&error.problems);
+    }
+    let (Ok(config), Some(Ok(classifier)), true) = (config, classifier, faults.is_empty()) else {
+        bail!(faults);
+    };
+    let stream = match stream.transpose() {
+        Ok(stream) => stream,
+        Err(Trouble::Brokers(error)) => bail!(error),
+        Err(Trouble::Faults(found)) => bail!(Faults::from(found)),
+    };
+    Ok(Checked {
+        config,
+        classifier,
+        stream,
+    })
+}
+
+enum Trouble {
+    Faults(ConfigError),
+    /// Not the settings' fault, as far as anybody can tell.
+    Brokers(TopicsError),
+}
+
+impl From<ConfigError> for Trouble {
+    fn from(error: ConfigError) -> Self {
+        Self::Faults(error)
+    }
+}
+
+fn with_topics(stream: StreamConfig) -> Result<(StreamConfig, Partitions), Trouble> {
+    let faults = properties_faults(&stream.properties);
+    if !faults.is_empty() {
+        return Err(Trouble::Faults(ConfigError { faults }));
+    }
+    match topics::ask(&stream) {
+        Ok(partitions) => Ok((stream, partitions)),
+        Err(TopicsError::Faults(faults)) => Err(Trouble::Faults(ConfigError { faults })),
+        Err(error) => Err(Trouble::Brokers(error)),
+    }
+}
+
+fn is_streaming(config: &Config) -> bool {
+    let topics = [
+        &config.topics.comments,
+        &config.topics.decisions,
+        &config.topics.dead_letters,
+    ];
+    !config.kafka.brokers.is_empty() || topics.iter().any(|topic| topic.is_some())
+}

@@ -1,0 +1,345 @@
+//! `moderatord demo`: the whole daemon on an embedded broker, with comments to watch.
+
+mod checkpoint;
+mod counter;
+mod samples;
+mod view;
+
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use clap::Args;
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::types::RDKafkaErrorCode;
+use serde_json::json;
+
+use super::run::serve_with;
+use super::{Exit, Faults};
+use crate::config::{BatchConfig, Config, Sources};
+use crate::kafka::QuietContext;
+use crate::kafka::embedded::{EmbeddedBroker, PROPERTIES};
+use crate::kafka::topics::Partitions;
+use crate::model::Classifier;
+use crate::ops::health::Health;
+use crate::pipeline::{Pipeline, Settings};
+use crate::telemetry;
+use counter::{Count, Counter, SENT_AT, now_us};
+use view::{Facts, View};
+
+const COMMENTS: &str = "comments";
+const DECISIONS: &str = "decisions";
+const DEAD_LETTERS: &str = "comments.dead-letters";
+const PARTITIONS: i32 = 3;
+
+/// How often the view is drawn and the end looked for.
+const TICK: Duration = Duration::from_millis(200);
+
+/// No new output for this long, although some are missing: they are lost.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct DemoArgs {
+    /// End after this many events, with a summary; without it, Ctrl-C does
+    #[arg(long, value_name = "N")]
+    events: Option<u64>,
+    /// Events to produce per second; 0 is as fast as they are taken
+    #[arg(long, value_name = "R", default_value_t = 50.0)]
+    rate: f64,
+    /// Print nothing but the summary, as one JSON object
+    #[arg(long)]
+    json: bool,
+    /// Folder of a checkpoint, instead of the small one inside this binary
+    #[arg(long, value_name = "FOLDER")]
+    model: Option<PathBuf>,
+}
+
+const AFTER_HELP: &str = "\
+Starts a broker in this process and prints its address, so that other clients can join:
+  kcat -b ADDRESS -C -t decisions
+Sample comments go through the very pipeline that `run` serves, with delivery at_least_once, since the
+embedded broker has no real transactions. Another consumer reads what comes out and counts: lost,
+duplicated, and the time from sending an event to reading its decision.
+
+The checkpoint inside this binary has random weights: it shows the form of an answer, not judgement.";
+
+pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    if !(args.rate >= 0.0 && args.rate.is_finite()) {
+        bail!("--rate is {}, expected 0 or more events per second", args.rate);
+    }
+    let broker = EmbeddedBroker::start().context("cannot start the embedded broker")?;
+    for topic in [COMMENTS, DECISIONS, DEAD_LETTERS] {
+        let created = broker.create_topic(topic, PARTITIONS);
+        created.with_context(|| format!("cannot create the topic {topic}"))?;
+    }
+    let folder = tempfile::tempdir().context("cannot make a folder for the checkpoint")?;
+    if args.model.is_none() {
+        checkpoint::unpack(folder.path()).context("cannot write the checkpoint")?;
+    }
+    let model = args.model.as_deref().unwrap_or(folder.path());
+    let config = Config::load(&sources(&broker.address(), &model.display().to_string())).map_err(Faults::from)?;
+    telemetry::start_for_command(&config.log);
+    let brokers = broker.address();
+    if !args.json {
+        writeln!(
+            out,
+            "broker    {brokers} (topics {COMMENTS}, {DECISIONS}, {DEAD_LETTERS})"
+        )?;
+        out.flush()?;
+    }
+    let classifier = Classifier::load(&config.model, &config.prompt).map_err(Faults::from)?;
+    let description = classifier.description().to_owned();
+    let (model, max_tokens) = serve_with(classifier, &config)?;
+    let settings = Settings {
+        stream: config.require_stream().map_err(Faults::from)?,
+        partitions: Partitions {
+            comments: PARTITIONS,
+            decisions: PARTITIONS,
+            dead_letters: PARTITIONS,
+        },
+        input: config.input.clone(),
+        batch: BatchConfig {
+            max_tokens,
+            ..config.batch.clone()
+        },
+        limits: config.limits,
+    };
+    let health = Arc::new(Health::new(PATIENCE));
+    let pipeline = Pipeline::start(&settings, model, &health)?;
+    let demo = Demo {
+        brokers: &brokers,
+        model: &description,
+        events: args.events,
+        rate: args.rate,
+        is_json: args.json,
+        counter: Counter::default(),
+        produced: AtomicU64::new(0),
+        stop: AtomicBool::new(false),
+    };
+    demo.watch(pipeline, out)
+}
+
+/// The demo's settings: nothing of the user's own, so that it is the same everywhere.
+fn sources(brokers: &str, model: &str) -> Sources {
+    let flag = |key, value: &str| (key, value.to_owned(), "demo");
+    let [(session, session_value), (wait, wait_value)] = PROPERTIES;
+    debug_assert_eq!((session, wait), ("session.timeout.ms", "fetch.wait.max.ms"));
+    Sources {
+        flags: vec![
+            flag("model.path", model),
+            flag("kafka.brokers", brokers),
+            flag("kafka.instance", "demo"),
+            flag("kafka.properties.session.timeout.ms", session_value),
+            flag("kafka.properties.fetch.wait.max.ms", wait_value),
+            flag("topics.comments", COMMENTS),
+            flag("topics.decisions", DECISIONS),
+            flag("topics.dead_letters", DEAD_LETTERS),
+            flag("delivery", "at_least_once"),
+        ],
+        ..Sources::default()
+    }
+}
+
+struct Demo<'a> {
+    brokers: &'a str,
+    model: &'a str,
+    events: Option<u64>,
+    rate: f64,
+    is_json: bool,
+    counter: Counter,
+    produced: AtomicU64,
+    stop: AtomicBool,
+}
+
+impl Demo<'_> {
+    /// Produces, counts and shows until the end.
+    fn watch(&self, pipeline: Pipeline, out: &mut dyn Write) -> anyhow::Result<Exit> {
+        let took = std::thread::scope(|scope| {
+            let counting = scope.spawn(|| self.counter.run(self.brokers, DECISIONS, DEAD_LETTERS, PARTITIONS));
+            let producing = scope.spawn(|| self.produce(&pipeline));
+            let shown = self.show(&pipeline, out);
+            self.stop.store(true, Ordering::Relaxed);
+            pipeline.drain(Instant::now() + Duration::from_secs(10));
+            while !pipeline.has_ended() {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            // What the drain has written is counted as well.
+            std::thread::sleep(TICK);
+            self.counter.stop();
+            let joined = (counting.join(), producing.join());
+            for (name, thread) in [("counting", joined.0), ("producing", joined.1)] {
+                match thread {
+                    Ok(result) => result.with_context(|| format!("{name} failed"))?,
+                    Err(_) => bail!("{name} panicked"),
+                }
+            }
+            shown
+        })?;
+        pipeline.join()?;
+        self.summary(took, out)
+    }
+
+    fn produce(&self, pipeline: &Pipeline) -> anyhow::Result<()> {
+        // Joining the group takes seconds here; what is sent before would only show how many.
+        while !pipeline.is_assigned() && !pipeline.is_ending() && !self.stop.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", self.brokers).set("linger.ms", "1");
+        let producer: BaseProducer<QuietContext> = config
+            .create_with_context(QuietContext)
+            .context("cannot make the producer")?;
+        let start = Instant::now();
+        for number in 0..self.events.unwrap_or(u64::MAX) {
+            while self.rate > 0.0 && start.elapsed().as_secs_f64() * self.rate < number as f64 {
+                producer.poll(Duration::from_millis(2));
+                if self.stop.load(Ordering::Relaxed) {
+                    break;
+                }
+            }
+            if self.stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let sample = samples::sample(number);
+            let sent_at = now_us().to_string();
+            let headers = OwnedHeaders::new().insert(Header {
+                key: SENT_AT,
+                value: Some(&sent_at),
+            });
+            let partition = i32::try_from(number % u64::from(PARTITIONS.unsigned_abs())).unwrap_or(0);
+            let mut record = BaseRecord::to(COMMENTS)
+                .partition(partition)
+                .key(&sample.key)
+                .headers(headers);
+            record.payload = sample.value.as_ref();
+            while let Err((error, refused)) = producer.send(record) {
+                if error.rdkafka_error_code() != Some(RDKafkaErrorCode::QueueFull) {
+                    return Err(error).context("cannot produce");
+                }
+                producer.poll(Duration::from_millis(10));
+                record = refused;
+            }
+            self.produced.fetch_add(1, Ordering::Relaxed);
+            producer.poll(Duration::ZERO);
+        }
+        producer.flush(PATIENCE).context("cannot produce the last events")
+    }
+
+    /// Shows what happens until it is over; gives the time until the last decision.
+    fn show(&self, pipeline: &Pipeline, out: &mut dyn Write) -> anyhow::Result<Duration> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?;
+        runtime.block_on(async {
+            let mut start = Instant::now();
+            let is_live = !self.is_json && std::io::stdout().is_terminal();
+            let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
+            let mut ticks = tokio::time::interval(TICK);
+            let (mut view, mut progress) = (View::default(), (0, start));
+            let mut rate = Rate::default();
+            loop {
+                tokio::select! {
+                    _ = &mut interrupt => return Ok(progress.1.saturating_duration_since(start)),
+                    _ = ticks.tick() => {}
+                }
+                let count = self.counter.count();
+                let (finished, now) = (count.finished(), Instant::now());
+                if self.produced.load(Ordering::Relaxed) == 0 {
+                    start = now;
+                }
+                if finished > progress.0 {
+                    progress = (finished, now);
+                }
+                if is_live {
+                    let facts = Facts {
+                        brokers: self.brokers,
+                        model: self.model,
+                        produced: self.produced.load(Ordering::Relaxed),
+                        elapsed: now - start,
+                        rate: rate.of(finished, now),
+                    };
+                    view.draw(&facts, &count, out)?;
+                } else if !self.is_json {
+                    rate.line(&count, now, out)?;
+                }
+                drop(count);
+                let is_complete = self.events.is_some_and(|events| finished >= events);
+                if is_complete || pipeline.is_ending() || (finished > 0 && now - progress.1 > PATIENCE) {
+                    return Ok(progress.1.saturating_duration_since(start));
+                }
+            }
+        })
+    }
+
+    fn summary(&self, took: Duration, out: &mut dyn Write) -> anyhow::Result<Exit> {
+        let count = self.counter.count();
+        let produced = self.produced.load(Ordering::Relaxed);
+        let lost = produced.saturating_sub(count.finished());
+        let round = |value: f64| (value * 10.0).round() / 10.0;
+        let (p50, p99) = (round(count.latency_ms(0.5)), round(count.latency_ms(0.99)));
+        let rate = round(count.finished() as f64 / took.as_secs_f64().max(1e-3));
+        if self.is_json {
+            let summary = json!({
+                "produced": produced,
+                "decided": count.decided,
+                "dead_lettered": count.dead_lettered,
+                "lost": lost,
+                "duplicated": count.duplicated,
+                "p50_ms": p50,
+                "p99_ms": p99,
+                "comments_per_second": rate,
+            });
+            writeln!(out, "{summary}")?;
+        } else {
+            writeln!(
+                out,
+                "\nproduced {produced}, decided {}, dead letters {}, lost {lost}, duplicated {}\n\
+                 latency p50 {p50} ms, p99 {p99} ms, {rate} comments per second",
+                count.decided, count.dead_lettered, count.duplicated
+            )?;
+        }
+        Ok(if lost == 0 && count.duplicated == 0 {
+            Exit::Success
+        } else {
+            Exit::Failure
+        })
+    }
+}
+
+/// Comments per second of late, and the plain form of the view.
+#[derive(Debug, Default)]
+struct Rate {
+    last: Option<(u64, Instant)>,
+    value: f64,
+}
+
+impl Rate {
+    fn of(&mut self, finished: u64, now: Instant) -> f64 {
+        let (before, then) = *self.last.get_or_insert((finished, now));
+        if now - then >= Duration::from_secs(1) {
+            self.value = (finished - before) as f64 / (now - then).as_secs_f64();
+            self.last = Some((finished, now));
+        }
+        self.value
+    }
+
+    /// A line a second, where the output is a file or a pipe.
+    fn line(&mut self, count: &Count, now: Instant, out: &mut dyn Write) -> std::io::Result<()> {
+        let before = self.last;
+        let rate = self.of(count.finished(), now);
+        if before.is_some() && self.last != before {
+            let latest = count.latest.back().map(view::line).unwrap_or_default();
+            let (decided, dead) = (count.decided, count.dead_lettered);
+            writeln!(out, "decided {decided}, dead letters {dead}, {rate:.0}/s {latest}")?;
+            out.flush()?;
+        }
+        Ok(())
+    }
+}

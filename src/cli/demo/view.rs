@@ -1,0 +1,120 @@
+//! The live view: a few lines that are drawn again, or plain lines where nobody watches a terminal.
+
+use std::fmt::Write as _;
+use std::io::{self, Write};
+use std::time::Duration;
+
+use super::counter::{Count, Seen};
+use super::samples::sample;
+
+/// What the view shows beside the count.
+pub(super) struct Facts<'a> {
+    pub brokers: &'a str,
+    pub model: &'a str,
+    pub produced: u64,
+    pub elapsed: Duration,
+    /// Comments per second of late.
+    pub rate: f64,
+}
+
+/// Draws over its last picture.
+#[derive(Debug, Default)]
+pub(super) struct View {
+    lines: usize,
+}
+
+impl View {
+    pub fn draw(&mut self, facts: &Facts<'_>, count: &Count, out: &mut dyn Write) -> io::Result<()> {
+        let picture = picture(facts, count);
+        // Up to the first line of the last picture; each line is cleared as it is written.
+        if self.lines > 0 {
+            write!(out, "\x1b[{}A", self.lines)?;
+        }
+        for line in picture.lines() {
+            writeln!(out, "\x1b[2K{line}")?;
+        }
+        self.lines = picture.lines().count();
+        out.flush()
+    }
+}
+
+fn picture(facts: &Facts<'_>, count: &Count) -> String {
+    let mut text = String::new();
+    let seconds = facts.elapsed.as_secs();
+    let action = |name: &str| count.actions.get(name).copied().unwrap_or(0);
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "moderatord demo   {:02}:{:02}   broker {}   {}",
+        seconds / 60,
+        seconds % 60,
+        facts.brokers,
+        facts.model
+    );
+    let _ = writeln!(
+        text,
+        "produced {}   decided {}   dead letters {}   duplicated {}   {:.0} comments/s",
+        facts.produced, count.decided, count.dead_lettered, count.duplicated, facts.rate
+    );
+    let _ = writeln!(
+        text,
+        "allow {}   review {}   block {}   delete {}   latency p50 {:.0} ms, p99 {:.0} ms",
+        action("allow"),
+        action("review"),
+        action("block"),
+        action("delete"),
+        count.latency_ms(0.5),
+        count.latency_ms(0.99)
+    );
+    text.push('\n');
+    for seen in &count.latest {
+        let _ = writeln!(text, "{}", line(seen));
+    }
+    text
+}
+
+/// One decision; the text is the sample's, which is ours to show.
+pub(super) fn line(seen: &Seen) -> String {
+    let number = seen.key.strip_prefix('c').and_then(|number| number.parse().ok());
+    let text = number.map_or("", |number| sample(number).text);
+    let probability = seen
+        .probability
+        .map_or_else(|| "     ".to_owned(), |probability| format!("{probability:.3}"));
+    format!("  {:<11}  {probability}  {text}", seen.action)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_picture_is_drawn_over_the_last() {
+        let facts = Facts {
+            brokers: "127.0.0.1:9092",
+            model: "a model",
+            produced: 3,
+            elapsed: Duration::from_secs(61),
+            rate: 20.4,
+        };
+        let mut count = Count::default();
+        count.decided = 1;
+        count.actions.insert("allow".into(), 1);
+        count.latest.push_back(Seen {
+            key: "c0".into(),
+            action: "allow".into(),
+            probability: Some(0.25),
+        });
+        let (mut view, mut out) = (View::default(), Vec::new());
+        view.draw(&facts, &count, &mut out).unwrap();
+        let once = String::from_utf8(out.clone()).unwrap().replace("\x1b[2K", "");
+        insta::assert_snapshot!(once, @r"
+        moderatord demo   01:01   broker 127.0.0.1:9092   a model
+        produced 3   decided 1   dead letters 0   duplicated 0   20 comments/s
+        allow 1   review 0   block 0   delete 0   latency p50 0 ms, p99 0 ms
+
+          allow        0.250  you look very nice today
+        ");
+        view.draw(&facts, &count, &mut out).unwrap();
+        assert!(String::from_utf8(out).unwrap().contains("\x1b[5A"));
+    }
+}
