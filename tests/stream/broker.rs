@@ -276,7 +276,15 @@ impl Broker {
         let consumer: BaseConsumer = config.create().unwrap();
         let mut list = TopicPartitionList::new();
         list.add_partition_range(topic, 0, partitions - 1);
-        let found = consumer.committed_offsets(list, PATIENCE).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        // A broker that has just come back does not coordinate yet.
+        let found = loop {
+            match consumer.committed_offsets(list.clone(), Duration::from_secs(10)) {
+                Ok(found) => break found,
+                Err(error) => assert!(Instant::now() < deadline, "{group}: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
         let offset = |offset| match offset {
             Offset::Offset(offset) => offset,
             _ => 0,
