@@ -3,6 +3,8 @@
 //! Pure: no clock, no I/O. Whatever the margin, the probability is finite and in `0..=1`, and a
 //! decision that the arithmetic or the length of the text leaves in doubt goes to a human.
 
+mod calibration;
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
@@ -10,35 +12,15 @@ use std::time::SystemTime;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+pub use calibration::{Calibration, CalibrationError};
+
+use calibration::sigmoid;
+
 use crate::config::PolicyConfig;
 use crate::message::{
     Action, AutomatedDecision, Comment, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scored, Scoring, Source,
     Thresholds, content_hash, hex,
 };
-
-/// From a margin to the probability that the policy looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Calibration {
-    /// The model's own probability.
-    Identity,
-}
-
-impl Calibration {
-    /// The calibrated probability of a margin; never decreasing.
-    pub fn probability(self, margin: f32) -> f64 {
-        match self {
-            Self::Identity => sigmoid(margin),
-        }
-    }
-
-    /// What [`ModelIdentity::calibration`] says of it.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Identity => "identity",
-        }
-    }
-}
 
 /// Which thresholds apply to whom.
 #[derive(Debug, Clone)]
@@ -112,7 +94,7 @@ impl Judge {
         let label = if probability >= 0.5 { Label::Hateful } else { Label::Ok };
         let scoring = Scoring {
             probability,
-            score: sigmoid(scored.margin),
+            score: sigmoid(f64::from(scored.margin)),
             margin: finite(scored.margin),
             label,
             thresholds,
@@ -170,17 +152,6 @@ fn decision(comment: &Comment, source: Option<&Source>, action: Action, scoring:
             Action::Review | Action::Delete => AutomatedDecision::Not,
         },
     }
-}
-
-/// Softmax of the hateful label over the two: in `0..=1` whatever the margin, one half for no number.
-fn sigmoid(margin: f32) -> f64 {
-    if margin.is_nan() {
-        return 0.5;
-    }
-    // `exp` of a positive number could overflow.
-    let tail = (-f64::from(margin.abs())).exp();
-    let larger = 1.0 / (1.0 + tail);
-    if margin >= 0.0 { larger } else { tail * larger }
 }
 
 /// JSON has no infinities. The scorer refuses such margins; this is the second net.
@@ -354,11 +325,6 @@ mod tests {
             let probability = |decision: &Decision| decision.scoring.as_ref().unwrap().probability;
             prop_assert!(probability(&low) <= probability(&high));
             prop_assert!(rank(&low) <= rank(&high));
-        }
-
-        #[test]
-        fn opposite_margins_sum_to_one(margin in -200f32..200.0) {
-            prop_assert!((sigmoid(margin) + sigmoid(-margin) - 1.0).abs() < 1e-15);
         }
     }
 }
