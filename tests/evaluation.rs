@@ -5,6 +5,8 @@
 mod common;
 
 use common::fixture;
+use moderatord::decide::Calibration;
+use moderatord::retrain::calibration::{CalibrationRow, fit};
 use moderatord::retrain::evaluation::{Bootstrap, Curves, EvaluationConfig, Point, ScoredRow, evaluate, quantile};
 use serde_json::Value;
 
@@ -137,5 +139,29 @@ fn quantiles_equal_numpy() {
         .zip(quantiles["expected"].as_array().unwrap())
     {
         close("quantile", quantile(&values, share).unwrap(), expected);
+    }
+}
+
+/// A general optimiser on the same objective, stopped at a gradient of about 1e-9.
+#[test]
+fn the_calibration_is_the_minimum() {
+    let recorded = recorded();
+    for case in recorded["cases"].as_array().unwrap() {
+        let rows: Vec<_> = rows(&recorded, case)
+            .into_iter()
+            .map(|row| CalibrationRow {
+                margin: row.margin,
+                hateful: f64::from(u8::from(row.hateful)),
+                weight: row.weight,
+            })
+            .collect();
+        let fitted = fit(&rows).unwrap();
+        let Calibration::Platt { slope, intercept } = fitted.calibration else {
+            panic!("{:?}", fitted.method);
+        };
+        let expected = |name: &str| case["platt"][name].as_f64().unwrap();
+        assert!((slope - expected("slope")).abs() < 1e-6, "{slope}");
+        assert!((intercept - expected("intercept")).abs() < 1e-6, "{intercept}");
+        assert!(fitted.log_loss_after < fitted.log_loss_before);
     }
 }

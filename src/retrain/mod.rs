@@ -1,8 +1,10 @@
 //! A better adapter from labelled feedback.
 
+pub mod calibration;
 pub mod dataset;
 pub mod evaluation;
 pub mod feedback;
+mod logistic;
 pub mod near_duplicates;
 pub mod optimizer;
 pub mod peft;
