@@ -2,8 +2,7 @@
 //!
 //! Platt, "Probabilistic outputs for support vector machines", 1999, with the targets of its section
 //! 2.2 and Newton's method as in Lin, Lin and Weng, "A note on Platt's probabilistic outputs", 2007.
-//! Rows count by their weight, one over the probability of having been chosen; what a weighted sample
-//! is worth is its effective number of rows, `(sum w)^2 / sum w^2` (Kish, 1965).
+//! Rows count by their weight, one over the probability of having been chosen.
 //!
 //! The rule: with at least [`MIN_PLATT`] effective rows of each class slope and intercept are fitted
 //! (Platt); with at least [`MIN_TEMPERATURE`] of each the slope alone (temperature); with fewer, or
@@ -12,6 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::logistic::{MAX_STEPS, Parameters, Regression, softplus};
+use super::sampling::effective_rows;
 use crate::decide::Calibration;
 
 /// The intercept's standard error is at least `sqrt(1/n + 1/m)` for classes of n and m rows: 0.37
@@ -107,8 +107,8 @@ pub struct CalibrationRowError {
 /// [`CalibrationRowError`]: a margin, label or weight outside of its range.
 pub fn fit(rows: &[CalibrationRow]) -> Result<Fitted, CalibrationRowError> {
     check(rows)?;
-    let effective_hateful = effective(rows.iter().map(|row| (row.weight, row.hateful)));
-    let effective_ok = effective(rows.iter().map(|row| (row.weight, 1.0 - row.hateful)));
+    let effective_hateful = effective_rows(rows.iter().map(|row| (row.weight, row.hateful)));
+    let effective_ok = effective_rows(rows.iter().map(|row| (row.weight, 1.0 - row.hateful)));
     let smaller = effective_hateful.min(effective_ok);
     let (calibration, method) = if smaller < MIN_TEMPERATURE {
         (Err(Reason::TooFew { effective: smaller }), Method::Temperature)
@@ -154,14 +154,6 @@ fn check(rows: &[CalibrationRow]) -> Result<(), CalibrationRowError> {
         }
     }
     Ok(())
-}
-
-/// Kish's effective number of rows of a class, of which each row is a `share`.
-fn effective(rows: impl Iterator<Item = (f64, f64)>) -> f64 {
-    let (sum, squares) = rows.fold((0.0, 0.0), |(sum, squares), (weight, share)| {
-        (sum + weight * share, squares + weight * weight * share)
-    });
-    if squares > 0.0 { sum * sum / squares } else { 0.0 }
 }
 
 /// The fitted line, if it rises; `hateful` and `ok` are effective numbers of rows.

@@ -8,4 +8,6 @@ mod logistic;
 pub mod near_duplicates;
 pub mod optimizer;
 pub mod peft;
+mod sampling;
+pub mod thresholds;
 pub mod trainer;
