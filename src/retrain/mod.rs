@@ -4,6 +4,7 @@ pub mod calibration;
 pub mod dataset;
 pub mod evaluation;
 pub mod feedback;
+pub mod gate;
 mod logistic;
 pub mod near_duplicates;
 pub mod optimizer;
