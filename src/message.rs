@@ -254,6 +254,16 @@ pub fn content_hash(bytes: &[u8]) -> String {
     format!("sha256:{}", hex(&Sha256::digest(bytes)))
 }
 
+/// Content hash of an adapter: over the hashes of its two PEFT files, as `sha256sum` lists them.
+pub fn adapter_hash(config: &[u8], weights: &[u8]) -> String {
+    let files = format!(
+        "adapter_config.json {}\nadapter_model.safetensors {}\n",
+        content_hash(config),
+        content_hash(weights)
+    );
+    content_hash(files.as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -17,7 +17,7 @@ use super::checkpoint::{MAX_ADAPTER_CONFIG_BYTES, read_bytes};
 use super::config::GemmaConfig;
 use super::problem::LoadError;
 use super::tensor_file::TensorFile;
-use crate::message::content_hash;
+use crate::message::adapter_hash;
 
 /// The seven linear layers of a block that an adapter can target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -121,15 +121,10 @@ impl Adapter {
                 problems: reader.problems,
             });
         }
-        let files = format!(
-            "adapter_config.json {}\nadapter_model.safetensors {}\n",
-            content_hash(&config_bytes),
-            content_hash(file.bytes())
-        );
         let description = describe(&weights);
         Ok(Self {
             weights,
-            fingerprint: content_hash(files.as_bytes()),
+            fingerprint: adapter_hash(&config_bytes, file.bytes()),
             version,
             description,
         })
