@@ -20,6 +20,7 @@ pub mod prompt;
 
 pub mod model;
 pub mod ops;
+pub mod registry;
 pub mod retrain;
 pub mod score;
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod registry;
+
 use std::path::{Path, PathBuf};
 
 use moderatord::config::{DeviceChoice, ModelConfig, PromptConfig, Quantize};

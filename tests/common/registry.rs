@@ -1,0 +1,43 @@
+//! Drafts of adapter versions: small, and different by name.
+
+use std::collections::BTreeMap;
+
+use moderatord::decide::Calibration;
+use moderatord::registry::{DerivedThresholds, Draft, Facts, RecordKind};
+use serde_json::json;
+
+/// A draft; a later letter is a later version. All share a prompt, each has its own calibration.
+pub fn draft(name: &str) -> Draft {
+    let number = name.bytes().next().unwrap();
+    let calibration = Calibration::platt(f64::from(number) / 100.0, 0.0).unwrap();
+    let prompt = r#"{"format":1,"separator":"<separator>"}"#;
+    let files = [
+        ("adapter_config.json", r#"{"r": 8}"#.to_owned()),
+        ("adapter_model.safetensors", format!("weights of {name}")),
+        ("report.html", format!("<p>{name}</p>")),
+    ];
+    Draft {
+        facts: Facts {
+            created_at: format!("2026-01-01T00:00:00.{number:03}Z"),
+            parent: None,
+            base: "sha256:base".into(),
+            prompt: "sha256:prompt".into(),
+            normalizer: "nfc-1".into(),
+            calibration,
+            thresholds: DerivedThresholds::default(),
+            seed: 1,
+            hyperparameters: json!({"rank": 8}),
+            data: json!({"hash": "sha256:data"}),
+            metrics: json!({"pr_auc": 0.9}),
+            gate: json!({"promote": true}),
+        },
+        files: files
+            .map(|(name, text)| (name.to_owned(), text.into_bytes()))
+            .into_iter()
+            .collect(),
+        records: BTreeMap::from([
+            (RecordKind::Prompt, prompt.to_owned()),
+            (RecordKind::Calibration, calibration.canonical()),
+        ]),
+    }
+}
