@@ -9,6 +9,7 @@ mod logistic;
 pub mod near_duplicates;
 pub mod optimizer;
 pub mod peft;
+pub mod report;
 mod sampling;
 pub mod thresholds;
 pub mod trainer;
