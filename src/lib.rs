@@ -28,3 +28,4 @@ pub mod decide;
 pub mod emit;
 
 pub mod pipeline;
+pub mod serving;

@@ -32,6 +32,7 @@ use crate::ops::metrics as names;
 use crate::prompt::Prompter;
 use crate::score::stage::ScoreStage;
 use crate::score::{Row, Scorer};
+use crate::serving::Replacement;
 use crate::stream::{Control, InFlight, Ownership, Progress, Record, StreamError};
 
 /// Micro-batches between two stages: one that waits while one is worked on.
@@ -65,6 +66,8 @@ pub struct Model {
     pub prompter: Arc<Prompter>,
     /// Policy, calibration and identity; may be replaced while the stream runs.
     pub judge: Arc<CurrentJudge>,
+    /// Where another scorer may come from while the stream runs; a channel without a sender for none.
+    pub swap: Receiver<Replacement>,
 }
 
 /// A running stream.
@@ -98,10 +101,7 @@ impl Pipeline {
             paused: AtomicBool::new(false),
         };
         let made = GroupConsumer::from_config_and_context(&config(stream, Role::Consumer), membership);
-        let consumer = Arc::new(made.map_err(|error| StreamError::Kafka {
-            doing: "make a consumer",
-            reason: error.to_string(),
-        })?);
+        let consumer = Arc::new(made.map_err(|error| StreamError::Client(error.to_string()))?);
         let shared = Shared {
             consumer: Arc::clone(&consumer),
             control: Arc::clone(&control),
@@ -140,6 +140,7 @@ impl Pipeline {
             scorer: model.scorer,
             canary: model.canary,
             judge: model.judge,
+            swap: model.swap,
             health: Arc::clone(health),
             control: Arc::clone(&control),
         };

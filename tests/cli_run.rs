@@ -235,7 +235,10 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
     }
 
     service.signal("TERM");
-    assert_eq!(notifications.state(), "STOPPING=1\nSTATUS=draining");
+    assert_eq!(
+        notifications.state(),
+        "STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=draining"
+    );
     let code = service.end();
     let log = std::fs::read_to_string(&log).unwrap();
     assert_eq!(code, Some(0), "{log}");

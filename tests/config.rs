@@ -149,7 +149,7 @@ fn the_commented_examples_of_the_shipped_file_are_valid() {
         .map(|line| if is_example(&line) { &line[1..] } else { line })
         .flat_map(|line| [line, "\n"])
         .collect();
-    let config = load(&active, &[("KAFKA__PASSWORD_FILE", "")]);
+    let config = load(&active, &[("KAFKA__PASSWORD_FILE", ""), ("MODEL__ADAPTER", "")]);
     let stream = config.require_stream().unwrap();
     assert_eq!(stream.topics.decisions, "decisions");
     assert_eq!(stream.instance, "gpu0");
@@ -238,7 +238,7 @@ linger = "2h"
 review = 0.95
 [policy.communities.garden]
 blok = 0.1
-[registry]
+[storage]
 url = "file:///r"
 [http]
 listen = "localhost"
@@ -267,7 +267,7 @@ grace = 20
     log.level = "loud" (environment variable MODERATORD__LOG__LEVEL): expected "error" or "warn" or "info" or "debug" or "trace"
     kafka.passwort (moderatord.toml): unknown key; did you mean `kafka.password_file`?
     model.pth (moderatord.toml): unknown key; did you mean `model.path`?
-    registry (moderatord.toml): unknown key
+    storage (moderatord.toml): unknown key
     "#);
 }
 

@@ -5,7 +5,7 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::checked::{self, Checked, Streaming};
+use super::checked::{self, Checked, CheckedModel, Streaming};
 use super::{Exit, SettingsArgs};
 use crate::config::{Config, Delivery, StreamConfig};
 use crate::decide::Policy;
@@ -40,11 +40,11 @@ Exit codes: 0 nothing is wrong, 78 something is, 1 no broker answers, --oracle d
 pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let Checked {
         config,
-        mut classifier,
+        mut model,
         stream,
     } = checked::check(&args.settings, Streaming::IfSet, telemetry::start_for_command)?;
-    let margins = sample_margins(&mut classifier)?;
-    summary(&config, &classifier, &margins, out)?;
+    let margins = sample_margins(&mut model.loaded.classifier)?;
+    summary(&config, &model, &margins, out)?;
     stream_summary(stream.as_ref(), out)?;
     if args.oracle {
         let report = oracle::compare(&config.model, &config.prompt, &canary::TEXTS)?;
@@ -67,7 +67,8 @@ fn sample_margins(classifier: &mut Classifier) -> anyhow::Result<Vec<f32>> {
     classifier.score(&rows).context("cannot score the samples")
 }
 
-fn summary(config: &Config, classifier: &Classifier, margins: &[f32], out: &mut dyn Write) -> std::io::Result<()> {
+fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn Write) -> std::io::Result<()> {
+    let classifier = &model.loaded.classifier;
     let identity = classifier.identity();
     let policy = Policy::new(&config.policy);
     let thresholds = config.policy.thresholds;
@@ -81,6 +82,15 @@ fn summary(config: &Config, classifier: &Classifier, margins: &[f32], out: &mut 
     writeln!(out, "model     {}", classifier.description())?;
     writeln!(out, "base      {}", identity.base)?;
     writeln!(out, "adapter   {}", identity.adapter)?;
+    if let Some(registry) = &model.registry {
+        let version = identity.adapter_version.as_deref().unwrap_or("none, the bare base");
+        let pointer = model.pointer_sequence();
+        writeln!(
+            out,
+            "registry  {}, pointer {pointer}, version {version}",
+            registry.place()
+        )?;
+    }
     writeln!(out, "prompt    {}", identity.prompt)?;
     writeln!(
         out,

@@ -4,17 +4,35 @@
 use anyhow::bail;
 
 use super::{Faults, SettingsArgs};
-use crate::config::{Config, ConfigError, Draft, LogConfig, StreamConfig};
+use crate::config::{Config, ConfigError, Draft, Fault, LogConfig, StreamConfig};
 use crate::kafka::properties_faults;
 use crate::kafka::topics::{self, Partitions, TopicsError};
-use crate::model::Classifier;
+use crate::registry::{Pointer, Registry};
+use crate::serving::{self, Loaded, ServingError, Source};
 
 /// Everything that was found to be in order.
 pub(super) struct Checked {
     pub config: Config,
-    pub classifier: Classifier,
+    pub model: CheckedModel,
     /// Absent where nothing of the stream is set.
     pub stream: Option<(StreamConfig, Partitions)>,
+}
+
+/// A loaded model and where it came from.
+pub(super) struct CheckedModel {
+    pub loaded: Loaded,
+    pub source: Source,
+    /// Absent where the settings name none.
+    pub registry: Option<Registry>,
+    /// What the registry says is in service.
+    pub pointer: Option<Pointer>,
+}
+
+impl CheckedModel {
+    /// The pointer's number; 0 where there is none.
+    pub fn pointer_sequence(&self) -> u64 {
+        self.pointer.as_ref().map_or(0, |pointer| pointer.sequence)
+    }
 }
 
 /// Whether settings of the stream must be there.
@@ -32,6 +50,7 @@ pub(super) enum Streaming {
 pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfig)) -> anyhow::Result<Checked> {
     let draft = Draft::read(&args.sources());
     let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
+    let registry = draft.registry().cloned();
     let config = draft.finish();
     if let Ok(config) = &config {
         log(&config.log);
@@ -43,8 +62,8 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
         }
         _ => None,
     };
-    let classifier = match (model, prompt) {
-        (Some(model), Some(prompt)) => Some(Classifier::load(&model, &prompt)),
+    let model = match (model, prompt) {
+        (Some(model), Some(prompt)) => Some(load(Source { model, prompt }, registry.and_then(|found| found.url))),
         _ => None,
     };
     let mut faults = Faults::default();
@@ -57,10 +76,20 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
         Some(Err(Trouble::Brokers(error))) if !faults.is_empty() => faults.add(&[error]),
         _ => {}
     }
-    if let Some(Err(error)) = &classifier {
-        faults.add(&error.problems);
-    }
-    let (Ok(config), Some(Ok(classifier)), true) = (config, classifier, faults.is_empty()) else {
+    let model = match model {
+        Some(Err(ServingError::Load(error))) => {
+            faults.add(&error.problems);
+            None
+        }
+        Some(Err(error)) if error.is_passing() && faults.is_empty() => bail!(error),
+        Some(Err(error)) => {
+            faults.add(&[error]);
+            None
+        }
+        Some(Ok(model)) => Some(model),
+        None => None,
+    };
+    let (Ok(config), Some(model), true) = (config, model, faults.is_empty()) else {
         bail!(faults);
     };
     let stream = match stream.transpose() {
@@ -68,10 +97,23 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
         Err(Trouble::Brokers(error)) => bail!(error),
         Err(Trouble::Faults(found)) => bail!(Faults::from(found)),
     };
-    Ok(Checked {
-        config,
-        classifier,
-        stream,
+    Ok(Checked { config, model, stream })
+}
+
+/// Loads what the registry says is in service, or what the settings name where there is none.
+fn load(source: Source, registry: Option<String>) -> Result<CheckedModel, ServingError> {
+    let registry = registry.as_deref().map(Registry::open).transpose()?;
+    let runtime = serving::runtime()?;
+    let pointer = match &registry {
+        Some(registry) => runtime.block_on(registry.current())?,
+        None => None,
+    };
+    let loaded = runtime.block_on(source.load(registry.as_ref(), pointer.as_ref()))?;
+    Ok(CheckedModel {
+        loaded,
+        source,
+        registry,
+        pointer,
     })
 }
 
@@ -95,6 +137,15 @@ fn with_topics(stream: StreamConfig) -> Result<(StreamConfig, Partitions), Troub
     match topics::ask(&stream) {
         Ok(partitions) => Ok((stream, partitions)),
         Err(TopicsError::Faults(faults)) => Err(Trouble::Faults(ConfigError { faults })),
+        Err(TopicsError::Client(reason)) => Err(Trouble::Faults(
+            Fault {
+                key: "kafka.properties".to_owned(),
+                value: None,
+                origin: None,
+                expected: reason,
+            }
+            .into(),
+        )),
         Err(error) => Err(Trouble::Brokers(error)),
     }
 }

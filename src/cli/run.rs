@@ -5,22 +5,24 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
-use super::checked::{Checked, Streaming, check};
+use super::checked::{Checked, CheckedModel, Streaming, check};
 use super::{Exit, SettingsArgs};
-use crate::config::{BatchConfig, Config, Sources};
-use crate::decide::{Calibration, CurrentJudge, Judge, Policy};
-use crate::model::Classifier;
+use crate::config::{BatchConfig, Config, Sources, StreamConfig};
+use crate::decide::CurrentJudge;
+use crate::kafka::topics::Partitions;
 use crate::ops::health::{Health, Phase};
 use crate::ops::http::{self, Outside};
 use crate::ops::metrics;
 use crate::ops::notify::Notifier;
 use crate::pipeline::{Model, Pipeline, Settings};
-use crate::score::canary;
-use crate::score::warm_up::warm_up;
+use crate::registry::{RecordKind, Registry};
+use crate::serving::watch::{Watch, announce};
+use crate::serving::{Replacement, Served};
 use crate::telemetry;
 
 /// No scored batch for this long means that nothing works: several canaries and the longest batch.
@@ -44,17 +46,15 @@ Checks settings, model and brokers, warms the model up, joins the consumer group
 
 SIGTERM or SIGINT: what is in flight is finished within `shutdown.grace`, then the group is left. A
 second one ends at once. Either way nothing is lost: what is unfinished is read again.
-SIGHUP: the policy is read again from the settings; everything else needs a restart.
+SIGHUP: the policy is read again from the settings, and the registry is looked at; everything else needs
+a restart.
 
 Exit codes: 0 stopped as told, 1 failed (start it again), 64 wrong usage, 78 settings, model, topics
 or committed offsets need a person.";
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
-    let Checked {
-        config,
-        classifier,
-        stream,
-    } = check(&args.settings, Streaming::Required, telemetry::start)?;
+    let checked = check(&args.settings, Streaming::Required, telemetry::start)?;
+    let Checked { config, model, stream } = checked;
     let (stream, partitions) = stream.context("the settings name no stream")?;
     if let Some(warning) = partitions.warning() {
         warn!(warning, "the topics differ in their partitions");
@@ -64,20 +64,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         .build()
         .context("cannot start the runtime")?;
     let daemon = runtime.block_on(Daemon::prepare(&config))?;
-    announce(&classifier);
-    let (model, max_tokens) = serve_with(classifier, &config)?;
+    let registry = model.registry.clone();
+    let (serving, source) = (model.pointer_sequence(), model.source.clone());
+    let served = warm(model, &config)?;
+    announce(&served.judged.identity);
     daemon.health.scored(Instant::now());
+    let (replace, swap) = bounded(0);
+    let (settings, model) = assemble(served, stream, partitions, &config, swap);
     let judge = Arc::clone(&model.judge);
-    let settings = Settings {
-        stream,
-        partitions,
-        input: config.input.clone(),
-        batch: BatchConfig {
-            max_tokens,
-            ..config.batch.clone()
-        },
-        limits: config.limits,
-    };
     let pipeline = Pipeline::start(&settings, model, &daemon.health)?;
     info!(
         group = settings.stream.group,
@@ -85,17 +79,38 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         delivery = ?settings.stream.delivery,
         "serving"
     );
-    runtime.block_on(daemon.serve(pipeline, &args.settings.sources(), &judge, config.shutdown.grace))?;
+    let (nudge, nudges) = bounded(1);
+    if let Some(registry) = registry.clone() {
+        let watch = Watch {
+            source,
+            registry,
+            serving,
+            max_tokens: settings.batch.max_tokens,
+            poll: config.registry.poll,
+        };
+        // Ends with the process: whatever it is loading then is of no use to anybody.
+        std::thread::Builder::new()
+            .name("watch".to_owned())
+            .spawn(move || watch.run(&nudges, &replace))
+            .context("cannot start the registry's watcher")?;
+    }
+    let reload = Reload {
+        sources: args.settings.sources(),
+        judge: &judge,
+        registry,
+        nudge,
+    };
+    runtime.block_on(reload.keep_policy());
+    runtime.block_on(daemon.serve(pipeline, &reload, config.shutdown.grace))?;
     Ok(Exit::Success)
 }
 
-/// A warm model and the size of its micro-batches.
-pub(super) fn serve_with(mut classifier: Classifier, config: &Config) -> anyhow::Result<(Model, usize)> {
-    let prompter = classifier.prompter();
-    let canary = canary::rows(&prompter).context("cannot prompt a known good comment")?;
+/// Scores the canary and the largest batch.
+pub(super) fn warm(model: CheckedModel, config: &Config) -> anyhow::Result<Served> {
     let started = Instant::now();
     let wanted = config.batch.max_tokens;
-    let max_tokens = warm_up(&mut classifier, &canary, wanted).context("cannot score a known good comment")?;
+    let served = model.source.warm_up(model.loaded, wanted)?;
+    let max_tokens = served.max_tokens;
     info!(max_tokens, seconds = started.elapsed().as_secs_f64(), "model is warm");
     if max_tokens < wanted {
         info!(
@@ -103,34 +118,63 @@ pub(super) fn serve_with(mut classifier: Classifier, config: &Config) -> anyhow:
             wanted, "micro-batches are kept smaller than batch.max_tokens: the device would take over a second"
         );
     }
-    let judge = Judge {
-        policy: Policy::new(&config.policy),
-        calibration: Calibration::Identity,
-        model: classifier.identity().clone(),
-    };
-    let model = Model {
-        canary,
-        prompter,
-        judge: Arc::new(CurrentJudge::new(judge)),
-        scorer: Box::new(classifier),
-    };
-    Ok((model, max_tokens))
+    Ok(served)
 }
 
-fn announce(classifier: &Classifier) {
-    let identity = classifier.identity();
-    let adapter_version = identity.adapter_version.clone().unwrap_or_default();
-    ::metrics::gauge!(
-        metrics::MODEL_INFO,
-        "base" => identity.base.clone(),
-        "adapter" => identity.adapter.clone(),
-        "adapter_version" => adapter_version,
-        "prompt" => identity.prompt.clone(),
-        "device" => identity.device.clone(),
-        "dtype" => identity.dtype.clone(),
-        "quantization" => identity.quantization.clone(),
-    )
-    .set(1.0);
+/// The pipeline's two halves.
+pub(super) fn assemble(
+    served: Served,
+    stream: StreamConfig,
+    partitions: Partitions,
+    config: &Config,
+    swap: Receiver<Replacement>,
+) -> (Settings, Model) {
+    let settings = Settings {
+        stream,
+        partitions,
+        input: config.input.clone(),
+        batch: BatchConfig {
+            max_tokens: served.max_tokens,
+            ..config.batch.clone()
+        },
+        limits: config.limits,
+    };
+    let model = Model {
+        canary: served.canary,
+        prompter: served.classifier.prompter(),
+        judge: Arc::new(CurrentJudge::new(config.policy.clone(), served.judged)),
+        scorer: Box::new(served.classifier),
+        swap,
+    };
+    (settings, model)
+}
+
+/// What SIGHUP does.
+struct Reload<'a> {
+    sources: Sources,
+    judge: &'a CurrentJudge,
+    registry: Option<Registry>,
+    /// Has the registry looked at.
+    nudge: Sender<()>,
+}
+
+impl Reload<'_> {
+    /// Reads the policy again, and has the registry looked at. A faulty file changes nothing.
+    async fn now(&self) {
+        reload_policy(&self.sources, self.judge);
+        self.keep_policy().await;
+        // One that waits already is as good.
+        let _ = self.nudge.try_send(());
+    }
+
+    /// Keeps what decisions name by hash, for `explain`.
+    async fn keep_policy(&self) {
+        let Some(registry) = &self.registry else { return };
+        let judge = self.judge.get();
+        if let Err(error) = registry.put_record(RecordKind::Policy, judge.policy.canonical()).await {
+            warn!(%error, "cannot keep the policy's record; `explain` will miss it");
+        }
+    }
 }
 
 /// What faces the operating system: signals, HTTP, the service manager.
@@ -139,8 +183,6 @@ struct Daemon {
     notifier: Notifier,
     listener: TcpListener,
     outside: Outside,
-    stop: [Signal; 2],
-    reload: Signal,
 }
 
 impl Daemon {
@@ -150,7 +192,6 @@ impl Daemon {
             .await
             .with_context(|| format!("cannot listen on {address} (http.listen)"))?;
         let health = Arc::new(Health::new(STALL_LIMIT));
-        let listen = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self {
             outside: Outside {
                 metrics: metrics::install().context("cannot start the metrics")?,
@@ -160,27 +201,22 @@ impl Daemon {
             health,
             notifier: Notifier::from_environment().context("NOTIFY_SOCKET is no address")?,
             listener,
-            stop: [listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?],
-            reload: listen(SignalKind::hangup())?,
         })
     }
 
     /// Until the stream ends, by itself or because a signal says so.
-    async fn serve(
-        self,
-        pipeline: Pipeline,
-        sources: &Sources,
-        judge: &CurrentJudge,
-        grace: Duration,
-    ) -> anyhow::Result<()> {
+    async fn serve(self, pipeline: Pipeline, reload_all: &Reload<'_>, grace: Duration) -> anyhow::Result<()> {
         let Self {
             health,
             notifier,
             listener,
             outside,
-            stop: [mut terminate, mut interrupt],
-            mut reload,
         } = self;
+        // Only now: until there is something to drain, a signal may end the process as it always does.
+        let listen = |kind| signal(kind).context("cannot listen for signals");
+        let mut terminate = listen(SignalKind::terminate())?;
+        let mut interrupt = listen(SignalKind::interrupt())?;
+        let mut reload = listen(SignalKind::hangup())?;
         let address = listener
             .local_addr()
             .context("cannot tell the address of http.listen")?;
@@ -201,7 +237,7 @@ impl Daemon {
                 _ = interrupt.recv() => true,
                 _ = reload.recv() => {
                     notifier.reloading(monotonic());
-                    reload_policy(sources, judge);
+                    reload_all.now().await;
                     notifier.ready("serving");
                     false
                 }
@@ -211,7 +247,7 @@ impl Daemon {
                 None if stop => {
                     deadline = Some(now + grace + PATIENCE);
                     health.enter(Phase::Draining);
-                    notifier.stopping("draining");
+                    notifier.stopping("draining", grace + PATIENCE);
                     pipeline.drain(now + grace);
                 }
                 Some(_) if stop => {
@@ -232,7 +268,7 @@ impl Daemon {
         feeder.abort();
         server.abort();
         if health.phase() == Phase::Failed {
-            notifier.stopping("failed");
+            notifier.stopping("failed", PATIENCE);
         }
         let ended = pipeline.join();
         if ended.is_ok() {
@@ -253,16 +289,14 @@ fn reload_policy(sources: &Sources, judge: &CurrentJudge) {
             return;
         }
     };
-    let (current, policy) = (judge.get(), Policy::new(&config.policy));
+    let before = judge.get();
+    judge.set_policy(config.policy);
+    let after = judge.get();
     info!(
-        policy = policy.content_hash(),
-        was = current.policy.content_hash(),
+        policy = after.policy.content_hash(),
+        was = before.policy.content_hash(),
         "policy reloaded"
     );
-    judge.set(Judge {
-        policy,
-        ..Judge::clone(&current)
-    });
 }
 
 /// As systemd wants it beside RELOADING=1: of CLOCK_MONOTONIC, which on Linux counts from the boot.

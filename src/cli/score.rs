@@ -308,6 +308,7 @@ mod tests {
         let mut session = Session {
             judge: Judge {
                 policy: Policy::new(&PolicyConfig {
+                    from_adapter: false,
                     thresholds,
                     communities: Default::default(),
                 }),

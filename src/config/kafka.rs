@@ -44,6 +44,8 @@ pub struct TopicsConfig {
     pub decisions: Option<String>,
     /// Written: what could not be decided.
     pub dead_letters: Option<String>,
+    /// Read by retraining: labelled texts.
+    pub feedback: Option<String>,
 }
 
 /// Where a group without committed offsets begins.
@@ -169,20 +171,13 @@ impl Config {
         if instance.is_none() {
             require("kafka.instance", "a name, as the host has none");
         }
-        let mut properties = self.kafka.properties.clone();
-        if let Some(path) = &self.kafka.password_file {
-            match read_password(path) {
-                Ok(password) => {
-                    properties.0.insert("sasl.password".to_owned(), password);
-                }
-                Err(reason) => faults.push(Fault {
-                    key: "kafka.password_file".to_owned(),
-                    value: Some(path.display().to_string()),
-                    origin: None,
-                    expected: reason,
-                }),
+        let properties = match self.kafka.properties_with_password() {
+            Ok(properties) => properties,
+            Err(fault) => {
+                faults.push(fault);
+                KafkaProperties::default()
             }
-        }
+        };
         if !faults.is_empty() {
             return Err(ConfigError { faults });
         }
@@ -203,6 +198,23 @@ impl Config {
             delivery: self.delivery,
             commit_interval: self.kafka.commit_interval,
         })
+    }
+}
+
+impl KafkaConfig {
+    /// librdkafka's settings with the password of its file.
+    pub(super) fn properties_with_password(&self) -> Result<KafkaProperties, Fault> {
+        let mut properties = self.properties.clone();
+        if let Some(path) = &self.password_file {
+            let password = read_password(path).map_err(|reason| Fault {
+                key: "kafka.password_file".to_owned(),
+                value: Some(path.display().to_string()),
+                origin: None,
+                expected: reason,
+            })?;
+            properties.0.insert("sasl.password".to_owned(), password);
+        }
+        Ok(properties)
     }
 }
 
@@ -239,6 +251,8 @@ const RESERVED: &[(&str, &str)] = &[
     ("enable.gapless.guarantee", ONCE),
     ("group.protocol", ONCE),
     ("partition.assignment.strategy", ONCE),
+    ("message.timeout.ms", ONCE),
+    ("delivery.timeout.ms", ONCE),
     ("partitioner", "a decision goes to the partition of its comment"),
 ];
 
@@ -333,7 +347,12 @@ fn properties(reader: &mut Reader, has_password_file: bool) -> KafkaProperties {
 }
 
 fn topics(reader: &mut Reader) -> TopicsConfig {
-    let keys = ["topics.comments", "topics.decisions", "topics.dead_letters"];
+    let keys = [
+        "topics.comments",
+        "topics.decisions",
+        "topics.dead_letters",
+        "topics.feedback",
+    ];
     let names = keys.map(|key| {
         let name = reader.optional_string(key);
         if name.as_ref().is_some_and(|name| !is_kafka_name(name)) {
@@ -347,11 +366,12 @@ fn topics(reader: &mut Reader) -> TopicsConfig {
             reader.fault(key, format!("expected another topic than {}", keys[earlier]));
         }
     }
-    let [comments, decisions, dead_letters] = names;
+    let [comments, decisions, dead_letters, feedback] = names;
     TopicsConfig {
         comments,
         decisions,
         dead_letters,
+        feedback,
     }
 }
 

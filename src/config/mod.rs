@@ -8,6 +8,7 @@ mod fault;
 mod kafka;
 mod layers;
 mod reader;
+mod retrain;
 mod sections;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use std::time::Duration;
 pub use fault::{ConfigError, Fault};
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
+pub use retrain::{FeedbackTopic, RegistryConfig, RetrainConfig};
 
 use crate::message::Thresholds;
 
@@ -42,6 +44,10 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// From which probability on what happens.
     pub policy: PolicyConfig,
+    /// Where adapter versions are kept.
+    pub registry: RegistryConfig,
+    /// How an adapter is trained and judged.
+    pub retrain: RetrainConfig,
     /// Metrics and health.
     pub http: HttpConfig,
     /// The end.
@@ -83,6 +89,8 @@ struct Rest {
     batch: BatchConfig,
     limits: LimitsConfig,
     policy: PolicyConfig,
+    registry: RegistryConfig,
+    retrain: RetrainConfig,
     http: HttpConfig,
     shutdown: ShutdownConfig,
     log: LogConfig,
@@ -107,6 +115,7 @@ impl Draft {
         let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
         let (batch, policy) = (sections::batch(&mut reader), sections::policy(&mut reader));
         let limits = sections::limits(&mut reader);
+        let (registry, retrain) = (retrain::registry(&mut reader), retrain::retrain(&mut reader));
         let (http, shutdown) = (sections::http(&mut reader), sections::shutdown(&mut reader));
         let log = sections::log(&mut reader);
         sections::across(&mut reader, prompt.as_ref(), batch.as_ref(), shutdown.as_ref());
@@ -121,6 +130,8 @@ impl Draft {
                 batch: batch?,
                 limits: limits?,
                 policy: policy?,
+                registry: registry?,
+                retrain: retrain?,
                 http: http?,
                 shutdown: shutdown?,
                 log: log?,
@@ -133,6 +144,11 @@ impl Draft {
             faults,
             known,
         }
+    }
+
+    /// Where adapter versions are kept, if that much is sound.
+    pub fn registry(&self) -> Option<&RegistryConfig> {
+        self.rest.as_ref().map(|rest| &rest.registry)
     }
 
     /// Every key that can be set; a key whose names are the operator's own stands for those below it.
@@ -156,6 +172,8 @@ impl Draft {
                 batch: rest.batch,
                 limits: rest.limits,
                 policy: rest.policy,
+                registry: rest.registry,
+                retrain: rest.retrain,
                 http: rest.http,
                 shutdown: rest.shutdown,
                 log: rest.log,
@@ -264,6 +282,8 @@ pub struct LimitsConfig {
 /// Band thresholds.
 #[derive(Debug, Clone)]
 pub struct PolicyConfig {
+    /// Where the adapter in service has thresholds of its own, they take the place of the general ones.
+    pub from_adapter: bool,
     /// Where no community says otherwise.
     pub thresholds: Thresholds,
     /// By community id; what a community does not set is inherited already.

@@ -207,6 +207,29 @@ impl Reader {
         None
     }
 
+    /// Whether a key is set to something that is not empty.
+    pub(super) fn is_set(&self, key: &str) -> bool {
+        self.peek(key)
+            .is_some_and(|found| !matches!(&found.kind, ValueKind::String(text) if text.is_empty()))
+    }
+
+    /// A number of a range.
+    pub(super) fn number(&mut self, key: &str, range: RangeInclusive<f64>) -> Option<f64> {
+        let found = self.find(key)?;
+        let value = match &found.kind {
+            ValueKind::Float(value) => Some(*value),
+            ValueKind::I64(value) => i32::try_from(*value).ok().map(f64::from),
+            ValueKind::String(text) if found.is_text_only() => text.trim().parse().ok(),
+            _ => None,
+        };
+        if value.is_some_and(|value| range.contains(&value)) {
+            return value;
+        }
+        let (from, to) = range.into_inner();
+        self.reject(&found, format!("expected a number from {from} to {to}"));
+        None
+    }
+
     /// A number in `0..=1`.
     pub(super) fn probability(&mut self, found: &Found) -> Option<f64> {
         let value = match &found.kind {

@@ -139,6 +139,7 @@ pub(super) fn policy(reader: &mut Reader) -> Option<PolicyConfig> {
     let founds = ["policy.review", "policy.block"].map(|key| reader.find(key));
     let [review, block] = founds.each_ref().map(|found| reader.probability(found.as_ref()?));
     let default = ordered(reader, founds[0].as_ref(), review, block);
+    let from_adapter = reader.bool("policy.from_adapter");
     let mut communities = BTreeMap::new();
     for (id, community) in reader.entries("policy.communities") {
         if let Some(thresholds) = self::community(reader, &community, [review, block]) {
@@ -146,6 +147,7 @@ pub(super) fn policy(reader: &mut Reader) -> Option<PolicyConfig> {
         }
     }
     Some(PolicyConfig {
+        from_adapter: from_adapter?,
         thresholds: default?,
         communities,
     })

@@ -6,10 +6,10 @@
 mod calibration;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use calibration::{Calibration, CalibrationError};
@@ -27,6 +27,7 @@ use crate::message::{
 pub struct Policy {
     thresholds: Thresholds,
     communities: BTreeMap<String, Thresholds>,
+    canonical: String,
     content_hash: String,
 }
 
@@ -44,11 +45,12 @@ impl Policy {
             thresholds: &config.thresholds,
             communities: &config.communities,
         };
-        let canonical = serde_json::to_vec(&canonical).expect("numbers and text keys always have a JSON form");
+        let canonical = serde_json::to_string(&canonical).expect("numbers and text keys always have a JSON form");
         Self {
             thresholds: config.thresholds,
             communities: config.communities.clone(),
-            content_hash: content_hash(&canonical),
+            content_hash: content_hash(canonical.as_bytes()),
+            canonical,
         }
     }
 
@@ -60,10 +62,26 @@ impl Policy {
             .unwrap_or(self.thresholds)
     }
 
+    /// What its hash is of.
+    pub fn canonical(&self) -> &str {
+        &self.canonical
+    }
+
     /// Hash of the thresholds of all.
     pub fn content_hash(&self) -> &str {
         &self.content_hash
     }
+}
+
+/// Thresholds that were derived for an adapter; where one is missing, the settings' stays.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct DerivedThresholds {
+    /// Where review begins.
+    pub review: Option<f64>,
+    /// Where blocking begins.
+    pub block: Option<f64>,
+    /// Whether they hold for the traffic, or only for what was labelled.
+    pub representative: bool,
 }
 
 /// Everything that a decision rests on beside the comment and its score.
@@ -78,6 +96,16 @@ pub struct Judge {
 }
 
 impl Judge {
+    /// Puts them together; the identity names the calibration from now on.
+    pub fn new(policy: Policy, calibration: Calibration, mut model: ModelIdentity) -> Self {
+        model.calibration = calibration.name().into_owned();
+        Self {
+            policy,
+            calibration,
+            model,
+        }
+    }
+
     /// The decision about a scored comment; `source` where it came from a topic.
     pub fn decide(&self, comment: &Comment, scored: Scored, source: Option<&Source>, now: SystemTime) -> Decision {
         let thresholds = self.policy.thresholds(comment.community_id.as_deref());
@@ -109,24 +137,77 @@ impl Judge {
 }
 
 /// The judge in service. Each batch is decided by the one that was current when it was scored.
+///
+/// Policy and model change apart from each other, and neither undoes a change of the other.
 #[derive(Debug)]
-pub struct CurrentJudge(Mutex<Arc<Judge>>);
+pub struct CurrentJudge(Mutex<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    policy: PolicyConfig,
+    derived: DerivedThresholds,
+    judge: Arc<Judge>,
+}
+
+/// What comes with a model.
+#[derive(Debug, Clone)]
+pub struct JudgedModel {
+    /// What computes the scores.
+    pub identity: ModelIdentity,
+    /// From margin to probability.
+    pub calibration: Calibration,
+    /// Thresholds that were derived for it.
+    pub derived: DerivedThresholds,
+}
 
 impl CurrentJudge {
-    /// Begins with this one.
-    pub fn new(judge: Judge) -> Self {
-        Self(Mutex::new(Arc::new(judge)))
+    /// Begins with these.
+    pub fn new(policy: PolicyConfig, model: JudgedModel) -> Self {
+        let judge = Judge::new(effective(&policy, model.derived), model.calibration, model.identity);
+        Self(Mutex::new(Parts {
+            policy,
+            derived: model.derived,
+            judge: Arc::new(judge),
+        }))
     }
 
     /// The judge.
     pub fn get(&self) -> Arc<Judge> {
-        Arc::clone(&self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.lock().judge)
     }
 
-    /// Replaces it, from the next batch on.
-    pub fn set(&self, judge: Judge) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(judge);
+    /// Other thresholds, from the next batch on.
+    pub fn set_policy(&self, policy: PolicyConfig) {
+        let mut parts = self.lock();
+        let (calibration, identity) = (parts.judge.calibration, parts.judge.model.clone());
+        parts.judge = Arc::new(Judge::new(effective(&policy, parts.derived), calibration, identity));
+        parts.policy = policy;
     }
+
+    /// Another model, from the next batch on.
+    pub fn set_model(&self, model: JudgedModel) {
+        let mut parts = self.lock();
+        parts.derived = model.derived;
+        let policy = effective(&parts.policy, model.derived);
+        parts.judge = Arc::new(Judge::new(policy, model.calibration, model.identity));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Parts> {
+        // What is computed before a change cannot leave it half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The policy, with what was derived for an adapter where the settings want that.
+fn effective(config: &PolicyConfig, derived: DerivedThresholds) -> Policy {
+    let mut config = config.clone();
+    if config.from_adapter {
+        let own = config.thresholds;
+        let block = derived.block.unwrap_or(own.block);
+        let review = derived.review.unwrap_or(own.review).min(block);
+        config.thresholds = Thresholds { review, block };
+    }
+    Policy::new(&config)
 }
 
 /// The decision about a comment that was deleted upstream: nothing to score.
@@ -176,6 +257,7 @@ mod tests {
 
     fn judge() -> Judge {
         let config = PolicyConfig {
+            from_adapter: false,
             thresholds: Thresholds {
                 review: 0.5,
                 block: 0.9,
@@ -277,6 +359,7 @@ mod tests {
         let hash = |review, block, garden: Option<f64>| {
             let communities = garden.map(|review| ("garden".to_owned(), Thresholds { review, block }));
             let config = PolicyConfig {
+                from_adapter: false,
                 thresholds: Thresholds { review, block },
                 communities: communities.into_iter().collect(),
             };

@@ -5,6 +5,7 @@ pub mod client;
 pub mod describe;
 pub mod embedded;
 pub(crate) mod log;
+pub mod snapshot;
 pub mod topics;
 
 pub use client::{Role, properties_faults};

@@ -34,6 +34,8 @@ pub const APPEND_TO_COMMIT: &str = "moderatord_append_to_commit_seconds";
 pub const PROBABILITY: &str = "moderatord_probability";
 /// Always 1; its labels say what is being served.
 pub const MODEL_INFO: &str = "moderatord_model_info";
+/// Pointers followed while serving, by `result`: swapped, refused.
+pub const ADAPTER_SWAPS: &str = "moderatord_adapter_swaps_total";
 /// Failed calls of the scorer, by `verdict`: record, device.
 pub const SCORE_FAILURES: &str = "moderatord_score_failures_total";
 
@@ -66,6 +68,7 @@ fn describe() {
     describe_counter!(DECISIONS, "Decisions, by action.");
     describe_counter!(DEAD_LETTERS, "Dead letters, by reason.");
     describe_counter!(TRANSACTIONS, "Kafka transactions, by result.");
+    describe_counter!(ADAPTER_SWAPS, "Pointers followed while serving, by result.");
     describe_counter!(SCORE_FAILURES, "Failed calls of the scorer, by verdict.");
     describe_histogram!(BATCH_TOKENS, "Own tokens of a micro-batch.");
     describe_histogram!(BATCH_ROWS, "Rows of a micro-batch.");

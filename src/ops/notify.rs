@@ -65,9 +65,11 @@ impl Notifier {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic.as_micros()));
     }
 
-    /// Draining.
-    pub fn stopping(&self, status: &str) {
-        self.send(&format!("STOPPING=1\nSTATUS={}", one_line(status)));
+    /// Draining, for at most so long, which the manager's own stop timeout is extended to.
+    pub fn stopping(&self, status: &str, within: Duration) {
+        let micros = within.as_micros();
+        let status = one_line(status);
+        self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS={status}"));
     }
 
     /// One line for `systemctl status`.
@@ -145,10 +147,13 @@ mod tests {
         let (_folder, socket, notifier) = listen();
         notifier.ready("serving\n2 partitions");
         notifier.reloading(Duration::from_millis(1500));
-        notifier.stopping("draining");
+        notifier.stopping("draining", Duration::from_secs(2));
         assert_eq!(receive(&socket), "READY=1\nSTATUS=serving 2 partitions");
         assert_eq!(receive(&socket), "RELOADING=1\nMONOTONIC_USEC=1500000");
-        assert_eq!(receive(&socket), "STOPPING=1\nSTATUS=draining");
+        assert_eq!(
+            receive(&socket),
+            "STOPPING=1\nEXTEND_TIMEOUT_USEC=2000000\nSTATUS=draining"
+        );
     }
 
     #[test]

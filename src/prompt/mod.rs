@@ -70,6 +70,7 @@ pub struct Prompter {
     max_windows: usize,
     /// Ids of the hateful label and the other.
     label_ids: [u32; 2],
+    canonical: String,
     content_hash: String,
 }
 
@@ -91,6 +92,7 @@ impl Prompter {
         let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
         let head = format!("{instructions}{}Text:", config.separator);
         let tail = format!("{}Prediction:", config.separator);
+        let canonical = identity(config);
         let mut prompter = Self {
             normalizer: config.normalize.then(|| Normalizer::new(&config.separator)),
             head,
@@ -101,7 +103,8 @@ impl Prompter {
             max_window_tokens: config.max_window_tokens,
             max_windows: config.max_windows,
             label_ids: [0; 2],
-            content_hash: content_hash(identity(config).as_bytes()),
+            content_hash: content_hash(canonical.as_bytes()),
+            canonical,
             tokenizer,
         };
         let mut problems = Vec::new();
@@ -219,6 +222,11 @@ impl Prompter {
     /// The prompt around a text, before tokenisation.
     pub fn frame(&self, text: &str) -> String {
         format!("{}{text}{}", self.head, self.tail)
+    }
+
+    /// What its hash is of.
+    pub fn canonical(&self) -> &str {
+        &self.canonical
     }
 
     /// Hash of everything that shapes the prompt but the normaliser.

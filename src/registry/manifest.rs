@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::records::RecordKind;
-use crate::decide::Calibration;
+use crate::decide::{Calibration, DerivedThresholds};
 use crate::message::content_hash;
 
 /// Format of [`Manifest`].
@@ -124,17 +124,6 @@ pub struct Facts {
     pub metrics: Value,
     /// The gate's verdict.
     pub gate: Value,
-}
-
-/// Thresholds that were derived for a version; where one is missing, the settings' stays.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct DerivedThresholds {
-    /// Where review begins.
-    pub review: Option<f64>,
-    /// Where blocking begins.
-    pub block: Option<f64>,
-    /// Whether they hold for the traffic, or only for what was labelled.
-    pub representative: bool,
 }
 
 impl Manifest {

@@ -35,7 +35,7 @@ use object_store::path::Path;
 pub use error::RegistryError;
 pub use gc::Removed;
 pub use lock::HostLock;
-pub use manifest::{DerivedThresholds, Facts, FileEntry, MANIFEST_FORMAT, Manifest, Version, VersionError};
+pub use manifest::{Facts, FileEntry, MANIFEST_FORMAT, Manifest, Version, VersionError};
 pub use pointer::{Change, Pointer};
 pub use publish::{ADAPTER_FILES, Draft};
 pub use read::{AdapterVersion, Listing};

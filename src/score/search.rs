@@ -46,7 +46,7 @@ impl Search<'_> {
 }
 
 /// One call, with whatever a scorer may do wrong as an error.
-pub(super) fn call(scorer: &mut dyn Scorer, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+pub(crate) fn call(scorer: &mut dyn Scorer, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
     let failed = |reason: String| ScoreError::Failed {
         rows: rows.len(),
         reason,

@@ -18,6 +18,7 @@ use crate::encode::Pending;
 use crate::message::Scored;
 use crate::ops::health::Health;
 use crate::ops::metrics as names;
+use crate::serving::Replacement;
 use crate::stream::{Control, Finished, Outcome, Rejection, RejectionStage, StreamError};
 
 /// How often an idle scorer proves that it works: several times within any sensible stall limit.
@@ -31,6 +32,8 @@ pub struct ScoreStage {
     pub canary: Vec<Row>,
     /// The one that is current travels with what is scored.
     pub judge: Arc<CurrentJudge>,
+    /// A new scorer, taken between two batches.
+    pub swap: Receiver<Replacement>,
     /// Told of every scored batch.
     pub health: Arc<Health>,
     /// How the stream ends.
@@ -52,6 +55,14 @@ impl ScoreStage {
     ) -> Result<(), StreamError> {
         let mut carried = None;
         loop {
+            // Between two batches, but not between the windows of one comment.
+            if carried.is_none()
+                && let Ok(replacement) = self.swap.try_recv()
+            {
+                self.scorer = replacement.scorer;
+                self.canary = replacement.canary;
+                self.judge.set_model(replacement.judged);
+            }
             let waited = Instant::now();
             match batches.recv_timeout(CANARY_EVERY) {
                 Ok(batch) => {

@@ -12,22 +12,34 @@ const LONGEST_BATCH: Duration = Duration::from_secs(1);
 /// Below this many tokens a batch gains nothing by being smaller.
 const SMALLEST_BATCH: usize = 512;
 
-/// Scores the canary and a batch of the size that will be used, and gives that size in own tokens:
-/// `max_tokens`, or as many as the scorer runs in [`LONGEST_BATCH`].
+/// What was found.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Warm {
+    /// Own tokens of a micro-batch: what was asked for, or as many as the scorer runs in a second.
+    pub max_tokens: usize,
+    /// Own tokens per second, in small batches.
+    pub tokens_per_second: f64,
+}
+
+/// Scores the canary and a batch of the size that will be used.
 ///
 /// # Errors
 /// The scorer fails.
-pub fn warm_up(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<usize, ScoreError> {
+pub fn warm_up(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<Warm, ScoreError> {
     call(scorer, canary)?;
     let first = fill(canary, SMALLEST_BATCH.min(max_tokens));
     let start = Instant::now();
     call(scorer, &first)?;
     let seconds = start.elapsed().as_secs_f64().max(1e-6);
     let tokens: usize = first.iter().map(Row::cost).sum();
-    let in_time = (tokens as f64 / seconds * LONGEST_BATCH.as_secs_f64()) as usize;
+    let tokens_per_second = tokens as f64 / seconds;
+    let in_time = (tokens_per_second * LONGEST_BATCH.as_secs_f64()) as usize;
     let size = in_time.max(SMALLEST_BATCH).min(max_tokens);
     call(scorer, &fill(canary, size))?;
-    Ok(size)
+    Ok(Warm {
+        max_tokens: size,
+        tokens_per_second,
+    })
 }
 
 /// Rows of the canary over and over, up to `tokens`.
@@ -67,7 +79,7 @@ mod tests {
         }];
         let run = |per_token, max_tokens| {
             let mut scorer = Slow { per_token, largest: 0 };
-            let size = warm_up(&mut scorer, &canary, max_tokens).unwrap();
+            let size = warm_up(&mut scorer, &canary, max_tokens).unwrap().max_tokens;
             assert!(scorer.largest <= size && scorer.largest + 10 > size);
             size
         };

@@ -30,6 +30,17 @@ pub enum StreamError {
     /// The scorer fails on a comment that is known to be good.
     #[error("the scorer fails on a known good comment: {0}")]
     Device(String),
+    /// A client cannot be made of the settings.
+    #[error("cannot make a kafka client: {0}")]
+    Client(String),
+    /// The brokers do not let us.
+    #[error("not allowed to {doing}: {reason}")]
+    Forbidden {
+        /// What was being done.
+        doing: &'static str,
+        /// What the client said.
+        reason: String,
+    },
     /// A bug.
     #[error("the {stage} stage ended unexpectedly")]
     Died {
@@ -41,11 +52,11 @@ pub enum StreamError {
 impl StreamError {
     /// Whether starting again cannot help until somebody has acted.
     pub fn needs_a_person(&self) -> bool {
-        matches!(self, Self::Gap(_))
+        matches!(self, Self::Gap(_) | Self::Client(_) | Self::Forbidden { .. })
     }
 }
 
-/// A committed offset that the topic no longer holds.
+/// Where a partition is read next, which the topic may no longer hold.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
     /// The partition.
@@ -56,6 +67,13 @@ pub struct Gap {
     pub low: i64,
     /// The next offset to be written.
     pub high: i64,
+}
+
+impl Gap {
+    /// Whether the next offset cannot be read.
+    pub fn is_one(&self) -> bool {
+        !(self.low..=self.high).contains(&self.next)
+    }
 }
 
 impl fmt::Display for Gap {
@@ -107,10 +125,14 @@ impl Control {
         self.draining.load(Ordering::Acquire)
     }
 
+    /// Until when what is in flight may take, once the stream is draining.
+    pub fn deadline(&self) -> Option<Instant> {
+        *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Whether unfinished work must be given up.
     pub fn gives_up(&self, now: Instant) -> bool {
-        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
-        self.has_failed() || deadline.is_some_and(|deadline| deadline <= now)
+        self.has_failed() || self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
     /// A stage cannot go on; the first to say so is the reason.

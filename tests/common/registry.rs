@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use moderatord::decide::Calibration;
-use moderatord::registry::{DerivedThresholds, Draft, Facts, RecordKind};
+use moderatord::decide::DerivedThresholds;
+use moderatord::registry::{Draft, Facts, RecordKind};
 use serde_json::json;
 
 /// A draft; a later letter is a later version. All share a prompt, each has its own calibration.

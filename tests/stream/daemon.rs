@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use moderatord::config::{BatchConfig, Config, Delivery, InputConfig, LimitsConfig, PolicyConfig, Sources};
-use moderatord::decide::{Calibration, CurrentJudge, Judge, Policy};
+use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
 use moderatord::kafka::topics;
 use moderatord::message::{ModelIdentity, Thresholds};
 use moderatord::model::checkpoint::Checkpoint;
@@ -141,7 +141,8 @@ impl Setup {
         let model = Model {
             canary: canary::rows(&prompter).unwrap(),
             prompter,
-            judge: Arc::new(CurrentJudge::new(judge())),
+            judge: Arc::new(judge()),
+            swap: crossbeam_channel::never(),
             scorer: Box::new(scorer),
         };
         let health = Arc::new(Health::new(PATIENCE));
@@ -178,6 +179,12 @@ impl Scripted {
     }
 }
 
+/// The canary of the stream's prompter: an idle scorer is asked for it from time to time.
+pub fn is_canary(rows: &[Row]) -> bool {
+    static ROWS: std::sync::OnceLock<Vec<Row>> = std::sync::OnceLock::new();
+    rows == ROWS.get_or_init(|| canary::rows(&prompter(8)).unwrap())
+}
+
 pub fn margin(row: &Row) -> f32 {
     row.tokens.len() as f32 / 100.0
 }
@@ -206,29 +213,35 @@ pub fn prompter(max_windows: usize) -> Prompter {
     .unwrap()
 }
 
-pub fn judge() -> Judge {
+pub fn judge() -> CurrentJudge {
     let none = || "none".to_owned();
-    Judge {
-        policy: Policy::new(&PolicyConfig {
-            thresholds: Thresholds {
-                review: 0.5,
-                block: 0.9,
-            },
-            communities: Default::default(),
-        }),
-        calibration: Calibration::Identity,
-        model: ModelIdentity {
-            base: "scripted".into(),
-            adapter: none(),
-            adapter_version: None,
-            prompt: none(),
-            calibration: "identity".into(),
-            normalizer: none(),
-            device: "cpu".into(),
-            dtype: "f32".into(),
-            quantization: none(),
+    let policy = PolicyConfig {
+        from_adapter: false,
+        thresholds: Thresholds {
+            review: 0.5,
+            block: 0.9,
         },
-    }
+        communities: Default::default(),
+    };
+    let identity = ModelIdentity {
+        base: "scripted".into(),
+        adapter: none(),
+        adapter_version: None,
+        prompt: none(),
+        calibration: "identity".into(),
+        normalizer: none(),
+        device: "cpu".into(),
+        dtype: "f32".into(),
+        quantization: none(),
+    };
+    CurrentJudge::new(
+        policy,
+        JudgedModel {
+            identity,
+            calibration: Calibration::Identity,
+            derived: Default::default(),
+        },
+    )
 }
 
 /// Waits until something holds.

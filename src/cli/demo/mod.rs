@@ -13,21 +13,22 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use crossbeam_channel::never;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use serde_json::json;
 
-use super::run::serve_with;
+use super::run::assemble;
 use super::{Exit, Faults};
-use crate::config::{BatchConfig, Config, Sources};
+use crate::config::{Config, Sources};
 use crate::kafka::QuietContext;
 use crate::kafka::embedded::{EmbeddedBroker, PROPERTIES};
 use crate::kafka::topics::Partitions;
-use crate::model::Classifier;
 use crate::ops::health::Health;
-use crate::pipeline::{Pipeline, Settings};
+use crate::pipeline::Pipeline;
+use crate::serving::{ServingError, Source};
 use crate::telemetry;
 use counter::{Count, Counter, SENT_AT, now_us};
 use view::{Facts, View};
@@ -39,6 +40,9 @@ const PARTITIONS: i32 = 3;
 
 /// How often the view is drawn and the end looked for.
 const TICK: Duration = Duration::from_millis(200);
+
+/// Events that may be on their way at once.
+const MAX_OUTSTANDING: u64 = 2000;
 
 /// No new output for this long, although some are missing: they are lost.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -93,23 +97,24 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         )?;
         out.flush()?;
     }
-    let classifier = Classifier::load(&config.model, &config.prompt).map_err(Faults::from)?;
-    let description = classifier.description().to_owned();
-    let (model, max_tokens) = serve_with(classifier, &config)?;
-    let settings = Settings {
-        stream: config.require_stream().map_err(Faults::from)?,
-        partitions: Partitions {
-            comments: PARTITIONS,
-            decisions: PARTITIONS,
-            dead_letters: PARTITIONS,
-        },
-        input: config.input.clone(),
-        batch: BatchConfig {
-            max_tokens,
-            ..config.batch.clone()
-        },
-        limits: config.limits,
+    let source = Source {
+        model: config.model.clone(),
+        prompt: config.prompt.clone(),
     };
+    let loaded = match source.load_version(None, None) {
+        Ok(loaded) => loaded,
+        Err(ServingError::Load(error)) => bail!(Faults::from(error)),
+        Err(error) => bail!(error),
+    };
+    let description = loaded.classifier.description().to_owned();
+    let served = source.warm_up(loaded, config.batch.max_tokens)?;
+    let stream = config.require_stream().map_err(Faults::from)?;
+    let partitions = Partitions {
+        comments: PARTITIONS,
+        decisions: PARTITIONS,
+        dead_letters: PARTITIONS,
+    };
+    let (settings, model) = assemble(served, stream, partitions, &config, never());
     let health = Arc::new(Health::new(PATIENCE));
     let pipeline = Pipeline::start(&settings, model, &health)?;
     let demo = Demo {
@@ -203,6 +208,12 @@ impl Demo<'_> {
                     break;
                 }
             }
+            // The embedded broker drops what is not read soon.
+            while number.saturating_sub(self.counter.count().finished()) >= MAX_OUTSTANDING
+                && !self.stop.load(Ordering::Relaxed)
+            {
+                producer.poll(Duration::from_millis(2));
+            }
             if self.stop.load(Ordering::Relaxed) {
                 break;
             }
@@ -252,7 +263,7 @@ impl Demo<'_> {
                 let count = self.counter.count();
                 let (finished, now) = (count.finished(), Instant::now());
                 if self.produced.load(Ordering::Relaxed) == 0 {
-                    start = now;
+                    (start, progress.1) = (now, now);
                 }
                 if finished > progress.0 {
                     progress = (finished, now);
@@ -271,7 +282,7 @@ impl Demo<'_> {
                 }
                 drop(count);
                 let is_complete = self.events.is_some_and(|events| finished >= events);
-                if is_complete || pipeline.is_ending() || (finished > 0 && now - progress.1 > PATIENCE) {
+                if is_complete || pipeline.is_ending() || now - progress.1 > PATIENCE {
                     return Ok(progress.1.saturating_duration_since(start));
                 }
             }

@@ -1,0 +1,136 @@
+//! The golden set of a version: cases with the margins that it had when it was made.
+//!
+//! A daemon that loads the version must find the same margins again, and right answers where there is
+//! one. So a version that was cut, mixed up or computed otherwise than where it was proven cannot
+//! enter service.
+
+use serde::{Deserialize, Serialize};
+
+use crate::prompt::Prompter;
+use crate::score::canary::TEXTS;
+use crate::score::search::call;
+use crate::score::{Row, Scorer};
+
+/// Name of its file beside the adapter's.
+pub const GOLDEN_FILE: &str = "golden.json";
+
+/// How far a margin may be off where weights are f32: two correct implementations differ by about
+/// 1e-4, another processor's rounding included.
+const TOLERANCE: f32 = 1e-2;
+
+/// The same over quantised weights, whose error depends on the device.
+const QUANTIZED_TOLERANCE: f32 = 1.0;
+
+/// One case.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GoldenCase {
+    /// Names it in errors.
+    pub id: String,
+    /// Ours, or the operator's to show: it is kept in the version.
+    pub text: String,
+    /// What every adapter must say, where there is a right answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hateful: Option<bool>,
+    /// What the version said.
+    pub margin: f32,
+}
+
+/// A case before anything was scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Names it.
+    pub id: String,
+    /// The text.
+    pub text: String,
+    /// The right answer, where there is one.
+    pub hateful: Option<bool>,
+}
+
+/// The questions that need no operator: texts of ours without a right answer.
+pub fn own_questions() -> Vec<Question> {
+    let question = |(number, text): (usize, &&str)| Question {
+        id: format!("own-{number}"),
+        text: (*text).to_owned(),
+        hateful: None,
+    };
+    TEXTS.iter().enumerate().map(question).collect()
+}
+
+/// Scores questions.
+///
+/// # Errors
+/// In words, the first that has no margin.
+pub fn ask(scorer: &mut dyn Scorer, prompter: &Prompter, questions: Vec<Question>) -> Result<Vec<GoldenCase>, String> {
+    let mut cases = Vec::with_capacity(questions.len());
+    for Question { id, text, hateful } in questions {
+        let margin = margin(scorer, prompter, &text).map_err(|error| format!("case {id}: {error}"))?;
+        cases.push(GoldenCase {
+            id,
+            text,
+            hateful,
+            margin,
+        });
+    }
+    Ok(cases)
+}
+
+/// Ids of the cases whose answer is wrong.
+pub fn wrong(cases: &[GoldenCase]) -> Vec<String> {
+    let is_wrong = |case: &&GoldenCase| case.hateful.is_some_and(|hateful| hateful != (case.margin >= 0.0));
+    cases.iter().filter(is_wrong).map(|case| case.id.clone()).collect()
+}
+
+/// Proves that a loaded version says what it said when it was made.
+///
+/// # Errors
+/// In words, the first case that differs.
+pub fn prove(
+    scorer: &mut dyn Scorer,
+    prompter: &Prompter,
+    cases: &[GoldenCase],
+    is_quantized: bool,
+) -> Result<(), String> {
+    let tolerance = if is_quantized { QUANTIZED_TOLERANCE } else { TOLERANCE };
+    for case in cases {
+        let found = margin(scorer, prompter, &case.text).map_err(|error| format!("case {}: {error}", case.id))?;
+        if (found - case.margin).abs() > tolerance {
+            let (id, expected) = (&case.id, case.margin);
+            return Err(format!(
+                "case {id} has margin {found}, expected {expected} +- {tolerance}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The largest margin of a text's windows.
+fn margin(scorer: &mut dyn Scorer, prompter: &Prompter, text: &str) -> Result<f32, String> {
+    let rows: Vec<Row> = prompter.encode(text).map_err(|error| error.to_string())?.rows;
+    let margins = call(scorer, &rows).map_err(|error| error.to_string())?;
+    margins
+        .into_iter()
+        .reduce(f32::max)
+        .ok_or_else(|| "no window".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_right_answer_can_be_missed() {
+        let case = |id: &str, hateful, margin| GoldenCase {
+            id: id.into(),
+            text: String::new(),
+            hateful,
+            margin,
+        };
+        let cases = [
+            case("a", None, -1.0),
+            case("b", Some(true), 0.0),
+            case("c", Some(true), -0.1),
+            case("d", Some(false), 0.1),
+        ];
+        assert_eq!(wrong(&cases), ["c", "d"]);
+    }
+}
