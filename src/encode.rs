@@ -171,6 +171,13 @@ impl Encoder {
     }
 
     fn read(&self, record: &Record) -> Encoded {
+        if record.has_broken_headers {
+            return Encoded::Done(Outcome::Rejected(Rejection {
+                reason: "bad_headers",
+                message: "a header's name is not UTF-8".to_owned(),
+                stage: RejectionStage::Decode,
+            }));
+        }
         let Some(value) = &record.value else {
             return Encoded::Done(Outcome::Tombstone);
         };

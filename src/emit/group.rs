@@ -19,6 +19,8 @@ pub(super) struct Group {
     bytes: usize,
     offsets: BTreeMap<i32, (Epoch, NextOffset)>,
     due: Option<Instant>,
+    /// Not to be tried before, whatever is due.
+    not_before: Option<Instant>,
     /// A partition left and came back in between.
     is_torn: bool,
 }
@@ -47,15 +49,14 @@ impl Group {
 
     /// When to commit, if there is anything to.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        if self.outputs.len() >= MAX_OUTPUTS || self.bytes >= MAX_BYTES {
-            return Some(now);
-        }
-        self.due
+        let is_full = self.outputs.len() >= MAX_OUTPUTS || self.bytes >= MAX_BYTES;
+        let due = if is_full { Some(now) } else { self.due };
+        due.map(|due| self.not_before.map_or(due, |not_before| due.max(not_before)))
     }
 
     /// Puts the commit off.
     pub fn defer(&mut self, until: Instant) {
-        self.due = self.due.map(|_| until);
+        self.not_before = Some(until);
     }
 
     pub fn is_empty(&self) -> bool {
@@ -102,7 +103,7 @@ impl Group {
         self.bytes = self.outputs.iter().map(Output::own_bytes).sum();
         self.is_torn = false;
         if self.offsets.is_empty() {
-            self.due = None;
+            (self.due, self.not_before) = (None, None);
         }
     }
 

@@ -46,6 +46,9 @@ const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
 /// its topic refuses breaks two; a group has as many as the operator's limit is off.
 const MAX_ATTEMPTS: usize = 1000;
 
+/// Settlings in a row that may fail on outputs for a reason that is none of theirs, as far as we know.
+const MAX_UNMENDED: usize = 30;
+
 /// What the rebalance callback tells the emitter.
 #[derive(Debug)]
 pub enum Command {
@@ -60,13 +63,13 @@ pub enum Command {
     },
     /// Partitions are about to leave: commit what is finished, drop the rest, then answer.
     Revoked {
-        /// The partitions.
-        partitions: Vec<i32>,
+        /// The partitions, and the assignments that end.
+        partitions: Vec<(i32, Epoch)>,
         /// Where the callback waits.
         done: Sender<()>,
     },
     /// Partitions have left already: abort.
-    Lost(Vec<i32>),
+    Lost(Vec<(i32, Epoch)>),
 }
 
 /// The stage.
@@ -87,6 +90,8 @@ pub struct Emitter {
     backoff: Duration,
     /// Outputs so far; the next one's number.
     numbered: usize,
+    /// Settlings in a row that failed on outputs without a form that could mend it.
+    unmended: usize,
 }
 
 /// What the stage needs of the others.
@@ -107,10 +112,7 @@ impl Emitter {
     /// # Errors
     /// What Kafka refuses.
     pub fn new(stream: &StreamConfig, partitions: Partitions, shared: Shared) -> Result<Self, StreamError> {
-        let outbox = Outbox::new(stream, partitions).map_err(|error| StreamError::Kafka {
-            doing: "make a producer",
-            reason: error.to_string(),
-        })?;
+        let outbox = Outbox::new(stream, partitions).map_err(|error| StreamError::Client(error.to_string()))?;
         if stream.delivery == Delivery::ExactlyOnce {
             Transaction::initialise(&outbox)?;
         }
@@ -133,6 +135,7 @@ impl Emitter {
             is_open: false,
             backoff: FIRST_BACKOFF,
             numbered: 0,
+            unmended: 0,
         })
     }
 
@@ -150,6 +153,10 @@ impl Emitter {
             }
             let due = self.group.due(now);
             if due.is_some_and(|due| due <= now) {
+                // Whoever leaves must not wait behind a settling that fails again and again.
+                while let Ok(command) = commands.try_recv() {
+                    self.obey(command)?;
+                }
                 self.settle(&[], now + self.timeouts.transaction)?;
                 continue;
             }
@@ -210,13 +217,14 @@ impl Emitter {
                 self.group.cover(partition, epoch, next, now, self.interval);
             }
             Command::Revoked { partitions, done } => {
-                self.lanes.forget(&partitions);
-                self.settle(&partitions, now + self.timeouts.revoke())?;
+                self.lanes.close(&partitions);
+                let leaving: Vec<i32> = partitions.iter().map(|&(partition, _)| partition).collect();
+                self.settle(&leaving, now + self.timeouts.revoke())?;
                 // A callback that no longer waits has gone on without us.
                 let _ = done.send(());
             }
             Command::Lost(partitions) => {
-                self.lanes.forget(&partitions);
+                self.lanes.close(&partitions);
                 if !self.group.is_owned(&self.ownership) {
                     self.again("partitions were lost", &[], Vec::new())?;
                 }
@@ -305,7 +313,6 @@ impl Emitter {
         match committed {
             Ok(()) => {
                 self.is_open = false;
-                self.backoff = FIRST_BACKOFF;
                 counter!(names::TRANSACTIONS, "result" => "committed").increment(1);
                 self.committed(start);
                 Ok(())
@@ -332,13 +339,7 @@ impl Emitter {
                 self.is_open = false;
                 aborted?;
             }
-            for (number, code) in undelivered.drain(..) {
-                if is_too_large(code)
-                    && let Some(index) = self.group.index_of(number)
-                {
-                    self.step_down(index)?;
-                }
-            }
+            self.blame(undelivered.drain(..).as_slice(), &reason)?;
             self.group.keep_owned(&self.ownership, leaving);
             if self.group.is_empty() {
                 return Ok(());
@@ -354,6 +355,28 @@ impl Emitter {
             doing: "write outputs again after an abort",
             reason,
         })
+    }
+
+    /// Moves what the brokers refuse one step down. Refusals that no other form can mend end the daemon
+    /// when they go on and on.
+    fn blame(&mut self, undelivered: &[Undelivered], reason: &str) -> Result<(), StreamError> {
+        let mut is_mended = undelivered.is_empty();
+        for &(number, code) in undelivered {
+            if is_refused(code)
+                && let Some(index) = self.group.index_of(number)
+            {
+                self.step_down(index)?;
+                is_mended = true;
+            }
+        }
+        self.unmended = if is_mended { 0 } else { self.unmended + 1 };
+        if self.unmended > MAX_UNMENDED {
+            return Err(StreamError::Kafka {
+                doing: "write outputs",
+                reason: reason.to_owned(),
+            });
+        }
+        Ok(())
     }
 
     /// Everything in the group, in a new transaction; the reason where that is broken again.
@@ -398,30 +421,33 @@ impl Emitter {
             self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
             return Ok(());
         }
-        self.backoff = FIRST_BACKOFF;
         self.committed(start);
         Ok(())
     }
 
-    /// Sends what was refused for its size once more, in a smaller form.
+    /// Sends what was refused once more, in another form where that can help. Its successors may have been
+    /// written before it: without transactions order gives way here.
     fn send_smaller(&mut self, undelivered: Vec<Undelivered>) -> Result<(), StreamError> {
-        for (number, code) in undelivered {
-            if is_forbidden(code) {
-                return Err(refused(&KafkaError::MessageProduction(code)));
+        if let Some(&(_, code)) = undelivered.iter().find(|&&(_, code)| is_forbidden(code)) {
+            return Err(refused(&KafkaError::MessageProduction(code)));
+        }
+        let reason = undelivered
+            .first()
+            .map(|&(_, code)| reason(&KafkaError::MessageProduction(code)));
+        self.blame(&undelivered, &reason.unwrap_or_default())?;
+        self.group.defer(Instant::now() + self.backoff);
+        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+        for (number, _) in undelivered {
+            if let Some(index) = self.group.index_of(number) {
+                self.send(index)?;
             }
-            let Some(index) = self.group.index_of(number) else {
-                continue;
-            };
-            if is_too_large(code) {
-                self.step_down(index)?;
-            }
-            self.send(index)?;
         }
         Ok(())
     }
 
     /// Counts what is committed, and lets go of it.
     fn committed(&mut self, start: Instant) {
+        (self.backoff, self.unmended) = (FIRST_BACKOFF, 0);
         let group = self.group.take();
         for (partition, next) in group.offsets() {
             self.progress.committed(partition, next);
@@ -474,7 +500,12 @@ impl Emitter {
             if self.control.gives_up(now) {
                 return self.give_up();
             }
-            self.settle(&[], now + self.timeouts.transaction)?;
+            let patience = now + self.timeouts.transaction;
+            let deadline = self
+                .control
+                .deadline()
+                .map_or(patience, |deadline| deadline.min(patience));
+            self.settle(&[], deadline)?;
             if !self.group.is_empty() {
                 std::thread::sleep(self.backoff.min(TICK));
             }
@@ -498,19 +529,26 @@ impl Emitter {
     }
 }
 
-/// What a smaller form can mend. A time that the topic does not accept goes the same way: the stripped
-/// form is the one that says least.
-fn is_too_large(code: RDKafkaErrorCode) -> bool {
+/// What is refused for the record's own sake, for good: its size, its time, a key that a compacted topic
+/// wants, a rule of the broker's. Another form can mend it.
+fn is_refused(code: RDKafkaErrorCode) -> bool {
     matches!(
         code,
-        RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::InvalidTimestamp
+        RDKafkaErrorCode::MessageSizeTooLarge
+            | RDKafkaErrorCode::InvalidTimestamp
+            | RDKafkaErrorCode::InvalidRecord
+            | RDKafkaErrorCode::InvalidMessage
+            | RDKafkaErrorCode::PolicyViolation
     )
 }
 
 fn refused(error: &KafkaError) -> StreamError {
-    StreamError::Kafka {
-        doing: "write an output",
-        reason: reason(error),
+    let (doing, reason) = ("write an output", reason(error));
+    match error.rdkafka_error_code() {
+        Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed) => {
+            StreamError::Forbidden { doing, reason }
+        }
+        _ => StreamError::Kafka { doing, reason },
     }
 }
 

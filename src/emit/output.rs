@@ -15,7 +15,7 @@ const OWN: &str = "moderatord.";
 /// Before the names of Kafka Connect's error headers (KIP-298).
 const CONNECT: &str = "__connect.errors.";
 
-/// A key longer than this is left out of a stripped dead letter.
+/// A key longer than this is replaced by its hash in a stripped dead letter.
 const LONGEST_KEPT_KEY: usize = 4096;
 
 /// Which topic an output goes to.
@@ -175,7 +175,7 @@ impl Origin {
         .into()
     }
 
-    /// The broker has refused the output for its size: one step down. False where there is none.
+    /// The broker has refused the output: one step down. False where there is none.
     pub fn step_down(&self, output: &mut Output) -> bool {
         match output.form {
             Form::Whole => output.form = Form::Alone,
@@ -190,11 +190,11 @@ impl Origin {
         let record = &mut output.record;
         let reason = match output.tally {
             Tally::DeadLetter { reason } => reason,
-            _ => "output_too_large",
+            _ => "output_refused",
         };
         let rejection = Rejection {
             reason,
-            message: "the topic refuses the record whole, for its size; see its source".to_owned(),
+            message: "the topic refuses the record whole; see its source".to_owned(),
             stage: RejectionStage::Emit,
         };
         let bytes = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len).to_string();
@@ -208,8 +208,14 @@ impl Origin {
             own("key.bytes", bytes(record.key.as_deref())),
             own("headers.bytes", Record::size(None, None, &record.headers).to_string()),
         ]);
-        if record.key.as_ref().is_some_and(|key| key.len() > LONGEST_KEPT_KEY) {
-            record.key = None;
+        // A compacted topic wants a key, so there always is one.
+        match &record.key {
+            Some(key) if key.len() <= LONGEST_KEPT_KEY => {}
+            Some(key) => record.key = Some(hex(&Sha256::digest(key)).into_bytes()),
+            None => {
+                let place = record.place;
+                record.key = Some(format!("{}/{}/{}", self.topic, place.partition, place.offset).into_bytes());
+            }
         }
         record.headers.clear();
         output.own_headers = own_headers;
@@ -301,6 +307,7 @@ mod tests {
             key: Some(key.to_vec()),
             value: value.map(<[u8]>::to_vec),
             headers,
+            has_broken_headers: false,
             timestamp: Some(5),
             permit: Arc::new(InFlight::new(1, 1)).admit(0, None),
         }
@@ -368,8 +375,8 @@ mod tests {
         assert_eq!((output.form, output.payload()), (Form::Alone, Some(&b"abc"[..])));
         assert!(origin.step_down(&mut output));
         assert_eq!(
-            (output.form, output.payload(), output.record.key.as_deref()),
-            (Form::Stripped, None, None)
+            (output.form, output.payload(), output.record.key.as_ref().map(Vec::len)),
+            (Form::Stripped, None, Some(64))
         );
         let headers = shown(&output);
         for expected in [

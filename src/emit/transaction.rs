@@ -73,10 +73,10 @@ impl Transaction<'_> {
         let undelivered = self.outbox.undelivered();
         if let Some(&(_, code)) = undelivered.first() {
             if is_forbidden(code) {
-                return Err(Failed::Fatal(StreamError::Kafka {
-                    doing: "write an output",
-                    reason: reason(&KafkaError::MessageProduction(code)),
-                }));
+                return Err(Failed::Fatal(fatal(
+                    "write an output",
+                    &KafkaError::MessageProduction(code),
+                )));
             }
             return Err(Failed::Abort {
                 reason: reason(&KafkaError::MessageProduction(code)),
@@ -184,9 +184,20 @@ fn fatal(doing: &'static str, error: &KafkaError) -> StreamError {
                 | RDKafkaErrorCode::FencedInstanceId
         )
     );
+    let is_forbidden = matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::TransactionalIdAuthorizationFailed
+                | RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::GroupAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+        )
+    );
     let reason = reason(error);
     if is_fenced {
         StreamError::Fenced { doing, reason }
+    } else if is_forbidden {
+        StreamError::Forbidden { doing, reason }
     } else {
         StreamError::Kafka { doing, reason }
     }

@@ -25,7 +25,7 @@ use crate::kafka::client::Timeouts;
 use crate::kafka::{log, reason};
 use crate::message::NextOffset;
 use crate::ops::metrics::LAG;
-use crate::stream::{Control, Gap, Ownership, Progress, StreamError};
+use crate::stream::{Control, Epoch, Gap, Ownership, Progress, StreamError};
 
 /// One request of a lookup. A peer's unfinished transaction holds the committed offsets back until it
 /// is settled, so a lookup may need several.
@@ -158,8 +158,8 @@ impl Membership {
                 ?partitions,
                 "assignment lost: what was in flight will be read again by its new owner"
             );
+            let lost = Command::Lost(self.with_epochs(partitions));
             self.ownership.revoke(partitions);
-            let lost = Command::Lost(partitions.to_vec());
             let _ = self.commands.send_timeout(lost, self.timeouts.revoke());
         } else if !partitions.is_empty() {
             self.hand_over(partitions);
@@ -177,13 +177,19 @@ impl Membership {
         Ok(())
     }
 
+    /// Those of the partitions that are ours, with their assignments.
+    fn with_epochs(&self, partitions: &[i32]) -> Vec<(i32, Epoch)> {
+        let with_epoch = |&partition: &i32| Some((partition, self.ownership.epoch(partition)?));
+        partitions.iter().filter_map(with_epoch).collect()
+    }
+
     /// Has the emitter commit what is finished, and waits for it, but not for ever. Should the wait
     /// end first, the transaction is still all or nothing, and the next owner waits for its outcome.
     fn hand_over(&self, partitions: &[i32]) {
         let deadline = Instant::now() + self.timeouts.revoke();
         let (done, answer) = bounded(1);
         let revoked = Command::Revoked {
-            partitions: partitions.to_vec(),
+            partitions: self.with_epochs(partitions),
             done,
         };
         if self.commands.send_deadline(revoked, deadline).is_ok() && answer.recv_deadline(deadline).is_err() {
@@ -198,31 +204,27 @@ impl Membership {
         consumer: &BaseConsumer<Self>,
         list: &TopicPartitionList,
     ) -> Result<Vec<(i32, Beginning)>, StreamError> {
-        let committed = self.retry("read the committed offsets", || {
-            consumer.committed_offsets(list.clone(), LOOKUP)
+        // The group waits for this callback, whatever partitions and brokers do.
+        let deadline = Instant::now() + (self.timeouts.poll_interval / 2).max(self.timeouts.transaction);
+        let committed = self.retry(deadline, "read the committed offsets", || {
+            let found = consumer.committed_offsets(list.clone(), LOOKUP)?;
+            // A partition's own error would otherwise look like an offset that was never committed.
+            found.elements().iter().try_for_each(|element| element.error())?;
+            Ok(found)
         })?;
         let mut beginnings = Vec::new();
         let mut gaps = Vec::new();
         for element in committed.elements() {
-            let partition = element.partition();
-            let (low, high) = self.retry("read the extent of a partition", || {
-                consumer.fetch_watermarks(&self.topic, partition, LOOKUP)
-            })?;
-            let extent = Extent {
-                partition,
-                committed: match element.offset() {
-                    Offset::Offset(offset) => Some(offset),
-                    _ => None,
-                },
-                low,
-                high,
+            let committed = match element.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
             };
-            match beginning(extent, self.start, self.on_gap) {
+            match self.beginning(consumer, element.partition(), committed, deadline)? {
                 Ok(beginning) => {
                     if let Some(gap) = &beginning.skipped {
                         warn!(%gap, "going on after a gap");
                     }
-                    beginnings.push((partition, beginning));
+                    beginnings.push((element.partition(), beginning));
                 }
                 Err(gap) => gaps.push(gap),
             }
@@ -234,9 +236,47 @@ impl Membership {
         }
     }
 
-    /// Tries a lookup for as long as the group can wait for it.
-    fn retry<T>(&self, doing: &'static str, lookup: impl Fn() -> KafkaResult<T>) -> Result<T, StreamError> {
-        let deadline = Instant::now() + (self.timeouts.poll_interval / 2).max(self.timeouts.transaction);
+    fn beginning(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        partition: i32,
+        committed: Option<i64>,
+        deadline: Instant,
+    ) -> Result<Result<Beginning, Gap>, StreamError> {
+        let find = || {
+            let ends = consumer.fetch_watermarks(&self.topic, partition, LOOKUP / 5);
+            let ends = match (ends, committed) {
+                (Ok(ends), _) => Some(ends),
+                // One partition without a leader must not keep the others waiting.
+                (Err(_), Some(_)) => None,
+                (Err(error), None) => return Err(error),
+            };
+            let extent = Extent {
+                partition,
+                committed,
+                ends,
+            };
+            Ok(beginning(extent, self.start, self.on_gap))
+        };
+        Ok(match self.retry(deadline, "read the extent of a partition", find)? {
+            Ok(Some(beginning)) => Ok(beginning),
+            Err(gap) => Err(gap),
+            Ok(None) => {
+                return Err(StreamError::Kafka {
+                    doing: "read the extent of a partition",
+                    reason: "no broker leads it".to_owned(),
+                });
+            }
+        })
+    }
+
+    /// Tries a lookup until the deadline.
+    fn retry<T>(
+        &self,
+        deadline: Instant,
+        doing: &'static str,
+        lookup: impl Fn() -> KafkaResult<T>,
+    ) -> Result<T, StreamError> {
         loop {
             match lookup() {
                 Ok(found) => return Ok(found),
@@ -244,20 +284,16 @@ impl Membership {
                     warn!(reason = reason(&error), "cannot {doing} yet");
                     std::thread::sleep(Duration::from_millis(200));
                 }
-                Err(error) => {
-                    return Err(StreamError::Kafka {
-                        doing,
-                        reason: reason(&error),
-                    });
-                }
+                Err(error) => return Err(refused(doing, &error)),
             }
         }
     }
 
-    /// Partitions whose position has been removed from the topic, while they were being read.
-    pub fn gaps(&self, consumer: &BaseConsumer<Self>) -> Result<Vec<Gap>, StreamError> {
-        let mut gaps = Vec::new();
-        let position = self.retry("read the consumer's position", || consumer.position())?;
+    /// Where each owned partition stands, and what its topic holds.
+    pub fn standings(&self, consumer: &BaseConsumer<Self>) -> Result<Vec<Gap>, StreamError> {
+        let deadline = Instant::now() + LOOKUP;
+        let mut standings = Vec::new();
+        let position = self.retry(deadline, "read the consumer's position", || consumer.position())?;
         for element in position.elements_for_topic(&self.topic) {
             let partition = element.partition();
             let next = match element.offset() {
@@ -266,19 +302,29 @@ impl Membership {
                 _ => self.progress.next(partition).map(NextOffset::get),
             };
             let Some(next) = next else { continue };
-            let (low, high) = self.retry("read the extent of a partition", || {
-                consumer.fetch_watermarks(&self.topic, partition, LOOKUP)
+            let (low, high) = self.retry(deadline, "read the extent of a partition", || {
+                consumer.fetch_watermarks(&self.topic, partition, LOOKUP / 5)
             })?;
-            if !(low..=high).contains(&next) {
-                gaps.push(Gap {
-                    partition,
-                    next,
-                    low,
-                    high,
-                });
-            }
+            standings.push(Gap {
+                partition,
+                next,
+                low,
+                high,
+            });
         }
-        Ok(gaps)
+        Ok(standings)
+    }
+}
+
+/// An error of a call, by what it means for the stream.
+pub(super) fn refused(doing: &'static str, error: &KafkaError) -> StreamError {
+    use rdkafka::types::RDKafkaErrorCode as Code;
+    let reason = reason(error);
+    match error.rdkafka_error_code() {
+        Some(Code::TopicAuthorizationFailed | Code::GroupAuthorizationFailed | Code::ClusterAuthorizationFailed) => {
+            StreamError::Forbidden { doing, reason }
+        }
+        _ => StreamError::Kafka { doing, reason },
     }
 }
 

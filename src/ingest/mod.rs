@@ -8,11 +8,12 @@ mod beginning;
 mod membership;
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -24,7 +25,7 @@ pub use membership::{GroupConsumer, Membership};
 
 use crate::config::OnGap;
 use crate::kafka::reason;
-use crate::stream::{Control, Epoch, Header, InFlight, Ownership, Place, Record, StreamError};
+use crate::stream::{Control, Epoch, Gap, Header, InFlight, Ownership, Place, Record, StreamError};
 
 /// How long the consumer may go unpolled while there is no room: far below any poll interval, and
 /// longer than a micro-batch usually takes.
@@ -74,45 +75,20 @@ impl Ingest {
             topic: &topic,
             ownership: &ownership,
             in_flight: &in_flight,
+            control: &control,
         };
-        let mut sequences = BTreeMap::new();
-        let mut is_paused = false;
-        let mut ticked = Instant::now();
-        consumer
-            .subscribe(&[topic.as_str()])
-            .map_err(|error| kafka("subscribe", &error))?;
-        while !control.is_ending() {
-            if ticked.elapsed() >= Duration::from_secs(1) {
-                ticked = Instant::now();
-                tick();
-            }
-            if is_paused {
-                if in_flight.is_half_empty() {
-                    reader.resume()?;
-                    is_paused = false;
-                }
-            } else if !in_flight.wait_for_room(STALL) {
-                reader.pause()?;
-                is_paused = true;
-            }
-            match consumer.poll(POLL) {
-                None => {}
-                Some(Ok(message)) => {
-                    if let Some(record) = reader.record(&message, &mut sequences)
-                        && records.send(record).is_err()
-                    {
-                        // The encoder has ended, and said why.
-                        break;
-                    }
-                }
-                Some(Err(error)) => reader.handle(error, &control)?,
-            }
+        if let Err(error) = reader.read(&records, &*tick) {
+            control.fail(error);
         }
         drop(records);
         info!("reading ended");
-        reader.pause()?;
-        // Callbacks must be served until the last commit: a revoke now still has something to hand over.
-        while !matches!(emitted.try_recv(), Err(crossbeam_channel::TryRecvError::Disconnected)) {
+        if let Err(error) = reader.pause() {
+            // What is read from here on is thrown away.
+            debug!(%error, "cannot pause for the end");
+        }
+        // Callbacks must be served until the last commit: a revoke now still has something to hand over,
+        // and the emitter must not be the one that closes the consumer.
+        while !matches!(emitted.try_recv(), Err(TryRecvError::Disconnected)) {
             // Errors change nothing any more.
             drop(consumer.poll(Duration::from_millis(20)));
         }
@@ -120,25 +96,89 @@ impl Ingest {
     }
 }
 
+/// How far a partition was read under its assignment.
+struct Reading {
+    epoch: Epoch,
+    /// The next record's.
+    sequence: u64,
+    /// Offsets below were read.
+    next: i64,
+}
+
 struct Reader<'a> {
     consumer: &'a GroupConsumer,
     topic: &'a str,
     ownership: &'a Ownership,
     in_flight: &'a Arc<InFlight>,
+    control: &'a Control,
 }
 
 impl Reader<'_> {
-    /// The record, unless its partition left while it was on its way.
-    fn record(&self, message: &BorrowedMessage<'_>, sequences: &mut BTreeMap<i32, (Epoch, u64)>) -> Option<Record> {
-        let partition = message.partition();
-        let epoch = self.ownership.epoch(partition)?;
-        let (of, next) = sequences.entry(partition).or_insert((epoch, 0));
-        if *of != epoch {
-            (*of, *next) = (epoch, 0);
+    fn read(&self, records: &Sender<Record>, tick: &dyn Fn()) -> Result<(), StreamError> {
+        let mut readings = BTreeMap::new();
+        let mut is_paused = false;
+        let mut ticked = Instant::now();
+        self.consumer
+            .subscribe(&[self.topic])
+            .map_err(|error| kafka("subscribe", &error))?;
+        while !self.control.is_ending() {
+            if ticked.elapsed() >= Duration::from_secs(1) {
+                ticked = Instant::now();
+                tick();
+            }
+            if is_paused {
+                if self.in_flight.is_half_empty() {
+                    self.resume()?;
+                    is_paused = false;
+                }
+            } else if !self.in_flight.wait_for_room(STALL) {
+                self.pause()?;
+                is_paused = true;
+            }
+            match self.consumer.poll(POLL) {
+                None => {}
+                Some(Ok(message)) => {
+                    if let Some(record) = self.record(&message, &mut readings)
+                        && records.send(record).is_err()
+                    {
+                        // The encoder has ended, and said why.
+                        return Ok(());
+                    }
+                }
+                Some(Err(error)) => self.handle(error, &mut readings)?,
+            }
         }
-        let sequence = *next;
-        *next += 1;
-        let headers = message.headers().map(headers).unwrap_or_default();
+        Ok(())
+    }
+
+    /// The record, unless its partition left while it was on its way, or it was read before: a pause
+    /// inside of the client may rewind a partition by the record that is just being handed out.
+    fn record(&self, message: &BorrowedMessage<'_>, readings: &mut BTreeMap<i32, Reading>) -> Option<Record> {
+        let (partition, offset) = (message.partition(), message.offset());
+        let epoch = self.ownership.epoch(partition)?;
+        let begin = Reading {
+            epoch,
+            sequence: 0,
+            next: 0,
+        };
+        let reading = readings.entry(partition).or_insert(begin);
+        if reading.epoch != epoch {
+            *reading = Reading {
+                epoch,
+                sequence: 0,
+                next: 0,
+            };
+        }
+        if offset < reading.next {
+            return None;
+        }
+        let sequence = reading.sequence;
+        reading.sequence += 1;
+        reading.next = offset + 1;
+        let (headers, has_broken_headers) = match headers(message) {
+            Some(headers) => (headers, false),
+            None => (Vec::new(), true),
+        };
         let timestamp = message.timestamp().to_millis();
         let size = Record::size(message.key(), message.payload(), &headers);
         Some(Record {
@@ -146,12 +186,13 @@ impl Reader<'_> {
                 partition,
                 epoch,
                 sequence,
-                offset: message.offset(),
+                offset,
             },
             permit: self.in_flight.admit(size, timestamp),
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
             headers,
+            has_broken_headers,
             timestamp,
         })
     }
@@ -183,10 +224,10 @@ impl Reader<'_> {
         self.consumer.context()
     }
 
-    fn handle(&self, error: KafkaError, control: &Control) -> Result<(), StreamError> {
+    fn handle(&self, error: KafkaError, readings: &mut BTreeMap<i32, Reading>) -> Result<(), StreamError> {
         match error.rdkafka_error_code() {
-            _ if control.is_ending() => Ok(()),
-            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => self.gap(),
+            _ if self.control.is_ending() => Ok(()),
+            Some(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange) => self.gap(readings),
             Some(RDKafkaErrorCode::FencedInstanceId) => Err(StreamError::Fenced {
                 doing: "reading",
                 reason: reason(&error),
@@ -202,33 +243,48 @@ impl Reader<'_> {
         }
     }
 
-    /// Retention has overtaken the consumer.
-    fn gap(&self) -> Result<(), StreamError> {
-        let gaps = self.membership().gaps(self.consumer)?;
+    /// Retention has overtaken the consumer, or the topic was cut. The client has stopped reading the
+    /// partition and does not say which one it is.
+    fn gap(&self, readings: &mut BTreeMap<i32, Reading>) -> Result<(), StreamError> {
+        let standings = self.membership().standings(self.consumer)?;
+        let gaps: Vec<Gap> = standings.iter().filter(|gap| gap.is_one()).cloned().collect();
         if self.membership().on_gap == OnGap::Stop && !gaps.is_empty() {
             return Err(StreamError::Gap(gaps));
         }
-        for gap in gaps {
-            warn!(%gap, "going on after a gap");
+        // One that is in range again, as when a cut topic has grown since, must be read on as well.
+        for standing in standings {
+            let target = if standing.is_one() {
+                warn!(gap = %standing, "going on after a gap");
+                standing.low
+            } else {
+                standing.next
+            };
+            if let Some(reading) = readings.get_mut(&standing.partition) {
+                reading.next = target;
+            }
             let sought = self
                 .consumer
-                .seek(self.topic, gap.partition, Offset::Offset(gap.low), POLL * 50);
+                .seek(self.topic, standing.partition, Offset::Offset(target), POLL * 50);
             sought.map_err(|error| kafka("seek", &error))?;
         }
         Ok(())
     }
 }
 
-fn headers(headers: &impl Headers) -> Vec<Header> {
-    headers
-        .iter()
-        .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
-        .collect()
+/// Nothing where a name is not UTF-8: the wrapper panics on it, and no broker looks at names.
+fn headers(message: &BorrowedMessage<'_>) -> Option<Vec<Header>> {
+    let Some(headers) = message.headers() else {
+        return Some(Vec::new());
+    };
+    let copy = || {
+        headers
+            .iter()
+            .map(|header| (header.key.to_owned(), header.value.map(<[u8]>::to_vec)))
+            .collect()
+    };
+    catch_unwind(AssertUnwindSafe(copy)).ok()
 }
 
 fn kafka(doing: &'static str, error: &KafkaError) -> StreamError {
-    StreamError::Kafka {
-        doing,
-        reason: reason(error),
-    }
+    membership::refused(doing, error)
 }

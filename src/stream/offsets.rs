@@ -20,6 +20,8 @@ struct Lane<T> {
     /// Every record before this sequence was released.
     next: u64,
     early: BTreeMap<u64, T>,
+    /// The assignment is over: what still comes of it is dropped.
+    is_closed: bool,
 }
 
 impl<T> Default for Lanes<T> {
@@ -41,7 +43,7 @@ impl<T> Lanes<T> {
         if place.epoch > lane.epoch {
             *lane = Lane::new(place.epoch);
         }
-        if place.epoch == lane.epoch {
+        if place.epoch == lane.epoch && !lane.is_closed {
             lane.early.insert(place.sequence, item);
         }
         std::iter::from_fn(move || {
@@ -51,10 +53,14 @@ impl<T> Lanes<T> {
         })
     }
 
-    /// Partitions are no longer ours: what they held back is dropped.
-    pub fn forget(&mut self, partitions: &[i32]) {
-        for partition in partitions {
-            self.lanes.remove(partition);
+    /// Assignments are over: what they held back is dropped, and so is what still comes of them.
+    pub fn close(&mut self, assignments: &[(i32, Epoch)]) {
+        for &(partition, epoch) in assignments {
+            let lane = self.lanes.entry(partition).or_insert_with(|| Lane::new(epoch));
+            if epoch >= lane.epoch {
+                *lane = Lane::new(epoch);
+                lane.is_closed = true;
+            }
         }
     }
 
@@ -70,6 +76,7 @@ impl<T> Lane<T> {
             epoch,
             next: 0,
             early: BTreeMap::new(),
+            is_closed: false,
         }
     }
 }
@@ -103,8 +110,16 @@ mod tests {
         assert_eq!(lanes.held_back(), 1);
         assert_eq!(lanes.finish(place(0, new, 0), 'x').collect::<Vec<_>>(), ['x', 'y']);
         lanes.finish(place(0, new, 5), 'z').for_each(drop);
-        lanes.forget(&[0, 1]);
+        lanes.close(&[(0, new), (1, new)]);
         assert_eq!(lanes.held_back(), 0);
+        // What was on its way when the partition left must not wait for predecessors that never come.
+        assert_eq!(lanes.finish(place(0, new, 2), 'z').count(), 0);
+        assert_eq!(lanes.held_back(), 0);
+        let newest = ownership.assign(0);
+        assert_eq!(lanes.finish(place(0, newest, 0), 'n').collect::<Vec<_>>(), ['n']);
+        // A late word about an assignment that was followed by another closes nothing.
+        lanes.close(&[(0, new)]);
+        assert_eq!(lanes.finish(place(0, newest, 1), 'm').collect::<Vec<_>>(), ['m']);
     }
 
     proptest! {

@@ -35,6 +35,8 @@ pub struct Record {
     pub value: Option<Vec<u8>>,
     /// Carried over to the output.
     pub headers: Vec<Header>,
+    /// Its headers could not be read, and are left out.
+    pub has_broken_headers: bool,
     /// Milliseconds since 1970, as the topic gives it: of creation or of the append.
     pub timestamp: Option<i64>,
     /// Its share of what may be in flight; given back when the record is dropped.

@@ -132,7 +132,7 @@ fn an_output_too_large_for_its_topic_becomes_coordinates() {
         told,
         [
             (7, true, "not_json".to_owned(), "9000".to_owned()),
-            (21, true, "output_too_large".to_owned(), long_id.len().to_string())
+            (21, true, "output_refused".to_owned(), long_id.len().to_string())
         ]
     );
 }
@@ -188,7 +188,10 @@ fn topics_closed_to_us_are_named_before_anything_is_read() {
         .try_start(&broker, Scripted::by_length())
         .map(|_| ())
         .unwrap_err();
-    assert!(error.to_string().starts_with("cannot begin transactions: "), "{error}");
+    assert!(
+        error.needs_a_person() && error.to_string().starts_with("not allowed to begin transactions: "),
+        "{error}"
+    );
 }
 
 #[test]
