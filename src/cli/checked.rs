@@ -100,6 +100,22 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
     Ok(Checked { config, model, stream })
 }
 
+/// The model that the settings name, for a command that needs nothing else.
+///
+/// # Errors
+/// [`Faults`], or a registry that does not answer.
+pub(super) fn model(config: &Config) -> anyhow::Result<CheckedModel> {
+    let source = Source {
+        model: config.model.clone(),
+        prompt: config.prompt.clone(),
+    };
+    match load(source, config.registry.url.clone()) {
+        Ok(model) => Ok(model),
+        Err(ServingError::Load(error)) => bail!(Faults::from(error)),
+        Err(error) => bail!(error),
+    }
+}
+
 /// Loads what the registry says is in service, or what the settings name where there is none.
 fn load(source: Source, registry: Option<String>) -> Result<CheckedModel, ServingError> {
     let registry = registry.as_deref().map(Registry::open).transpose()?;

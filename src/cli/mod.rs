@@ -3,10 +3,15 @@
 //! The settings file says what the service does, flags say how this process runs. Output goes
 //! through the writers that are handed in.
 
+mod adapters;
 mod check;
 mod checked;
 mod demo;
+mod eval;
+mod explain;
+mod feedback;
 mod lines;
+mod retrain;
 mod run;
 mod score;
 
@@ -51,6 +56,14 @@ enum Command {
     Run(run::RunArgs),
     /// Score comments from the command line, a file or stdin: one decision a line, as JSON
     Score(score::ScoreArgs),
+    /// Train a new adapter from labelled feedback, and promote it when it is better
+    Retrain(retrain::RetrainArgs),
+    /// Measure an adapter on labelled rows
+    Eval(eval::EvalArgs),
+    /// List, show, promote, roll back and collect adapter versions
+    Adapters(adapters::AdaptersArgs),
+    /// Score a decision again from what it names, and say whether it comes out the same
+    Explain(explain::ExplainArgs),
     /// Check settings, model, adapter and labels, and report everything that is wrong at once
     Check(check::CheckArgs),
 }
@@ -90,6 +103,10 @@ impl Cli {
             Command::Demo(args) => demo::run(args, out),
             Command::Run(args) => run::run(args),
             Command::Score(args) => score::run(args, out, err),
+            Command::Retrain(args) => retrain::run(args, out, err),
+            Command::Eval(args) => eval::run(args, out, err),
+            Command::Adapters(args) => adapters::run(args, out),
+            Command::Explain(args) => explain::run(args, out),
             Command::Check(args) => check::run(args, out),
         }
     }

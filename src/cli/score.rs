@@ -11,14 +11,14 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::lines::{self, Line};
-use super::{Exit, Faults, SettingsArgs};
+use super::{Exit, Faults, SettingsArgs, checked};
 use crate::config::{Config, InputConfig};
-use crate::decide::{Calibration, Judge, Policy, deleted};
+use crate::decide::{CurrentJudge, Judge, JudgedModel, deleted};
 use crate::decode::{DecodeError, decode};
 use crate::message::{Comment, Decision, Op, Scored};
-use crate::model::Classifier;
 use crate::prompt::{Prompt, Prompter};
 use crate::score::{Row, ScoreError, Scorer};
+use crate::serving::Loaded;
 use crate::telemetry;
 
 /// Comments of one batch, however short: bounds what waits when lines cost no tokens.
@@ -60,13 +60,18 @@ Examples:
 pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
     let config = Config::load(&args.settings.sources()).map_err(Faults::from)?;
     telemetry::start_for_command(&config.log);
-    let mut classifier = Classifier::load(&config.model, &config.prompt).map_err(Faults::from)?;
+    let Loaded {
+        mut classifier,
+        calibration,
+        thresholds,
+    } = checked::model(&config)?.loaded;
+    let judged = JudgedModel {
+        identity: classifier.identity().clone(),
+        calibration,
+        derived: thresholds,
+    };
     let session = Session {
-        judge: Judge {
-            policy: Policy::new(&config.policy),
-            calibration: Calibration::Identity,
-            model: classifier.identity().clone(),
-        },
+        judge: CurrentJudge::new(config.policy.clone(), judged).get(),
         prompter: classifier.prompter(),
         scorer: &mut classifier,
         max_tokens: config.batch.max_tokens,
@@ -86,7 +91,7 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
 
 /// One run of the command.
 struct Session<'a> {
-    judge: Judge,
+    judge: Arc<Judge>,
     prompter: Arc<Prompter>,
     scorer: &'a mut dyn Scorer,
     max_tokens: usize,
@@ -275,7 +280,9 @@ fn progress(file: &File) -> ProgressBar {
 mod tests {
     use super::*;
     use crate::config::{PolicyConfig, Sources};
+    use crate::decide::{Calibration, Policy};
     use crate::message::Thresholds;
+    use crate::model::Classifier;
 
     /// Cannot score a row of exactly this cost, and then says nothing of the others either.
     struct Poisoned(usize);
@@ -306,15 +313,15 @@ mod tests {
             block: 0.9,
         };
         let mut session = Session {
-            judge: Judge {
-                policy: Policy::new(&PolicyConfig {
+            judge: Arc::new(Judge::new(
+                Policy::new(&PolicyConfig {
                     from_adapter: false,
                     thresholds,
                     communities: Default::default(),
                 }),
-                calibration: Calibration::Identity,
-                model: classifier.identity().clone(),
-            },
+                Calibration::Identity,
+                classifier.identity().clone(),
+            )),
             prompter,
             scorer: &mut Poisoned(poison),
             max_tokens: config.batch.max_tokens,

@@ -8,9 +8,11 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
 
 use super::{QuietContext, reason};
-use crate::config::FeedbackTopic;
+use crate::config::{FeedbackTopic, KafkaProperties};
+use crate::message::Source;
 
 /// Nothing arrives for this long although the end is not reached: the brokers are away.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -118,7 +120,8 @@ fn record<'a>(message: &'a BorrowedMessage<'_>) -> SnapshotRecord<'a> {
     }
 }
 
-/// Member of no group: it needs no permission but to read the topic.
+/// Member of no group: it needs no permission but to read the topic. The client wants a group's name
+/// all the same before it hands out a queue to read from.
 fn client(source: &FeedbackTopic) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -129,8 +132,53 @@ fn client(source: &FeedbackTopic) -> ClientConfig {
     }
     config
         .set("bootstrap.servers", source.brokers.join(","))
+        .set("group.id", "moderatord-reader")
         .set("isolation.level", "read_committed")
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true");
     config
+}
+
+/// One record's value, read again.
+///
+/// # Errors
+/// [`SnapshotError`]: it is not there any more, or is a tombstone.
+pub fn record_at(brokers: &[String], properties: &KafkaProperties, source: &Source) -> Result<Vec<u8>, SnapshotError> {
+    let failed = |reason: String| SnapshotError {
+        topic: source.topic.clone(),
+        reason: format!("partition {} offset {}: {reason}", source.partition, source.offset),
+    };
+    let refused = |error: KafkaError| failed(reason(&error));
+    let topic = FeedbackTopic {
+        brokers: brokers.to_vec(),
+        properties: properties.clone(),
+        topic: source.topic.clone(),
+    };
+    let consumer: BaseConsumer<QuietContext> = client(&topic)
+        .set("auto.offset.reset", "error")
+        .create_with_context(QuietContext)
+        .map_err(|error| failed(error.to_string()))?;
+    let mut list = TopicPartitionList::new();
+    let offset = Offset::Offset(source.offset);
+    list.add_partition_offset(&source.topic, source.partition, offset)
+        .map_err(refused)?;
+    consumer.assign(&list).map_err(refused)?;
+    drop(list);
+    let deadline = Instant::now() + PATIENCE / 4;
+    while Instant::now() < deadline {
+        match consumer.poll(Duration::from_millis(200)) {
+            Some(Ok(message)) if message.offset() == source.offset => {
+                let value = message.payload().map(<[u8]>::to_vec);
+                return value.ok_or_else(|| failed("the record has no value".to_owned()));
+            }
+            Some(Ok(_)) | Some(Err(KafkaError::PartitionEOF(_))) => {
+                return Err(failed("the record is gone".to_owned()));
+            }
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
+            ))) => return Err(failed("retention has removed the record".to_owned())),
+            _ => {}
+        }
+    }
+    Err(failed("no broker answers".to_owned()))
 }

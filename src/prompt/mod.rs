@@ -209,6 +209,11 @@ impl Prompter {
         self.label_ids
     }
 
+    /// Id of `<eos>`, where the vocabulary has one.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.tokenizer.token_id("<eos>")
+    }
+
     /// What stands before a comment.
     pub fn head(&self) -> &str {
         &self.head
@@ -323,6 +328,39 @@ fn identity(config: &PromptConfig) -> String {
         "max_windows": config.max_windows,
     })
     .to_string()
+}
+
+impl PromptConfig {
+    /// Hash of the prompt that these settings make, as decisions name it.
+    pub fn content_hash(&self) -> String {
+        content_hash(identity(self).as_bytes())
+    }
+
+    /// The settings from their canonical form; the normaliser, which has a version of its own, is off.
+    ///
+    /// # Errors
+    /// It is none of ours.
+    pub fn from_canonical(canonical: &str) -> Result<Self, serde_json::Error> {
+        #[derive(serde::Deserialize)]
+        struct Canonical {
+            labels: [String; 2],
+            hateful_label: String,
+            instructions: String,
+            separator: String,
+            max_window_tokens: usize,
+            max_windows: usize,
+        }
+        let found: Canonical = serde_json::from_str(canonical)?;
+        Ok(Self {
+            labels: found.labels,
+            hateful_label: found.hateful_label,
+            instructions: found.instructions,
+            separator: found.separator,
+            normalize: false,
+            max_window_tokens: found.max_window_tokens,
+            max_windows: found.max_windows,
+        })
+    }
 }
 
 /// A prompter as the pipeline shares it.

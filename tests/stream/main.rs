@@ -18,3 +18,4 @@ mod flow;
 mod limits;
 mod membership;
 mod process;
+mod retrain;
