@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each bench uses its own part")]
 
+pub mod brokers;
 pub mod random_gemma;
 
 use std::time::Duration;

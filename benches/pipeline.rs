@@ -1,0 +1,510 @@
+//! What the daemon costs beside its model: the true pipeline with a scorer that answers at once,
+//! against the barest loop that keeps the same promise; ratios of CPU time from one run.
+//!
+//! `cargo bench --bench pipeline` (`-- --events N --rounds N`). The loop is one consumer with the same
+//! client settings: JSON in, JSON as long as a decision out, committed as often. It does not tokenise,
+//! batch, judge, hash, count, keep outputs for another try or bound what is in flight.
+//!
+//! Always on the embedded broker, at least once, and on the Apache Kafka that `tests/kafka/broker`
+//! started, exactly once, where its variables are set. Both run in a process of their own: CPU time is
+//! that of the clients alone. Every run's outputs are read back, one for each event, or the bench
+//! panics.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use metrics_exporter_prometheus::PrometheusHandle;
+use moderatord::config::{Config, Delivery, Sources, StreamConfig};
+use moderatord::decide::{Calibration, CurrentJudge, Judge, Policy};
+use moderatord::kafka::client::{Role, config};
+use moderatord::kafka::topics::Partitions;
+use moderatord::message::{Comment, Decision, ModelIdentity, Op, Scored, Source, content_hash};
+use moderatord::model::checkpoint::Checkpoint;
+use moderatord::ops::health::Health;
+use moderatord::ops::metrics;
+use moderatord::pipeline::{Model, Pipeline, Settings};
+use moderatord::prompt::Prompter;
+use moderatord::score::{Row, ScoreError, Scorer, canary};
+use rayon::prelude::*;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
+use serde::Deserialize;
+use support::brokers::{Broker, served};
+use support::{Random, comment_lengths, cpu_time, median};
+
+const PARTITIONS: i32 = 6;
+
+/// Longest that one run may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// As in the pipeline: more outputs than this are committed at once.
+const MAX_OUTPUTS: usize = 5_000;
+
+/// With their decisions, what the embedded broker holds of them.
+const EVENTS: usize = 100_000;
+
+fn main() {
+    if served() {
+        return;
+    }
+    let events = argument("--events").unwrap_or(EVENTS);
+    let rounds = argument("--rounds").unwrap_or(5);
+    let mut out = std::io::stdout().lock();
+    let metrics = metrics::install().unwrap();
+    let prompter = Arc::new(prompter());
+    let mut measure = |name: &str, broker: Broker| {
+        let mut bench = Bench::prepare(broker, events, &prompter, &metrics);
+        if std::env::args().any(|argument| argument == "--profile") {
+            // Nothing but the pipeline, for a profiler to look at.
+            (0..rounds).for_each(|_| drop(bench.pipeline()));
+            return;
+        }
+        writeln!(out, "\n{name}: {}", bench.describe(rounds)).unwrap();
+        bench.compare(rounds, &mut out);
+    };
+    measure("embedded broker, at least once", Broker::embedded());
+    match Broker::apache() {
+        Some(broker) => measure("Apache Kafka, exactly once", broker),
+        None => writeln!(
+            out,
+            "\nApache Kafka: not measured, MODERATORD_TEST_BROKERS is not set (see tests/kafka/broker)"
+        )
+        .unwrap(),
+    }
+}
+
+fn argument(name: &str) -> Option<usize> {
+    let mut arguments = std::env::args().skip_while(|argument| argument != name);
+    arguments.nth(1).and_then(|value| value.parse().ok())
+}
+
+/// One broker with the comments on it.
+struct Bench<'a> {
+    broker: Broker,
+    comments: String,
+    texts: Vec<String>,
+    event_bytes: usize,
+    /// What the scorer will be given.
+    rows: usize,
+    prompter: &'a Arc<Prompter>,
+    metrics: &'a PrometheusHandle,
+}
+
+/// CPU time of one run, and what it wrote.
+struct Run {
+    cpu: f64,
+    decisions: String,
+}
+
+impl<'a> Bench<'a> {
+    fn prepare(mut broker: Broker, events: usize, prompter: &'a Arc<Prompter>, metrics: &'a PrometheusHandle) -> Self {
+        let texts = texts(events);
+        let records: Vec<(String, Vec<u8>)> = texts.iter().enumerate().map(|(id, text)| event(id, text)).collect();
+        let comments = unique("comments");
+        broker.create_topic(&comments, PARTITIONS);
+        broker.produce(&comments, PARTITIONS, &records);
+        Self {
+            broker,
+            comments,
+            event_bytes: records.iter().map(|(_, value)| value.len()).sum::<usize>() / events,
+            rows: texts.iter().map(|text| prompter.encode(text).unwrap().rows.len()).sum(),
+            texts,
+            prompter,
+            metrics,
+        }
+    }
+
+    fn describe(&self, rounds: usize) -> String {
+        format!(
+            "{} events of {} bytes on average in {PARTITIONS} partitions, {} threads, median of {rounds} rounds",
+            self.texts.len(),
+            self.event_bytes,
+            std::thread::available_parallelism().map_or(1, usize::from)
+        )
+    }
+
+    fn compare(&mut self, rounds: usize, out: &mut impl Write) {
+        let (mut pipeline, mut bare, mut tokenising) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut decision_bytes, mut bare_bytes) = (0, 0);
+        // Turn and turn about, so that what changes on this machine meanwhile changes all.
+        for _ in 0..rounds {
+            let run = self.bare();
+            bare_bytes = self.verify(&run.decisions);
+            bare.push(run.cpu);
+            let run = self.pipeline();
+            decision_bytes = self.verify(&run.decisions);
+            pipeline.push(run.cpu);
+            tokenising.push(self.tokenise());
+        }
+        let ratios: Vec<f64> = pipeline.iter().zip(&bare).map(|(ours, bare)| ours / bare).collect();
+        let spread = (
+            ratios.iter().copied().fold(f64::MAX, f64::min),
+            ratios.iter().copied().fold(0.0, f64::max),
+        );
+        let (pipeline, bare, tokenising) = (median(pipeline), median(bare), median(tokenising));
+        writeln!(
+            out,
+            "every event came out once in each run, as {decision_bytes} bytes on average (bare loop: {bare_bytes})"
+        )
+        .unwrap();
+        for (name, ratio) in [
+            ("whole pipeline", pipeline),
+            ("tokenisation alone", tokenising),
+            ("pipeline without its tokenisation", pipeline - tokenising),
+        ] {
+            writeln!(out, "{name:<46}{:>7.2}x", ratio / bare).unwrap();
+        }
+        writeln!(
+            out,
+            "CPU time of the bare loop = 1; whole pipeline in single rounds {:.2}x to {:.2}x",
+            spread.0, spread.1
+        )
+        .unwrap();
+    }
+
+    /// The daemon's own pipeline, until everything is committed.
+    fn pipeline(&mut self) -> Run {
+        let stream = self.stream();
+        let defaults = self.config(&stream.group, &stream.topics.decisions);
+        let settings = Settings {
+            partitions: Partitions {
+                comments: PARTITIONS,
+                decisions: PARTITIONS,
+                dead_letters: PARTITIONS,
+            },
+            input: defaults.input,
+            batch: defaults.batch,
+            limits: defaults.limits,
+            stream,
+        };
+        let canary = canary::rows(self.prompter).unwrap();
+        let scored = Arc::new(AtomicUsize::new(0));
+        let model = Model {
+            scorer: Box::new(AtOnce {
+                canary: canary.clone(),
+                scored: Arc::clone(&scored),
+            }),
+            canary,
+            prompter: Arc::clone(self.prompter),
+            judge: Arc::new(CurrentJudge::new(judge())),
+        };
+        let deadline = Instant::now() + PATIENCE;
+        let pipeline = Pipeline::start(&settings, model, &Arc::new(Health::new(PATIENCE))).unwrap();
+        let wait = |holds: &dyn Fn() -> bool| {
+            while !holds() {
+                assert!(Instant::now() < deadline && !pipeline.is_ending());
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        wait(&|| pipeline.is_assigned());
+        let start = cpu_time();
+        wait(&|| scored.load(Ordering::Relaxed) >= self.rows);
+        pipeline.drain(deadline);
+        pipeline.join().unwrap();
+        // As the daemon does every few seconds.
+        self.metrics.run_upkeep();
+        Run {
+            cpu: (cpu_time() - start).as_secs_f64(),
+            decisions: settings.stream.topics.decisions,
+        }
+    }
+
+    /// Reads, decodes, encodes, writes, commits.
+    fn bare(&mut self) -> Run {
+        let stream = self.stream();
+        let mut consumer_config = config(&stream, Role::Consumer);
+        // Where the pipeline looks the beginning up.
+        consumer_config.set("auto.offset.reset", "earliest");
+        let consumer: BaseConsumer = consumer_config.create().unwrap();
+        let producer: BaseProducer = config(&stream, Role::Producer).create().unwrap();
+        let is_transactional = stream.delivery == Delivery::ExactlyOnce;
+        if is_transactional {
+            producer.init_transactions(PATIENCE).unwrap();
+        }
+        consumer.subscribe(&[&self.comments]).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        let mut decision = template();
+        let mut group = BareGroup::default();
+        let (mut start, mut read) = (None, 0);
+        while read < self.texts.len() {
+            assert!(Instant::now() < deadline, "{read} events read");
+            if let Some(message) = consumer.poll(Duration::from_millis(5)) {
+                let message = message.unwrap();
+                start.get_or_insert_with(cpu_time);
+                read += 1;
+                let event: Event = serde_json::from_slice(message.payload().unwrap()).unwrap();
+                assert!(!event.text.is_empty());
+                decision.event_id = Some(event.event_id);
+                decision.content_id = Some(event.content_id);
+                decision.revision = Some(event.revision);
+                decision.community_id = Some(event.community_id);
+                let source = decision.source.as_mut().unwrap();
+                (source.partition, source.offset) = (message.partition(), message.offset());
+                let json = serde_json::to_vec(&decision).unwrap();
+                if group.outputs == 0 && is_transactional {
+                    producer.begin_transaction().unwrap();
+                }
+                let mut record = BaseRecord::to(&stream.topics.decisions)
+                    .partition(message.partition())
+                    .key(message.key().unwrap())
+                    .payload(&json);
+                while let Err((error, back)) = producer.send(record) {
+                    assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
+                    record = back;
+                    producer.poll(Duration::from_millis(2));
+                }
+                group.outputs += 1;
+                group.next[usize::try_from(message.partition()).unwrap()] = Some(message.offset() + 1);
+                group.due.get_or_insert_with(|| Instant::now() + stream.commit_interval);
+            }
+            let is_due = group.due.is_some_and(|due| due <= Instant::now());
+            if is_due || group.outputs >= MAX_OUTPUTS || read == self.texts.len() {
+                producer.flush(PATIENCE).unwrap();
+                let offsets = group.offsets(&self.comments);
+                if is_transactional {
+                    let metadata = consumer.group_metadata().unwrap();
+                    producer
+                        .send_offsets_to_transaction(&offsets, &metadata, PATIENCE)
+                        .unwrap();
+                    producer.commit_transaction(PATIENCE).unwrap();
+                } else {
+                    consumer.commit(&offsets, CommitMode::Sync).unwrap();
+                }
+                group = BareGroup::default();
+            }
+        }
+        drop((consumer, producer));
+        Run {
+            cpu: (cpu_time() - start.unwrap()).as_secs_f64(),
+            decisions: stream.topics.decisions,
+        }
+    }
+
+    /// What the prompter alone costs, on all cores as in the pipeline: cores that share a unit make
+    /// each other's work dearer.
+    fn tokenise(&self) -> f64 {
+        let start = cpu_time();
+        self.texts.par_chunks(64).for_each(|texts| {
+            for text in texts {
+                std::hint::black_box(self.prompter.encode(text).unwrap());
+            }
+        });
+        (cpu_time() - start).as_secs_f64()
+    }
+
+    /// Each event has one decision. Gives their average size.
+    fn verify(&self, decisions: &str) -> usize {
+        #[derive(Deserialize)]
+        struct Sourced {
+            source: Source,
+        }
+        let (mut count, mut bytes, mut sources) = (0, 0, BTreeSet::new());
+        self.broker.read(decisions, PARTITIONS, |value| {
+            let Sourced { source } = serde_json::from_slice(value).unwrap();
+            count += 1;
+            bytes += value.len();
+            sources.insert((source.partition, source.offset));
+        });
+        let expected = self.texts.len();
+        assert_eq!((count, sources.len()), (expected, expected), "decisions, distinct ones");
+        bytes / count
+    }
+
+    /// A new group and a new topic, the rest as the daemon has it by default.
+    fn stream(&mut self) -> StreamConfig {
+        let decisions = unique("decisions");
+        self.broker.create_topic(&decisions, PARTITIONS);
+        self.config(&unique("group"), &decisions).require_stream().unwrap()
+    }
+
+    fn config(&self, group: &str, decisions: &str) -> Config {
+        let flag = |key, value: &str| (key, value.to_owned(), "bench");
+        let mut flags = vec![
+            flag("model.path", "unused"),
+            flag("kafka.brokers", self.broker.address()),
+            flag("kafka.group", group),
+            flag("kafka.instance", "bench"),
+            flag("topics.comments", &self.comments),
+            flag("topics.decisions", decisions),
+            flag("topics.dead_letters", "unused"),
+        ];
+        if !self.broker.is_apache() {
+            flags.extend([
+                flag("delivery", "at_least_once"),
+                // A join there waits for the session timeout.
+                flag("kafka.properties.session.timeout.ms", "3000"),
+                flag("kafka.properties.heartbeat.interval.ms", "300"),
+                // A fetch that waits there is not woken by new data.
+                flag("kafka.properties.fetch.wait.max.ms", "10"),
+            ]);
+        }
+        let sources = Sources {
+            flags,
+            ..Sources::default()
+        };
+        Config::load(&sources).unwrap()
+    }
+}
+
+/// What the bare loop commits together.
+#[derive(Default)]
+struct BareGroup {
+    outputs: usize,
+    next: [Option<i64>; PARTITIONS as usize],
+    due: Option<Instant>,
+}
+
+impl BareGroup {
+    fn offsets(&self, topic: &str) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (partition, next) in (0..).zip(self.next) {
+            if let Some(next) = next {
+                list.add_partition_offset(topic, partition, Offset::Offset(next))
+                    .unwrap();
+            }
+        }
+        list
+    }
+}
+
+/// An event, as the bare loop needs it.
+#[derive(Deserialize)]
+struct Event {
+    event_id: String,
+    content_id: String,
+    revision: i64,
+    community_id: String,
+    text: String,
+}
+
+/// A scorer that costs nothing.
+struct AtOnce {
+    canary: Vec<Row>,
+    /// Rows of comments so far.
+    scored: Arc<AtomicUsize>,
+}
+
+impl Scorer for AtOnce {
+    fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+        if rows != self.canary {
+            self.scored.fetch_add(rows.len(), Ordering::Relaxed);
+        }
+        Ok(vec![-1.0; rows.len()])
+    }
+}
+
+/// The default frame over a small vocabulary: tokenising with a published model's costs more or less.
+fn prompter() -> Prompter {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3");
+    let checkpoint = Checkpoint::open(&fixture).unwrap();
+    let sources = Sources {
+        flags: vec![("model.path", "unused".to_owned(), "bench")],
+        ..Sources::default()
+    };
+    Prompter::new(
+        &checkpoint.tokenizer_path(),
+        checkpoint.tokenizer(),
+        &Config::load(&sources).unwrap().prompt,
+        checkpoint.config().vocab_size,
+        // Nothing is scored, so the fixture's few positions bound nothing.
+        usize::MAX,
+    )
+    .unwrap()
+}
+
+fn judge() -> Judge {
+    let hash = |of: &str| content_hash(of.as_bytes());
+    let sources = Sources {
+        flags: vec![("model.path", "unused".to_owned(), "bench")],
+        ..Sources::default()
+    };
+    Judge {
+        policy: Policy::new(&Config::load(&sources).unwrap().policy),
+        calibration: Calibration::Identity,
+        model: ModelIdentity {
+            base: hash("base"),
+            adapter: hash("adapter"),
+            adapter_version: None,
+            prompt: hash("prompt"),
+            calibration: Calibration::Identity.name().to_owned(),
+            normalizer: "nfc-1".to_owned(),
+            device: "cpu".to_owned(),
+            dtype: "f32".to_owned(),
+            quantization: "none".to_owned(),
+        },
+    }
+}
+
+/// A decision of the usual size, for the bare loop to fill in.
+fn template() -> Decision {
+    let comment = Comment {
+        event_id: None,
+        content_id: None,
+        revision: None,
+        op: Op::Create,
+        community_id: None,
+        text: "a comment".to_owned(),
+    };
+    let scored = Scored {
+        margin: -1.0,
+        windows: 1,
+        truncated: false,
+    };
+    let source = Source {
+        topic: unique("comments"),
+        partition: 0,
+        offset: 0,
+    };
+    judge().decide(&comment, scored, Some(&source), SystemTime::now())
+}
+
+/// A name that is new on its broker.
+fn unique(name: &str) -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
+    format!("bench-{name}-{now}-{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn event(id: usize, text: &str) -> (String, Vec<u8>) {
+    let content_id = format!("comment-{id}");
+    let value = serde_json::json!({
+        "event_id": format!("event-{id}"),
+        "content_id": content_id,
+        "revision": 1,
+        "op": "create",
+        "community_id": format!("garden-{}", id % 20),
+        "text": text,
+    });
+    (content_id, serde_json::to_vec(&value).unwrap())
+}
+
+/// Comments of real lengths, of nothing but small talk.
+fn texts(count: usize) -> Vec<String> {
+    const WORDS: &str = "the a and of to in is it that was for on with as this but we you they so very really \
+        garden beans tomato watering seeds Sunday morning rain compost bees flowers neighbour recipe kitchen bread \
+        thanks lovely photo harvest basket summer spring weather window shelf wooden bench painted green, again. \
+        always maybe tomorrow yesterday looking forward planted growing sweet sour ripe café jalapeño naïve I'd it's";
+    let words: Vec<&str> = WORDS.split_whitespace().collect();
+    let mut random = Random::new(11);
+    let text = |tokens: usize| {
+        let mut text = String::new();
+        while text.chars().count() < 4 * tokens {
+            text.push_str(words[random.next() as usize % words.len()]);
+            text.push(' ');
+        }
+        text.trim_end().to_owned()
+    };
+    comment_lengths().into_iter().cycle().take(count).map(text).collect()
+}
