@@ -15,6 +15,10 @@ const OWN: &str = "moderatord.";
 /// Before the names of Kafka Connect's error headers (KIP-298).
 const CONNECT: &str = "__connect.errors.";
 
+/// Room for a usual decision. One that grows from nothing is copied four times over and keeps up to
+/// twice its size until it is committed.
+const DECISION_BYTES: usize = 1280;
+
 /// A key longer than this is replaced by its hash in a stripped dead letter.
 const LONGEST_KEPT_KEY: usize = 4096;
 
@@ -118,7 +122,8 @@ impl Origin {
     }
 
     fn decision(&self, record: Record, decision: &Decision, tally: Tally) -> Output {
-        let payload = serde_json::to_vec(decision).expect("a decision holds finite numbers, text keys and no maps");
+        let mut payload = Vec::with_capacity(DECISION_BYTES);
+        serde_json::to_writer(&mut payload, decision).expect("a decision holds finite numbers, text keys and no maps");
         Output {
             number: 0,
             own_headers: self.source_headers(&record),
