@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use moderatord::config::{Config, Delivery, Sources, StreamConfig};
-use moderatord::decide::{Calibration, CurrentJudge, Judge, Policy};
+use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
 use moderatord::kafka::client::{Role, config};
 use moderatord::kafka::topics::Partitions;
 use moderatord::message::{Comment, Decision, ModelIdentity, Op, Scored, Source, content_hash};
@@ -198,7 +198,8 @@ impl<'a> Bench<'a> {
             }),
             canary,
             prompter: Arc::clone(self.prompter),
-            judge: Arc::new(CurrentJudge::new(judge())),
+            judge: Arc::new(judge()),
+            swap: crossbeam_channel::never(),
         };
         let deadline = Instant::now() + PATIENCE;
         let pipeline = Pipeline::start(&settings, model, &Arc::new(Health::new(PATIENCE))).unwrap();
@@ -424,27 +425,29 @@ fn prompter() -> Prompter {
     .unwrap()
 }
 
-fn judge() -> Judge {
+fn judge() -> CurrentJudge {
     let hash = |of: &str| content_hash(of.as_bytes());
     let sources = Sources {
         flags: vec![("model.path", "unused".to_owned(), "bench")],
         ..Sources::default()
     };
-    Judge {
-        policy: Policy::new(&Config::load(&sources).unwrap().policy),
+    let identity = ModelIdentity {
+        base: hash("base"),
+        adapter: hash("adapter"),
+        adapter_version: None,
+        prompt: hash("prompt"),
+        calibration: String::new(),
+        normalizer: "nfc-1".to_owned(),
+        device: "cpu".to_owned(),
+        dtype: "f32".to_owned(),
+        quantization: "none".to_owned(),
+    };
+    let model = JudgedModel {
+        identity,
         calibration: Calibration::Identity,
-        model: ModelIdentity {
-            base: hash("base"),
-            adapter: hash("adapter"),
-            adapter_version: None,
-            prompt: hash("prompt"),
-            calibration: Calibration::Identity.name().to_owned(),
-            normalizer: "nfc-1".to_owned(),
-            device: "cpu".to_owned(),
-            dtype: "f32".to_owned(),
-            quantization: "none".to_owned(),
-        },
-    }
+        derived: Default::default(),
+    };
+    CurrentJudge::new(Config::load(&sources).unwrap().policy, model)
 }
 
 /// A decision of the usual size, for the bare loop to fill in.
@@ -467,7 +470,7 @@ fn template() -> Decision {
         partition: 0,
         offset: 0,
     };
-    judge().decide(&comment, scored, Some(&source), SystemTime::now())
+    judge().get().decide(&comment, scored, Some(&source), SystemTime::now())
 }
 
 /// A name that is new on its broker.
