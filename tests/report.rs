@@ -8,7 +8,7 @@ use moderatord::decide::Calibration;
 use moderatord::retrain::calibration::{CalibrationRow, Fitted, fit};
 use moderatord::retrain::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, ScoredRow, evaluate};
 use moderatord::retrain::gate::{GateConfig, GateRow, GoldenSet, Said, TrainingRows, Verdict, judge};
-use moderatord::retrain::report::{Fact, Report, Side, render};
+use moderatord::retrain::report::{Fact, Judgement, Report, Side, render};
 use moderatord::retrain::thresholds::{Bands, ReviewTarget, Targets, ThresholdRow};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -154,9 +154,11 @@ fn page(made: &Made) -> String {
             evaluation: &challenger.1,
             curves: &challenger.2,
         },
-        verdict: &made.verdict,
-        calibration: &made.fitted,
-        bands: &made.bands,
+        judgement: Some(Judgement {
+            verdict: &made.verdict,
+            calibration: &made.fitted,
+            bands: &made.bands,
+        }),
         data: vec![
             Fact::new("Rows that stand", 3120),
             Fact::new("Training", 1900),

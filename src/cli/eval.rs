@@ -1,7 +1,8 @@
 //! `moderatord eval`: an adapter against labelled rows.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use clap::Args;
@@ -11,22 +12,31 @@ use crate::config::{Config, ModelConfig};
 use crate::decide::Calibration;
 use crate::registry::Registry;
 use crate::retrain::dataset::LabelledRow;
-use crate::retrain::evaluation::{Bootstrap, Evaluation, EvaluationConfig, evaluate};
+use crate::retrain::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, evaluate};
 use crate::retrain::measure;
+use crate::retrain::report::{Fact, Report, Side, render};
 use crate::serving::{self, Loaded, Source};
 use crate::telemetry;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct EvalArgs {
-    #[command(flatten)]
-    settings: SettingsArgs,
+    /// Settings file, in TOML
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of the checkpoint, instead of the setting `model.path`
+    #[arg(long, value_name = "FOLDER")]
+    model: Option<String>,
     /// Labelled JSON objects, one a line
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// A version of the registry, or the beginning of one, or `base`; without it, what is in service
-    #[arg(long = "version", value_name = "V")]
-    which: Option<String>,
+    /// A version of the registry or the beginning of one, the folder of an adapter, or `base`; without
+    /// it, what is in service
+    #[arg(long, value_name = "V")]
+    adapter: Option<String>,
+    /// Write a page that compares it with what is in service, or with the bare base
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     /// Probability from which on a row counts as called hateful
     #[arg(long, value_name = "P", default_value_t = 0.5)]
     threshold: f64,
@@ -40,10 +50,16 @@ Figures are defined as in scikit-learn, with 95 % bootstrap intervals.
 
 Examples:
   moderatord eval --config moderatord.toml --input test.jsonl
-  moderatord eval --config moderatord.toml --input test.jsonl --version base --json";
+  moderatord eval --config moderatord.toml --input test.jsonl --adapter base --json
+  moderatord eval --config moderatord.toml --input test.jsonl --adapter 3f0c2a9d --report report.html";
 
 pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources()).map_err(Faults::from)?;
+    let settings = SettingsArgs {
+        config: args.config.clone(),
+        model: args.model.clone(),
+        adapter: None,
+    };
+    let config = Config::load(&settings.sources()).map_err(Faults::from)?;
     telemetry::start_for_command(&config.log);
     let gathered = feedback::read(&args.input, config.retrain.max_bytes)?;
     for line in &gathered.refused.listed {
@@ -60,29 +76,33 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
             feedback,
         })
         .collect();
-    let Loaded {
-        mut classifier,
-        calibration,
-        ..
-    } = load(args.which.as_deref(), &config)?;
-    let prompts = measure::prompts(&classifier.prompter(), &rows)?;
-    let margins = measure::margins(&mut classifier, &prompts).context("cannot score the rows")?;
-    let evaluation = evaluate(
-        &measure::scored_rows(&rows, &margins, calibration),
-        EvaluationConfig {
-            threshold: args.threshold,
-            bootstrap: Bootstrap {
-                resamples: 1000,
-                seed: config.retrain.seed,
-            },
+    let how = EvaluationConfig {
+        threshold: args.threshold,
+        bootstrap: Bootstrap {
+            resamples: 1000,
+            seed: config.retrain.seed,
         },
-    )?;
+    };
+    let measured = measure(load(args.adapter.as_deref(), &config)?, &rows, how)?;
+    if let Some(path) = &args.report {
+        let mut champion = measure(load(None, &config)?, &rows, how)?;
+        if champion.name == measured.name {
+            // What is in service beside itself would say nothing.
+            champion = measure(load(Some("base"), &config)?, &rows, how)?;
+        }
+        let page = page(&champion, &measured, args)?;
+        std::fs::write(path, page).with_context(|| format!("cannot write `{}`", path.display()))?;
+    }
     if args.json {
-        writeln!(out, "{}", serde_json::to_string(&evaluation)?)?;
+        writeln!(out, "{}", serde_json::to_string(&measured.evaluation)?)?;
     } else {
-        let adapter = &classifier.identity().adapter;
-        writeln!(out, "adapter   {adapter}, calibration {}", name(calibration))?;
-        print(&evaluation, out)?;
+        writeln!(
+            out,
+            "adapter   {}, calibration {}",
+            measured.name,
+            measured.calibration.name()
+        )?;
+        print(&measured.evaluation, out)?;
     }
     Ok(if gathered.refused.listed.is_empty() {
         Exit::Success
@@ -91,41 +111,91 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
     })
 }
 
-fn name(calibration: Calibration) -> String {
-    calibration.name().into_owned()
+/// One adapter on the rows.
+struct Measured {
+    name: String,
+    calibration: Calibration,
+    evaluation: Evaluation,
+    curves: Curves,
 }
 
-/// What is in service, or the version asked for.
+fn measure(loaded: Loaded, rows: &[LabelledRow], how: EvaluationConfig) -> anyhow::Result<Measured> {
+    let Loaded {
+        mut classifier,
+        calibration,
+        ..
+    } = loaded;
+    let prompts = measure::prompts(&classifier.prompter(), rows)?;
+    let margins = measure::margins(&mut classifier, &prompts).context("cannot score the rows")?;
+    let scored = measure::scored_rows(rows, &margins, calibration);
+    let identity = classifier.identity();
+    Ok(Measured {
+        name: identity
+            .adapter_version
+            .clone()
+            .unwrap_or_else(|| identity.adapter.clone()),
+        calibration,
+        evaluation: evaluate(&scored, how)?,
+        curves: Curves::new(&scored)?,
+    })
+}
+
+fn page(champion: &Measured, challenger: &Measured, args: &EvalArgs) -> anyhow::Result<String> {
+    fn side(measured: &Measured) -> Side<'_> {
+        Side {
+            name: &measured.name,
+            evaluation: &measured.evaluation,
+            curves: &measured.curves,
+        }
+    }
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let report = Report {
+        created_at: &now,
+        champion: side(champion),
+        challenger: side(challenger),
+        judgement: None,
+        data: vec![Fact::new("file", args.input.display())],
+        hyperparameters: Vec::new(),
+        identities: vec![
+            Fact::new("champion's calibration", champion.calibration.name()),
+            Fact::new("challenger's calibration", challenger.calibration.name()),
+        ],
+    };
+    Ok(render(&report)?)
+}
+
+/// What is in service, or the adapter asked for.
 fn load(which: Option<&str>, config: &Config) -> anyhow::Result<Loaded> {
-    let source = Source {
-        model: config.model.clone(),
+    let with = |adapter: Option<PathBuf>| Source {
+        model: ModelConfig {
+            adapter,
+            ..config.model.clone()
+        },
         prompt: config.prompt.clone(),
     };
-    let bare = || {
-        let model = ModelConfig {
-            adapter: None,
-            ..config.model.clone()
-        };
-        Source {
-            model,
-            ..source.clone()
+    match which {
+        Some("base") => return Ok(with(None).load_version(None, None)?),
+        Some(folder) if Path::new(folder).is_dir() => {
+            return Ok(with(Some(PathBuf::from(folder))).load_version(None, None)?);
         }
-    };
-    let Some(url) = config.registry.url.as_deref() else {
+        _ => {}
+    }
+    let source = with(config.model.adapter.clone());
+    let registry = config.registry.url.as_deref().map(Registry::open).transpose()?;
+    let Some(registry) = registry else {
         return match which {
             None => Ok(source.load_version(None, None)?),
-            Some("base") => Ok(bare().load_version(None, None)?),
-            Some(version) => bail!("--version {version} needs a registry, but registry.url is not set"),
+            Some(version) => {
+                bail!("`{version}` is no folder, and there is no registry (registry.url) to look it up in")
+            }
         };
     };
-    let registry = Registry::open(url)?;
     serving::runtime()?.block_on(async {
         let version = match which {
             None => match registry.current().await? {
                 Some(pointer) => registry.read_current(&pointer).await?,
                 None => None,
             },
-            Some("base") => None,
             Some(prefix) => Some(registry.read(&registry.find(prefix).await?).await?),
         };
         Ok(source.load_version(Some(&registry), version.as_ref())?)

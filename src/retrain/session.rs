@@ -18,7 +18,7 @@ use super::gather::Gathered;
 use super::measure;
 use super::near_duplicates::{Index, Signature};
 use super::peft;
-use super::report::{Fact, Report, Side, render};
+use super::report::{Fact, Judgement, Report, Side, render};
 use super::thresholds::{Band, Bands, ReviewTarget, Targets};
 use super::trainer::{FrameIds, Progress, TrainerConfig, train};
 use crate::config::{PolicyConfig, Quantize, RetrainConfig};
@@ -430,9 +430,11 @@ impl Session<'_> {
                 evaluation: &challenger.evaluation,
                 curves: &challenger.curves,
             },
-            verdict,
-            calibration: fitted,
-            bands,
+            judgement: Some(Judgement {
+                verdict,
+                calibration: fitted,
+                bands,
+            }),
             data: data.chain(counts).collect(),
             hyperparameters: hyperparameters(&self.trainer())
                 .into_iter()

@@ -24,12 +24,8 @@ pub struct Report<'a> {
     pub champion: Side<'a>,
     /// The new one.
     pub challenger: Side<'a>,
-    /// What the gate said.
-    pub verdict: &'a Verdict,
-    /// How the challenger's margins become probabilities.
-    pub calibration: &'a Fitted,
-    /// Where its bands begin.
-    pub bands: &'a Bands,
+    /// What a retraining found beside the figures; absent where two adapters are only compared.
+    pub judgement: Option<Judgement<'a>>,
     /// Rows read, dropped and used.
     pub data: Vec<Fact>,
     /// What shaped the training.
@@ -38,7 +34,18 @@ pub struct Report<'a> {
     pub identities: Vec<Fact>,
 }
 
-/// One of the two adapters on the test part.
+/// What a retraining finds about its challenger.
+#[derive(Debug, Clone, Copy)]
+pub struct Judgement<'a> {
+    /// What the gate said.
+    pub verdict: &'a Verdict,
+    /// How its margins become probabilities.
+    pub calibration: &'a Fitted,
+    /// Where its bands begin.
+    pub bands: &'a Bands,
+}
+
+/// One of the two adapters on the rows that judge.
 #[derive(Debug, Clone, Copy)]
 pub struct Side<'a> {
     /// Its version, or what else it is called.
@@ -73,7 +80,7 @@ impl Fact {
 /// # Errors
 /// [`ChartError`]: a chart cannot be drawn.
 pub fn render(report: &Report<'_>) -> Result<String, ChartError> {
-    let title = format!("Retraining report, {}", report.challenger.name);
+    let title = format!("{}, {}", sections::title(report), report.challenger.name);
     let title = html::escape(&title);
     let style = include_str!("style.css");
     let body = [

@@ -3,12 +3,19 @@
 use super::capitalised;
 use crate::decide::Calibration;
 use crate::retrain::calibration::Method;
-use crate::retrain::report::Report;
 use crate::retrain::report::html::{Cell, escape, number, percent, table};
+use crate::retrain::report::{Judgement, Report};
 use crate::retrain::thresholds::{Band, ReviewTarget};
 
 pub(in crate::retrain::report) fn calibration(report: &Report<'_>) -> String {
-    let fitted = report.calibration;
+    let Some(Judgement {
+        calibration: fitted,
+        bands,
+        ..
+    }) = report.judgement
+    else {
+        return String::new();
+    };
     let method = match fitted.method {
         Method::Platt => format!("Platt scaling, {}", line(fitted.calibration)),
         Method::Temperature => format!("temperature scaling, {}", line(fitted.calibration)),
@@ -24,7 +31,6 @@ pub(in crate::retrain::report) fn calibration(report: &Report<'_>) -> String {
         fitted.log_loss_before,
         fitted.log_loss_after,
     );
-    let bands = report.bands;
     let review = match bands.targets.review {
         ReviewTarget::Recall(target) => format!("recall of at least {target}"),
         ReviewTarget::Share(target) => format!("at most {} of the traffic", percent(Some(target))),

@@ -1,7 +1,7 @@
 //! Who is called hateful how often, by community, and what the gate made of it.
 
 use crate::retrain::evaluation::CommunityFigures;
-use crate::retrain::gate::Group;
+use crate::retrain::gate::{Group, Verdict};
 use crate::retrain::report::Report;
 use crate::retrain::report::html::{Cell, number, percent, table};
 
@@ -43,8 +43,15 @@ pub(in crate::retrain::report) fn communities(report: &Report<'_>) -> String {
         0 => String::new(),
         more => format!("<p class=\"quiet\">{more} smaller communities are not shown; the manifest has all.</p>\n"),
     };
+    let compared = report
+        .judgement
+        .map_or_else(String::new, |judgement| compared(judgement.verdict));
+    format!("<h2>Communities</h2>\n{by_community}{more}{compared}")
+}
+
+fn compared(verdict: &Verdict) -> String {
     // What speaks against the challenger must be among what is shown.
-    let mut compared: Vec<_> = report.verdict.communities.iter().collect();
+    let mut compared: Vec<_> = verdict.communities.iter().collect();
     compared.sort_by_key(|one| (!one.worse, std::cmp::Reverse(one.ok_rows)));
     let hidden = compared.len().saturating_sub(MOST_COMMUNITIES);
     let rows = compared.iter().take(MOST_COMMUNITIES).map(|one| {
@@ -87,5 +94,5 @@ pub(in crate::retrain::report) fn communities(report: &Report<'_>) -> String {
         0 => String::new(),
         hidden => format!("<p class=\"quiet\">{hidden} more groups are not shown; the manifest has all.</p>\n"),
     };
-    format!("<h2>Communities</h2>\n{by_community}{more}<h3>False positives, before and after</h3>\n{compared}{hidden}")
+    format!("<h3>False positives, before and after</h3>\n{compared}{hidden}")
 }

@@ -5,16 +5,35 @@ mod charts;
 mod communities;
 
 use super::html::{Cell, escape, facts as fact_table, number, table};
-use super::{Report, Side};
-use crate::retrain::evaluation::{CALIBRATION_BINS, Estimate};
-use crate::retrain::gate::{MIN_CLASS_ROWS, MIN_OK_ROWS};
+use super::{Judgement, Report, Side};
+use crate::retrain::evaluation::{CALIBRATION_BINS, Estimate, Evaluation};
+use crate::retrain::gate::{MIN_CLASS_ROWS, MIN_OK_ROWS, Verdict};
 
 pub(super) use bands::calibration;
 pub(super) use charts::{calls, curves};
 pub(super) use communities::communities;
 
+/// What kind of page it is.
+pub(super) fn title(report: &Report<'_>) -> &'static str {
+    match report.judgement {
+        Some(_) => "Retraining report",
+        None => "Evaluation report",
+    }
+}
+
 pub(super) fn verdict(report: &Report<'_>) -> String {
-    let verdict = report.verdict;
+    let names = format!(
+        "Challenger {} against champion {}, {}.",
+        escape(report.challenger.name),
+        escape(report.champion.name),
+        escape(report.created_at),
+    );
+    let Some(Judgement { verdict, bands, .. }) = report.judgement else {
+        let Evaluation { rows, hateful, .. } = report.challenger.evaluation;
+        return format!(
+            "<h1>Evaluation report</h1>\n<p class=\"sub\">{names} {rows} rows, {hateful} of them hateful.</p>\n"
+        );
+    };
     let (class, mark, heading) = if verdict.promote {
         ("yes", "✓", "Promoted")
     } else {
@@ -29,7 +48,7 @@ pub(super) fn verdict(report: &Report<'_>) -> String {
             .map(|refusal| format!("<li>{}.</li>\n", escape(&capitalised(&refusal.to_string()))));
         format!("<ul>\n{}</ul>", reasons.collect::<String>())
     };
-    let not_representative = if report.bands.representative() {
+    let not_representative = if bands.representative() {
         ""
     } else {
         "<p class=\"note\"><strong>Not representative.</strong> Too little of this feedback was sampled from the \
@@ -37,14 +56,9 @@ pub(super) fn verdict(report: &Report<'_>) -> String {
          threshold for a recall or a share of the traffic was derived from them.</p>\n"
     };
     format!(
-        "<h1>Retraining report</h1>\n<p class=\"sub\">Challenger {} against champion {}, {}. {} rows of the test part, \
-         {} of them hateful.</p>\n<div class=\"verdict {class}\"><strong>{mark} {heading}</strong>\n{reasons}</div>\n\
-         {not_representative}",
-        escape(report.challenger.name),
-        escape(report.champion.name),
-        escape(report.created_at),
-        verdict.rows,
-        verdict.hateful,
+        "<h1>Retraining report</h1>\n<p class=\"sub\">{names} {} rows of the test part, {} of them hateful.</p>\n\
+         <div class=\"verdict {class}\"><strong>{mark} {heading}</strong>\n{reasons}</div>\n{not_representative}",
+        verdict.rows, verdict.hateful,
     )
 }
 
@@ -123,7 +137,7 @@ pub(super) fn figures(report: &Report<'_>) -> String {
     let threshold = report.challenger.evaluation.config.threshold;
     let resamples = report.challenger.evaluation.config.bootstrap.resamples;
     let caption = format!(
-        "On the test part, with 95 % intervals from {resamples} resamples. Called hateful from probability {threshold} on."
+        "On the rows that judge, with 95 % intervals from {resamples} resamples. Called hateful from probability {threshold} on."
     );
     let columns = ["Figure", "Champion", "Challenger", "Difference"];
     format!("<h2>Figures</h2>\n{}", table(&caption, &columns, rows.into()))
@@ -140,21 +154,30 @@ pub(super) fn facts(report: &Report<'_>) -> String {
 }
 
 pub(super) fn definitions(report: &Report<'_>) -> String {
-    let verdict = report.verdict;
-    let growth = &verdict.training_rows;
+    let (parts, gate) = report
+        .judgement
+        .map_or_else(Default::default, |judgement| gate(judgement.verdict));
     format!(
-        "<h2>How to read this</h2>\n\
-         <p>The test part judges and is never trained on; calibration and bands come from the validation part. The \
-         side of a text is fixed by a key and does not change from one training to the next.</p>\n\
+        "<h2>How to read this</h2>\n{parts}\
          <p>Figures are defined as in scikit-learn; a figure that is not defined is shown as a dash. PR-AUC is average \
          precision. The calibration error has {CALIBRATION_BINS} bins of equal width. Intervals are percentiles of a \
          bootstrap that draws rows plainly; the same seed gives the same intervals.</p>\n\
-         <p>The gate compares PR-AUC by a paired bootstrap: the one-sided 95 % lower bound of the difference must be \
+         {gate}<p class=\"quiet\">This page holds no text of any comment.</p>\n"
+    )
+}
+
+/// What the parts are for, and how the gate judges.
+fn gate(verdict: &Verdict) -> (String, String) {
+    let growth = &verdict.training_rows;
+    let parts = "<p>The test part judges and is never trained on; calibration and bands come from the validation part. The \
+         side of a text is fixed by a key and does not change from one training to the next.</p>\n";
+    let gate = format!(
+        "<p>The gate compares PR-AUC by a paired bootstrap: the one-sided 95 % lower bound of the difference must be \
          above 0, or above -0.01 where the challenger was trained on at least {} more rows than the champion \
          ({} against {}). It needs {MIN_CLASS_ROWS} rows of each class. False positives are compared by exact one-sided \
          McNemar tests under Holm's levels, 5 % over all groups; communities with fewer than {MIN_OK_ROWS} harmless \
-         rows are compared together.</p>\n\
-         <p class=\"quiet\">This page holds no text of any comment.</p>\n",
+         rows are compared together.</p>\n",
         verdict.config.min_growth, growth.challenger, growth.champion,
-    )
+    );
+    (parts.to_owned(), gate)
 }
