@@ -6,6 +6,7 @@
 //! again from what the group keeps, never scored again. With `at_least_once` offsets are committed
 //! once the outputs are acknowledged.
 
+mod accounts;
 mod group;
 mod outbox;
 mod output;
@@ -27,12 +28,12 @@ use crate::ingest::GroupConsumer;
 use crate::kafka::client::Timeouts;
 use crate::kafka::reason;
 use crate::kafka::topics::Partitions;
-use crate::message::{Action, NextOffset};
+use crate::message::NextOffset;
 use crate::ops::metrics as names;
 use crate::stream::{Control, Epoch, Finished, Lanes, Ownership, Progress, StreamError};
 use group::Group;
 use outbox::{Outbox, Undelivered};
-use output::{Counts, Form, Origin, Tally};
+use output::{Form, Origin};
 use transaction::{Failed, Transaction, is_forbidden};
 
 /// Longest sleep: how soon this thread notices that the stream is ending.
@@ -452,43 +453,7 @@ impl Emitter {
         for (partition, next) in group.offsets() {
             self.progress.committed(partition, next);
         }
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
-        let (mut outcomes, mut actions, mut reasons) = (Counts::new(), Counts::new(), Counts::new());
-        let latency = histogram!(names::APPEND_TO_COMMIT);
-        let score = histogram!(names::PROBABILITY);
-        for output in group.outputs() {
-            let outcome = match output.tally {
-                Tally::Decided { action, probability } => {
-                    score.record(probability);
-                    *actions.entry(action_name(action)).or_default() += 1;
-                    "decided"
-                }
-                Tally::Deleted => {
-                    *actions.entry(action_name(Action::Delete)).or_default() += 1;
-                    "deleted"
-                }
-                Tally::Tombstone => "tombstone",
-                Tally::DeadLetter { reason } => {
-                    *reasons.entry(reason).or_default() += 1;
-                    "dead_letter"
-                }
-            };
-            *outcomes.entry(outcome).or_default() += 1;
-            if let Some(timestamp) = output.record.timestamp {
-                latency.record((now - timestamp).max(0) as f64 / 1e3);
-            }
-        }
-        for (outcome, count) in outcomes {
-            counter!(names::EVENTS, "outcome" => outcome).increment(count);
-        }
-        for (action, count) in actions {
-            counter!(names::DECISIONS, "action" => action).increment(count);
-        }
-        for (reason, count) in reasons {
-            counter!(names::DEAD_LETTERS, "reason" => reason).increment(count);
-        }
+        accounts::record(group.outputs(), SystemTime::now());
         histogram!(names::STAGE_SECONDS, "stage" => "commit").record(start.elapsed());
         debug!(outputs = group.load().0, "committed");
     }
@@ -549,14 +514,5 @@ fn refused(error: &KafkaError) -> StreamError {
             StreamError::Forbidden { doing, reason }
         }
         _ => StreamError::Kafka { doing, reason },
-    }
-}
-
-fn action_name(action: Action) -> &'static str {
-    match action {
-        Action::Allow => "allow",
-        Action::Review => "review",
-        Action::Block => "block",
-        Action::Delete => "delete",
     }
 }

@@ -1,7 +1,5 @@
 //! What is written for one input record: a decision, a dead letter or a tombstone, with its headers.
 
-use std::collections::BTreeMap;
-
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 use sha2::{Digest, Sha256};
 
@@ -280,9 +278,6 @@ impl Output {
 fn is_own(name: &str) -> bool {
     name.starts_with(OWN) || name.starts_with(CONNECT)
 }
-
-/// Counts by label, gathered over a transaction so that each metric is touched once.
-pub(super) type Counts = BTreeMap<&'static str, u64>;
 
 #[cfg(test)]
 mod tests {
