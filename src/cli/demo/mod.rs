@@ -276,7 +276,7 @@ impl Demo<'_> {
                         elapsed: now - start,
                         rate: rate.of(finished, now),
                     };
-                    view.draw(&facts, &count, out)?;
+                    view.draw(&facts, &count, columns(), out)?;
                 } else if !self.is_json {
                     rate.line(&count, now, out)?;
                 }
@@ -322,6 +322,11 @@ impl Demo<'_> {
             Exit::Failure
         })
     }
+}
+
+/// Of the terminal that watches.
+fn columns() -> usize {
+    usize::from(console::Term::stdout().size().1)
 }
 
 /// Comments per second of late, and the plain form of the view.

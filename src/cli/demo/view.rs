@@ -24,13 +24,15 @@ pub(super) struct View {
 }
 
 impl View {
-    pub fn draw(&mut self, facts: &Facts<'_>, count: &Count, out: &mut dyn Write) -> io::Result<()> {
+    /// Draws on a terminal of so many columns; a line that wrapped would count twice the next time.
+    pub fn draw(&mut self, facts: &Facts<'_>, count: &Count, columns: usize, out: &mut dyn Write) -> io::Result<()> {
         let picture = picture(facts, count);
         // Up to the first line of the last picture; each line is cleared as it is written.
         if self.lines > 0 {
             write!(out, "\x1b[{}A", self.lines)?;
         }
         for line in picture.lines() {
+            let line: String = line.chars().take(columns).collect();
             writeln!(out, "\x1b[2K{line}")?;
         }
         self.lines = picture.lines().count();
@@ -45,12 +47,12 @@ fn picture(facts: &Facts<'_>, count: &Count) -> String {
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "moderatord demo   {:02}:{:02}   broker {}   {}",
+        "moderatord demo   {:02}:{:02}   broker {}",
         seconds / 60,
         seconds % 60,
-        facts.brokers,
-        facts.model
+        facts.brokers
     );
+    let _ = writeln!(text, "{}", facts.model);
     let _ = writeln!(
         text,
         "produced {}   decided {}   dead letters {}   duplicated {}   {:.0} comments/s",
@@ -105,16 +107,26 @@ mod tests {
             probability: Some(0.25),
         });
         let (mut view, mut out) = (View::default(), Vec::new());
-        view.draw(&facts, &count, &mut out).unwrap();
+        view.draw(&facts, &count, 80, &mut out).unwrap();
         let once = String::from_utf8(out.clone()).unwrap().replace("\x1b[2K", "");
         insta::assert_snapshot!(once, @r"
-        moderatord demo   01:01   broker 127.0.0.1:9092   a model
+        moderatord demo   01:01   broker 127.0.0.1:9092
+        a model
         produced 3   decided 1   dead letters 0   duplicated 0   20 comments/s
         allow 1   review 0   block 0   delete 0   latency p50 0 ms, p99 0 ms
 
           allow        0.250  you look very nice today
         ");
-        view.draw(&facts, &count, &mut out).unwrap();
-        assert!(String::from_utf8(out).unwrap().contains("\x1b[5A"));
+        out.clear();
+        view.draw(&facts, &count, 20, &mut out).unwrap();
+        let again = String::from_utf8(out).unwrap();
+        assert!(again.starts_with("\x1b[6A"));
+        assert!(
+            again
+                .replace("\x1b[6A", "")
+                .replace("\x1b[2K", "")
+                .lines()
+                .all(|line| line.len() <= 20)
+        );
     }
 }
