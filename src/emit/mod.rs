@@ -1,7 +1,7 @@
 //! The last stage: decisions, dead letters and input offsets, written together.
 //!
 //! One thread owns the producer. Outputs leave in the order in which their records were read, gather
-//! in a [`Group`], and are committed every `kafka.commit_interval` across micro-batches and
+//! in a group, and are committed every `kafka.commit_interval` across micro-batches and
 //! partitions. With `exactly_once` the group is one Kafka transaction; an aborted one is produced
 //! again from what the group keeps, never scored again. With `at_least_once` offsets are committed
 //! once the outputs are acknowledged.
