@@ -282,16 +282,14 @@ impl Emitter {
         if !self.origin.step_down(output) {
             return Err(StreamError::Kafka {
                 doing: "write a dead letter of coordinates alone",
-                reason: "the topic refuses it for its size".to_owned(),
+                reason: "the topic refuses it".to_owned(),
             });
         }
-        let (partition, offset, form) = (place.partition, place.offset, output.form);
-        warn!(
-            partition,
-            offset,
-            ?form,
-            "output too large for its topic: trying another form"
-        );
+        // Most of a refused batch are innocent and go through alone: only what is stripped is news.
+        if output.form == Form::Stripped {
+            let (partition, offset) = (place.partition, place.offset);
+            warn!(partition, offset, "an output is refused whole: writing its coordinates");
+        }
         Ok(())
     }
 
