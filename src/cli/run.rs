@@ -235,7 +235,8 @@ impl Daemon {
                 _ = ticks.tick() => false,
                 _ = terminate.recv() => true,
                 _ = interrupt.recv() => true,
-                _ = reload.recv() => {
+                // A daemon that drains has nothing to reload for, and is not ready any more.
+                _ = reload.recv(), if deadline.is_none() => {
                     notifier.reloading(monotonic());
                     reload_all.now().await;
                     notifier.ready("serving");
