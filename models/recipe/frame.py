@@ -1,0 +1,6 @@
+"""The daemon's default frame (`[prompt]` in config/moderatord.toml), which the model is trained in."""
+
+LABELS = ("Positive", "Negative")
+HATEFUL = "Negative"
+HEAD = "Classify the following text into one of the following classes:[Positive,Negative]<separator>Text:"
+TAIL = "<separator>Prediction:"
