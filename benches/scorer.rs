@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Result, Tensor};
 use moderatord::config::Quantize;
 use moderatord::model::checkpoint::Checkpoint;
+use moderatord::model::device::Place;
 use moderatord::model::gemma::{Gemma, PackedRow, PrefixCache};
 use moderatord::model::oracle::Oracle;
 use moderatord::model::{LoadOptions, LoraMode};
@@ -44,6 +45,7 @@ fn main() {
             LoadOptions {
                 lora: LoraMode::Merged,
                 quantize,
+                place: Place::cpu(),
             },
         )
         .unwrap()

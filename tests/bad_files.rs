@@ -63,7 +63,7 @@ impl Spoiled {
     fn load(&self, adapter: bool) -> Result<Classifier, moderatord::model::LoadError> {
         let adapter = adapter.then(|| self.path("lora_qv"));
         let model = ModelConfig {
-            path: self.folder.path().to_owned(),
+            path: Some(self.folder.path().to_owned()),
             adapter,
             ..model_config("gemma3")
         };
@@ -94,7 +94,7 @@ fn the_unspoiled_copy_loads() {
 #[test]
 fn a_folder_that_is_no_checkpoint() {
     let model = ModelConfig {
-        path: "/nonexistent/gemma".into(),
+        path: Some("/nonexistent/gemma".into()),
         ..model_config("gemma3")
     };
     let text = Classifier::load(&model, &prompt_config()).err().unwrap().to_string();
@@ -350,7 +350,7 @@ fn faults_of_base_adapter_and_prompt_are_reported_together() {
         .json("lora_qv/adapter_config.json", |json| json["use_dora"] = json!(true));
     let adapter = Some(spoiled.path("lora_qv"));
     let model = ModelConfig {
-        path: spoiled.folder.path().to_owned(),
+        path: Some(spoiled.folder.path().to_owned()),
         adapter,
         ..model_config("gemma3")
     };
@@ -399,7 +399,7 @@ fn shard_name(index: usize) -> String {
 
 fn margin(folder: &Path) -> [f32; 2] {
     let model = ModelConfig {
-        path: folder.to_owned(),
+        path: Some(folder.to_owned()),
         ..model_config("gemma3")
     };
     let classifier = Classifier::load(&model, &prompt_config()).unwrap();

@@ -140,7 +140,7 @@ fn the_window_is_exact() {
     config["layer_types"] = serde_json::json!(vec!["sliding_attention"; 4]);
     std::fs::write(&path, config.to_string()).unwrap();
     let config = ModelConfig {
-        path: folder.path().to_owned(),
+        path: Some(folder.path().to_owned()),
         ..model_config("gemma2")
     };
     let classifier = Classifier::load(&config, &prompt_config()).unwrap();

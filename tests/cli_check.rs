@@ -105,13 +105,15 @@ fn a_stream_that_is_half_set_up_is_a_fault() {
 }
 
 #[test]
-fn without_any_setting_the_model_is_asked_for() {
-    let (code, out, err) = check("", &[]);
-    assert_eq!((code, out.as_str()), (Some(78), ""));
-    insta::assert_snapshot!(err, @r#"
-    moderatord: 1 fault
-      model.path: not set, expected the folder of a Gemma checkpoint (config.json, tokenizer.json, safetensors); set it in the file, as MODERATORD__MODEL__PATH or with --model
-    "#);
+fn without_any_setting_the_bundled_model_is_checked_and_said_to_be_it() {
+    let (code, out, err) = check("", &["--oracle"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(
+        out.starts_with("model     moderatord-mini (bundled), gemma3_text, 4 layers"),
+        "{out}"
+    );
+    assert!(out.contains("\noracle    "), "{out}");
+    assert!(err.contains("model.path is not set"), "{err}");
 }
 
 #[test]

@@ -199,14 +199,17 @@ fn later_layers_win() {
 fn a_flag_wins_over_all() {
     let (_folder, mut sources) = sources("[model]\npath = \"/file\"\n", &[("MODEL__PATH", "/environment")]);
     sources.flags = vec![("model.path", "flag".to_owned(), "--model")];
-    assert_eq!(Config::load(&sources).unwrap().model.path, Path::new("flag"));
+    assert_eq!(
+        Config::load(&sources).unwrap().model.path.as_deref(),
+        Some(Path::new("flag"))
+    );
 }
 
 #[test]
 fn a_relative_path_in_the_file_is_relative_to_the_file() {
     let (folder, sources) = sources("[model]\npath = \"gemma\"\n", &[("MODEL__ADAPTER", "adapter")]);
     let model = Config::load(&sources).unwrap().model;
-    assert_eq!(model.path, folder.path().join("gemma"));
+    assert_eq!(model.path, Some(folder.path().join("gemma")));
     assert_eq!(model.adapter.as_deref(), Some(Path::new("adapter")));
 }
 
@@ -251,7 +254,6 @@ grace = 20
     kafka.instance = "gpu 0" (moderatord.toml): expected letters, digits, `.`, `_` and `-`
     topics.decisions = "c" (moderatord.toml): expected another topic than topics.comments
     delivery = "exactly-once" (moderatord.toml): expected "exactly_once" or "at_least_once"
-    model.path: not set, expected the folder of a Gemma checkpoint (config.json, tokenizer.json, safetensors); set it in the file, as MODERATORD__MODEL__PATH or with --model
     model.quantize = 8 (moderatord.toml): expected "none" or "q8_0"
     model.device = "tpu" (moderatord.toml): expected "auto", "cpu" or "cuda:N"
     input.text = "text" (moderatord.toml): expected a JSON pointer such as "/text" or "/payload/body"

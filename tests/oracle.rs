@@ -28,7 +28,7 @@ fn expressible(family: &str) -> (tempfile::TempDir, ModelConfig) {
     }
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let model = ModelConfig {
-        path: folder.path().to_owned(),
+        path: Some(folder.path().to_owned()),
         ..model_config(family)
     };
     (folder, model)

@@ -8,6 +8,7 @@ mod common;
 use common::{fixture, model_config, prompt_config};
 use moderatord::config::{ModelConfig, Quantize};
 use moderatord::model::checkpoint::Checkpoint;
+use moderatord::model::device::Place;
 use moderatord::model::gemma::Gemma;
 use moderatord::model::lora::Projection;
 use moderatord::model::training::Loss;
@@ -29,6 +30,7 @@ fn base() -> Gemma {
         LoadOptions {
             lora: LoraMode::Unmerged,
             quantize: Quantize::None,
+            place: Place::cpu(),
         },
     )
     .unwrap()

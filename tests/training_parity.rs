@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use common::fixture;
 use moderatord::config::Quantize;
 use moderatord::model::checkpoint::Checkpoint;
+use moderatord::model::device::Place;
 use moderatord::model::gemma::Gemma;
 use moderatord::model::lora::{Adapter, Projection};
 use moderatord::model::training::{Example, Gradients, LoraVariables, Loss, Trainable, Variables};
@@ -55,6 +56,7 @@ fn trainable(family: &str, adapter: &str, prefix: &[u32]) -> Trainable {
     let options = LoadOptions {
         lora: LoraMode::Unmerged,
         quantize: Quantize::None,
+        place: Place::cpu(),
     };
     let model = Gemma::load(&checkpoint, None, options).unwrap();
     Trainable::new(model, variables, prefix, [NEGATIVE, POSITIVE], EOS)

@@ -71,7 +71,17 @@ pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Ex
             AdaptersCommand::Gc => {
                 let _lock = registry.lock(now)?;
                 let removed = registry.gc(config.registry.keep, now).await?;
-                writeln!(out, "{removed:?}")?;
+                for version in &removed.versions {
+                    writeln!(out, "removed {version}")?;
+                }
+                writeln!(
+                    out,
+                    "{} versions, {} unfinished ones, {} records and {} staged files removed",
+                    removed.versions.len(),
+                    removed.unfinished.len(),
+                    removed.records,
+                    removed.staged
+                )?;
             }
         }
         Ok(Exit::Success)

@@ -221,9 +221,22 @@ fn print(evaluation: &Evaluation, out: &mut dyn Write) -> std::io::Result<()> {
             .map_or_else(String::new, |[low, high]| format!("  ({low:.4} to {high:.4})"));
         writeln!(out, "{name:<10}{value}{interval}")?;
     }
-    writeln!(out, "confusion {confusion:?}")?;
-    for community in communities {
-        writeln!(out, "community {community:?}")?;
+    writeln!(
+        out,
+        "hateful   {} called so, {} missed; not hateful {} called so, {} let be",
+        confusion.true_positives, confusion.false_negatives, confusion.false_positives, confusion.true_negatives
+    )?;
+    let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));
+    for one in communities {
+        writeln!(
+            out,
+            "community {}: {} rows, {} hateful, false positive rate {}, F1 {}",
+            one.community.as_deref().unwrap_or("(none)"),
+            one.rows,
+            one.hateful,
+            number(one.false_positive_rate),
+            number(one.f1)
+        )?;
     }
     Ok(())
 }

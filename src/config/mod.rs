@@ -229,15 +229,28 @@ pub enum Quantize {
     Q8_0,
 }
 
+/// What linear layers compute in; all else is f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// bf16 on a GPU, f32 on the CPU.
+    Auto,
+    /// Everywhere.
+    F32,
+    /// On GPUs.
+    Bf16,
+}
+
 /// The model to serve.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// Folder in Hugging Face layout: `config.json`, `tokenizer.json`, safetensors.
-    pub path: PathBuf,
+    /// Folder in Hugging Face layout: `config.json`, `tokenizer.json`, safetensors; or the bundled model.
+    pub path: Option<PathBuf>,
     /// Folder in PEFT layout, or the bare base.
     pub adapter: Option<PathBuf>,
     /// Where it runs.
     pub device: DeviceChoice,
+    /// What linear layers compute in.
+    pub dtype: DtypeChoice,
     /// How frozen weights are held.
     pub quantize: Quantize,
 }

@@ -135,11 +135,6 @@ impl Reader {
     }
 
     /// A path; one from the settings file is relative to that file's folder.
-    pub(super) fn path(&mut self, key: &str) -> Option<PathBuf> {
-        self.string(key).map(|path| self.resolved(key, path))
-    }
-
-    /// As [`Reader::path`]; an empty one means that the setting is not used.
     pub(super) fn optional_path(&mut self, key: &str) -> Option<PathBuf> {
         self.optional_string(key).map(|path| self.resolved(key, path))
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::reader::{Found, Reader};
 use super::{
-    BatchConfig, DeviceChoice, HttpConfig, InputConfig, InputFields, LimitsConfig, LogConfig, LogFormat, LogLevel,
-    ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
+    BatchConfig, DeviceChoice, DtypeChoice, HttpConfig, InputConfig, InputFields, LimitsConfig, LogConfig, LogFormat,
+    LogLevel, ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
 };
 use crate::message::Thresholds;
 
@@ -19,21 +19,21 @@ const LONGEST_LINGER: Duration = Duration::from_secs(5);
 const LONGEST_GRACE: Duration = Duration::from_secs(600);
 
 pub(super) fn model(reader: &mut Reader) -> Option<ModelConfig> {
-    let path = reader.path("model.path");
-    if reader.find("model.path").is_none() {
-        reader.fault(
-            "model.path",
-            "not set, expected the folder of a Gemma checkpoint (config.json, tokenizer.json, safetensors); \
-             set it in the file, as MODERATORD__MODEL__PATH or with --model",
-        );
-    }
+    let path = reader.optional_path("model.path");
     let adapter = reader.optional_path("model.adapter");
     let quantize = reader.choice("model.quantize", &[("none", Quantize::None), ("q8_0", Quantize::Q8_0)]);
     let device = device(reader);
+    let dtypes = [
+        ("auto", DtypeChoice::Auto),
+        ("f32", DtypeChoice::F32),
+        ("bf16", DtypeChoice::Bf16),
+    ];
+    let dtype = reader.choice("model.dtype", &dtypes);
     Some(ModelConfig {
-        path: path?,
+        path,
         adapter,
         device: device?,
+        dtype: dtype?,
         quantize: quantize?,
     })
 }

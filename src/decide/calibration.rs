@@ -103,10 +103,9 @@ pub(super) fn sigmoid(margin: f64) -> f64 {
     if margin.is_nan() {
         return 0.5;
     }
-    // `exp` of a positive number could overflow.
-    let tail = (-margin.abs()).exp();
-    let larger = 1.0 / (1.0 + tail);
-    if margin >= 0.0 { larger } else { tail * larger }
+    // Each step keeps the order, rounding included, so the whole never falls; a product of two rounded
+    // factors could. Overflow to infinity gives the right limit.
+    1.0 / (1.0 + (-margin).exp())
 }
 
 #[cfg(test)]
@@ -168,6 +167,9 @@ mod tests {
         ] {
             assert_eq!(platt.probability(margin), expected, "{margin}");
         }
+        // Two neighbours of zero that another formula had the wrong way round.
+        let [below, above] = [-2.296_564e-16, -6.561_516e-17].map(|margin| Calibration::Identity.probability(margin));
+        assert!(below <= above);
         let same = Calibration::platt(1.0, 0.0).unwrap();
         assert_eq!(same.probability(0.7), Calibration::Identity.probability(0.7));
     }

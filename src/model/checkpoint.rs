@@ -5,13 +5,15 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 use serde::Deserialize;
 
+use super::bundled;
 use super::config::GemmaConfig;
 use super::problem::{LoadError, Problem};
 use super::tensor_file::TensorFile;
+use crate::config::ModelConfig;
 use crate::message::content_hash;
 
 /// Larger than any published `config.json` or shard index; smaller than harm.
@@ -34,6 +36,36 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Opens the base that the settings name, or the bundled one where they name none.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn of(model: &ModelConfig) -> Result<Self, LoadError> {
+        match &model.path {
+            Some(folder) => Self::open(folder),
+            None => Self::bundled(),
+        }
+    }
+
+    /// Opens the checkpoint inside this binary.
+    ///
+    /// # Errors
+    /// None in a binary whose tests have passed.
+    pub fn bundled() -> Result<Self, LoadError> {
+        let folder = PathBuf::from(bundled::NAME);
+        let file = TensorFile::carried(&folder.join("model.safetensors"), bundled::WEIGHTS)?;
+        let (files, index) = single(file);
+        Ok(Self {
+            config: GemmaConfig::parse(&folder.join("config.json"), bundled::CONFIG)?,
+            tokenizer: bundled::TOKENIZER.to_vec(),
+            prefix: find_prefix(&folder, &index)?,
+            config_text: bundled::CONFIG.to_owned(),
+            files,
+            index,
+            folder,
+        })
+    }
+
     /// Opens the folder, reads its config and tokenizer, maps its weights.
     ///
     /// # Errors
@@ -97,9 +129,9 @@ impl Checkpoint {
         self.folder.join("tokenizer.json")
     }
 
-    /// Paths of the weight files.
-    pub fn weight_paths(&self) -> impl Iterator<Item = &Path> {
-        self.files.iter().map(TensorFile::path)
+    /// The weight files.
+    pub fn files(&self) -> &[TensorFile] {
+        &self.files
     }
 
     /// What stands before `layers.0…` in this file's tensor names.
@@ -116,22 +148,22 @@ impl Checkpoint {
         self.file(&name, shape)?.read_f32(&name, shape)
     }
 
-    /// Reads `name` (without the prefix) in the file's dtype.
+    /// Reads `name` (without the prefix) in the file's dtype, to a device.
     ///
     /// # Errors
     /// As [`TensorFile::read_f32`].
-    pub fn read_as_stored(&self, name: &str, shape: &[usize]) -> Result<Tensor, Problem> {
+    pub fn read_as_stored(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Problem> {
         let name = format!("{}{name}", self.prefix);
-        self.file(&name, shape)?.read_as_stored(&name, shape)
+        self.file(&name, shape)?.read_as_stored(&name, shape, device)
     }
 
     /// Reads the unembedding of a checkpoint that does not tie it to the embedding.
     ///
     /// # Errors
     /// As [`TensorFile::read_f32`].
-    pub fn read_lm_head(&self, shape: &[usize]) -> Result<Tensor, Problem> {
+    pub fn read_lm_head(&self, shape: &[usize], device: &Device) -> Result<Tensor, Problem> {
         let name = format!("{}lm_head.weight", self.prefix.trim_end_matches("model."));
-        self.file(&name, shape)?.read_as_stored(&name, shape)
+        self.file(&name, shape)?.read_as_stored(&name, shape, device)
     }
 
     /// Names below `layers.` (without the prefix): what the architecture must account for.
@@ -184,12 +216,9 @@ struct ShardIndex {
 type Weights = (Vec<TensorFile>, BTreeMap<String, usize>);
 
 fn open_weights(folder: &Path) -> Result<Weights, LoadError> {
-    let single = folder.join("model.safetensors");
     let index_path = folder.join("model.safetensors.index.json");
     if !index_path.exists() {
-        let file = TensorFile::open(&single)?;
-        let index = file.names().into_iter().map(|name| (name, 0)).collect();
-        return Ok((vec![file], index));
+        return Ok(single(TensorFile::open(&folder.join("model.safetensors"))?));
     }
     let text = read_text(&index_path, MAX_JSON_BYTES)?;
     let shards: ShardIndex = serde_json::from_str(&text)
@@ -234,6 +263,11 @@ fn open_weights(folder: &Path) -> Result<Weights, LoadError> {
     } else {
         Err(LoadError { problems })
     }
+}
+
+fn single(file: TensorFile) -> Weights {
+    let index = file.names().into_iter().map(|name| (name, 0)).collect();
+    (vec![file], index)
 }
 
 fn find_prefix(folder: &Path, index: &BTreeMap<String, usize>) -> Result<&'static str, Problem> {

@@ -4,15 +4,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Result as CandleResult;
-use tracing::info;
+use tracing::{info, warn};
 
+use super::bundled;
 use super::checkpoint::Checkpoint;
+use super::device::Place;
 use super::gemma::{Gemma, PackedRow, PrefixCache};
 use super::linear::LoraMode;
 use super::load::LoadOptions;
 use super::lora::Adapter;
 use super::problem::{LoadError, Problem};
-use crate::config::{DeviceChoice, ModelConfig, PromptConfig, Quantize};
+use crate::config::{ModelConfig, PromptConfig, Quantize};
 use crate::message::ModelIdentity;
 use crate::prompt::Prompter;
 use crate::score::{Row, ScoreError, Scorer};
@@ -20,6 +22,9 @@ use crate::score::{Row, ScoreError, Scorer};
 /// Own tokens of one forward pass on the CPU. Passes of 150 to 500 tokens run as fast as larger
 /// ones and keep the activations in the cache; a single longer row still runs whole.
 const PASS_TOKENS: usize = 512;
+
+/// The same on a GPU, which wants large matrices: bounds the activations, not the batch.
+const GPU_PASS_TOKENS: usize = 1 << 15;
 
 /// A loaded model that answers with margins.
 pub struct Classifier {
@@ -44,11 +49,17 @@ impl Classifier {
     /// # Errors
     /// As [`Classifier::load`].
     pub fn load_with(model: &ModelConfig, prompt: &PromptConfig, lora: LoraMode) -> Result<Self, LoadError> {
-        info!(path = %model.path.display(), "loading model");
+        match &model.path {
+            Some(path) => info!(path = %path.display(), "loading model"),
+            None => warn!(
+                name = bundled::NAME,
+                "model.path is not set: loading the small bundled model, which is for trying things out"
+            ),
+        }
         let mut problems = Vec::new();
         let mut keep = |error: LoadError| problems.extend(error.problems);
-        let device = device(model.device).map_err(|problem| keep(problem.into())).ok();
-        let checkpoint = match Checkpoint::open(&model.path) {
+        let place = Place::of(model).map_err(|problem| keep(problem.into())).ok();
+        let checkpoint = match Checkpoint::of(model) {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
                 keep(error);
@@ -80,11 +91,13 @@ impl Classifier {
         let options = LoadOptions {
             lora,
             quantize: model.quantize,
+            // A device that is not there is told with all else that is wrong.
+            place: place.clone().unwrap_or_else(Place::cpu),
         };
         let gemma = Gemma::load(&checkpoint, adapter.as_ref(), options)
             .map_err(&mut keep)
             .ok();
-        let (Some(device), Some(prompter), Some(gemma), true) = (device, prompter, gemma, problems.is_empty()) else {
+        let (Some(place), Some(prompter), Some(gemma), true) = (place, prompter, gemma, problems.is_empty()) else {
             return Err(LoadError { problems });
         };
         let prefix = gemma
@@ -95,10 +108,16 @@ impl Classifier {
             Quantize::Q8_0 => "q8_0",
         };
         let description = format!(
-            "{}, {} layers, {:.1} M parameters, {device} f32{}, adapter {}",
+            "{}{}, {} layers, {:.1} M parameters, {} {}{}, adapter {}",
+            match model.path {
+                Some(_) => String::new(),
+                None => format!("{} (bundled), ", bundled::NAME),
+            },
             config.family.model_type(),
             config.num_layers(),
             gemma.parameters() as f64 / 1e6,
+            place.name,
+            place.dtype_name(),
             if model.quantize == Quantize::None {
                 String::new()
             } else {
@@ -113,8 +132,8 @@ impl Classifier {
             prompt: prompter.content_hash().to_owned(),
             calibration: "identity".to_owned(),
             normalizer: prompter.normalizer().to_owned(),
-            device: device.to_owned(),
-            dtype: "f32".to_owned(),
+            device: place.name.clone(),
+            dtype: place.dtype_name().to_owned(),
             quantization: quantization.to_owned(),
         };
         info!(%description, "loaded model");
@@ -157,7 +176,12 @@ impl Classifier {
             reason,
         };
         let mut logits = Vec::with_capacity(rows.len());
-        for pass in passes(rows) {
+        let pass_tokens = if self.model.device().is_cpu() {
+            PASS_TOKENS
+        } else {
+            GPU_PASS_TOKENS
+        };
+        for pass in passes(rows, pass_tokens) {
             logits.extend(self.pass(pass).map_err(|error| failed(error.to_string()))?);
         }
         Ok(logits)
@@ -201,30 +225,20 @@ impl Scorer for Classifier {
     }
 }
 
-/// Cuts rows into passes of at most [`PASS_TOKENS`], in order; a longer row stands alone.
-fn passes(rows: &[Row]) -> impl Iterator<Item = &[Row]> {
+/// Cuts rows into passes of at most so many own tokens, in order; a longer row stands alone.
+fn passes(rows: &[Row], pass_tokens: usize) -> impl Iterator<Item = &[Row]> {
     let mut rest = rows;
     std::iter::from_fn(move || {
         let mut tokens = 0;
         let fits = |row: &&Row| {
             tokens += row.cost();
-            tokens <= PASS_TOKENS
+            tokens <= pass_tokens
         };
         let count = rest.iter().take_while(fits).count().max(1);
         let (pass, after) = rest.split_at_checked(count)?;
         rest = after;
         Some(pass)
     })
-}
-
-fn device(choice: DeviceChoice) -> Result<&'static str, Problem> {
-    match choice {
-        DeviceChoice::Cpu | DeviceChoice::Auto => Ok("cpu"),
-        DeviceChoice::Cuda(ordinal) => Err(Problem::setting(
-            "model.device",
-            format!("`cuda:{ordinal}` needs a build with CUDA, which this is not; expected `auto` or `cpu`"),
-        )),
-    }
 }
 
 #[cfg(test)]
@@ -240,7 +254,7 @@ mod tests {
         let check = |costs: &[usize], expected: &[usize]| {
             let rows: Vec<Row> = costs.iter().map(|&cost| row(cost)).collect();
             assert_eq!(
-                passes(&rows).map(<[Row]>::len).collect::<Vec<_>>(),
+                passes(&rows, 512).map(<[Row]>::len).collect::<Vec<_>>(),
                 expected,
                 "{costs:?}"
             );

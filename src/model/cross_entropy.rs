@@ -4,7 +4,7 @@
 //! few positions. Autograd would keep the widened table and several copies of the logits; in closed
 //! form the gradient is `softmax - target`, and the table is widened a chunk at a time.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::gemma::Gemma;
@@ -45,7 +45,7 @@ impl Gemma {
                 .filter(|target| (start..start + count).contains(&target.position));
             let targets: Vec<(usize, &Target)> = targets.map(|target| (target.position - start, target)).collect();
             if targets.is_empty() {
-                gradients.push(Tensor::zeros((count, width), DType::F32, &Device::Cpu)?);
+                gradients.push(Tensor::zeros((count, width), DType::F32, &self.device)?);
                 continue;
             }
             let logits = self.all_logits(&chunk)?;
@@ -95,7 +95,7 @@ impl Gemma {
     /// `gradient` (positions, vocabulary) of the logits to that of the hidden states.
     fn through_unembedding(&self, gradient: &Tensor) -> Result<Tensor> {
         let (positions, vocabulary) = gradient.dims2()?;
-        let mut sum = Tensor::zeros((positions, self.config.hidden_size), DType::F32, &Device::Cpu)?;
+        let mut sum = Tensor::zeros((positions, self.config.hidden_size), DType::F32, &self.device)?;
         for start in (0..vocabulary).step_by(VOCABULARY_CHUNK) {
             let count = VOCABULARY_CHUNK.min(vocabulary - start);
             let rows = self.unembedding().narrow(0, start, count)?.to_dtype(DType::F32)?;
@@ -143,6 +143,6 @@ impl Gemma {
             let slopes = gradient.par_iter_mut().zip(capped.par_iter());
             slopes.for_each(|(gradient, capped)| *gradient *= 1.0 - (capped / cap) * (capped / cap));
         }
-        Ok((loss, Tensor::from_vec(gradient, (positions, width), &Device::Cpu)?))
+        Ok((loss, Tensor::from_vec(gradient, (positions, width), &self.device)?))
     }
 }

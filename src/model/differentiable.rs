@@ -7,7 +7,7 @@
 use candle_core::{D, Device, Result, Tensor};
 
 use super::gemma::{Gemma, Layer};
-use super::kernels::Span;
+use super::kernels::{Span, Turn};
 
 /// How the packed rows of a pass stand, and which positions it wants.
 pub(super) struct Rows<'a> {
@@ -15,8 +15,8 @@ pub(super) struct Rows<'a> {
     pub(super) spans: &'a [Span],
     /// Positions whose output is wanted, if not all.
     pub(super) ends: Option<&'a Tensor>,
-    /// (cos, sin), (tokens, head_dim / 2) each, of the layer's rope.
-    pub(super) angles: &'a (Tensor, Tensor),
+    /// How tokens turn under the layer's rope.
+    pub(super) turn: &'a Turn,
     /// Tokens of the first row, which is the prefix of the others.
     pub(super) prefix: usize,
 }
@@ -34,7 +34,7 @@ impl Gemma {
             Some((q_norm, k_norm)) => (Some(q_norm), Some(k_norm)),
             None => (None, None),
         };
-        let (cos, sin) = rows.angles;
+        let (cos, sin) = &rows.turn.gathered()?;
         let k = self.turned_heads(&layer.k_proj.differentiable(&normed)?, k_norm, cos, sin)?;
         let v = self.heads(&layer.v_proj.differentiable(&normed)?)?;
         let (x, q) = match rows.ends {
@@ -118,7 +118,7 @@ impl Gemma {
                 None => scores,
             };
             let scores = scores.reshape((kv_heads, group, span.queries, tokens))?;
-            let scores = scores.broadcast_add(&mask(span, layer.config.window)?)?;
+            let scores = scores.broadcast_add(&mask(span, layer.config.window, scores.device())?)?;
             let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
             let weights = weights.reshape((kv_heads, group * span.queries, tokens))?;
             let output = weights
@@ -137,7 +137,7 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> 
 }
 
 /// (1, 1, queries, shared + keys): zero where a query sees a key, else minus infinity.
-fn mask(span: &Span, window: Option<usize>) -> Result<Tensor> {
+fn mask(span: &Span, window: Option<usize>, device: &Device) -> Result<Tensor> {
     let tokens = span.shared + span.keys;
     let mut mask = Vec::with_capacity(span.queries * tokens);
     for query in 0..span.queries {
@@ -147,7 +147,7 @@ fn mask(span: &Span, window: Option<usize>) -> Result<Tensor> {
             if visible { 0f32 } else { f32::NEG_INFINITY }
         }));
     }
-    Tensor::from_vec(mask, (1, 1, span.queries, tokens), &Device::Cpu)
+    Tensor::from_vec(mask, (1, 1, span.queries, tokens), device)
 }
 
 #[cfg(test)]
@@ -160,6 +160,7 @@ mod tests {
     use super::super::{LoadOptions, LoraMode};
     use super::*;
     use crate::config::Quantize;
+    use crate::model::device::Place;
 
     /// Train = serve: every layer gives the same residual stream in both forms, within 1e-5 of
     /// values of order one.
@@ -174,6 +175,7 @@ mod tests {
             let options = LoadOptions {
                 lora: LoraMode::Unmerged,
                 quantize: Quantize::None,
+                place: Place::cpu(),
             };
             let model = Gemma::load(&checkpoint, Some(&adapter), options).unwrap();
             let tokens: Vec<u32> = (0..70).map(|index| 100 + 11 * index).collect();
@@ -188,11 +190,11 @@ mod tests {
             let packed = Packed::new(&rows)?;
             let angles = model.ropes.gather(&packed.positions, 8192)?;
             for (index, pair) in inputs.windows(2).enumerate() {
-                let angles = angles.of(&model.layers[index].config.rope);
+                let turn = angles.of(&model.layers[index].config.rope);
                 let rows = Rows {
                     spans: &packed.spans,
                     ends: None,
-                    angles,
+                    turn,
                     prefix: prefix.len(),
                 };
                 let found = model.differentiable_layer(index, &pair[0], &rows)?;

@@ -4,10 +4,10 @@
 //! cached prefix are not computed again, rows stand end to end without padding, and in the last
 //! layer only each row's last position goes through the queries, the output projection and the MLP.
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::{GemmaConfig, LayerConfig};
-use super::kernels::{CachedKeysValues, PackedAttention, Span, add_rms_norm, geglu, norm_rope, rms_norm};
+use super::kernels::{CachedKeysValues, PackedAttention, Span, Spans, Turn, add_rms_norm, geglu, norm_rope, rms_norm};
 use super::linear::Linear;
 use super::lora::Projection;
 pub use super::packing::PackedRow;
@@ -62,6 +62,10 @@ pub struct Gemma {
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Tensor,
     pub(super) ropes: RopeTables,
+    /// Where all of it is.
+    pub(super) device: Device,
+    /// What linear layers compute in; the residual stream, norms, logits and deltas are f32.
+    pub(super) dtype: DType,
 }
 
 /// The prefix that rows share: its token ids, and every layer's keys and values.
@@ -82,6 +86,16 @@ impl Gemma {
     /// The architecture.
     pub fn config(&self) -> &GemmaConfig {
         &self.config
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What its linear layers compute in.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Parameters of the architecture, the tied unembedding counted once.
@@ -120,7 +134,7 @@ impl Gemma {
         })
     }
 
-    /// The final hidden state at each row's last position, normed: (rows, hidden), f32.
+    /// The final hidden state at each row's last position, normed: (rows, hidden), in [`Gemma::dtype`].
     ///
     /// # Errors
     /// candle's; an empty row, an id outside the vocabulary, a row longer than the checkpoint's
@@ -137,7 +151,9 @@ impl Gemma {
     /// # Errors
     /// candle's; an id outside the vocabulary.
     pub fn logits(&self, hidden: &Tensor, ids: &[u32]) -> Result<Tensor> {
-        let logits = hidden.matmul(&self.rows_of(self.unembedding(), ids)?.t()?)?;
+        let logits = hidden
+            .to_dtype(DType::F32)?
+            .matmul(&self.rows_of(self.unembedding(), ids)?.t()?)?;
         match self.config.final_logit_softcapping {
             None => Ok(logits),
             Some(cap) => (logits / cap)?.tanh()? * cap,
@@ -182,26 +198,27 @@ impl Gemma {
         let Some(first) = self.layers.first() else {
             bail!("the model has no layers")
         };
-        let mut normed = rms_norm(&residual, &first.input_layernorm, eps)?;
+        let mut normed = rms_norm(&residual, &first.input_layernorm, eps, self.dtype)?;
+        let mut spans = self.spans(packed.spans)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            let angles = angles.of(&layer.config.rope);
-            let (k, v) = self.keys_values(layer, &normed, angles)?;
+            let mut turn = angles.of(&layer.config.rope).clone();
+            let (k, v) = self.keys_values(layer, &normed, &turn)?;
             observe(&residual, &k, &v);
-            let mut spans = packed.spans.clone();
-            let (mut cos, mut sin) = angles.clone();
             match wanted {
                 _ if index + 1 < self.layers.len() => {}
                 Wanted::All => {}
                 Wanted::KeysValues => break,
                 Wanted::Last { skip } => {
-                    let ends = keep_last(&mut spans, skip)?;
+                    let (last, ends) = keep_last(&spans, skip);
+                    spans = self.spans(last)?;
+                    let ends = Tensor::new(ends, &self.device)?;
                     residual = residual.index_select(&ends, 0)?;
                     normed = normed.index_select(&ends, 0)?;
-                    (cos, sin) = (cos.index_select(&ends, 0)?, sin.index_select(&ends, 0)?);
+                    turn = turn.select(&ends)?;
                 }
             }
             let norm = layer.qk_norm.as_ref().map(|(q_norm, _)| (q_norm, eps));
-            let q = norm_rope(&layer.q_proj.forward(&normed)?, &cos, &sin, norm)?;
+            let q = norm_rope(&layer.q_proj.forward(&normed)?, &turn, norm)?;
             let prefix = prefix.keys_values(index, rows, &k, &v)?;
             let attention = self.attention(layer, &spans, prefix.as_ref());
             let y = layer.o_proj.forward(&attention.forward(&q, &k, &v)?)?;
@@ -223,19 +240,25 @@ impl Gemma {
         self.rows_of(&self.embed_tokens, tokens)? * self.config.embedding_scale()
     }
 
-    fn keys_values(&self, layer: &Layer, normed: &Tensor, (cos, sin): &(Tensor, Tensor)) -> Result<(Tensor, Tensor)> {
+    /// The rows of a pass, where the tensors are.
+    pub(super) fn spans(&self, spans: Vec<Span>) -> Result<Spans> {
+        let group = self.config.num_attention_heads / self.config.num_key_value_heads;
+        Spans::new(spans, group, &self.device)
+    }
+
+    fn keys_values(&self, layer: &Layer, normed: &Tensor, turn: &Turn) -> Result<(Tensor, Tensor)> {
         let norm = layer
             .qk_norm
             .as_ref()
             .map(|(_, k_norm)| (k_norm, self.config.rms_norm_eps));
-        let k = norm_rope(&layer.k_proj.forward(normed)?, cos, sin, norm)?;
+        let k = norm_rope(&layer.k_proj.forward(normed)?, turn, norm)?;
         Ok((k, layer.v_proj.forward(normed)?))
     }
 
     pub(super) fn attention<'a>(
         &self,
         layer: &Layer,
-        spans: &'a [Span],
+        spans: &'a Spans,
         prefix: Option<&'a CachedKeysValues>,
     ) -> PackedAttention<'a> {
         PackedAttention {

@@ -1,7 +1,7 @@
 //! A frozen linear layer, dense or quantised, with an optional low-rank delta beside it.
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{CpuStorage, CustomOp1, Layout, Module, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Module, Result, Shape, Tensor, bail};
 
 use super::lora::LoraWeights;
 
@@ -34,13 +34,16 @@ enum Weight {
 }
 
 impl Linear {
-    /// A dense layer with weight (outputs, inputs) and an optional delta.
+    /// A dense layer with weight (outputs, inputs) and an optional delta, which is brought to where the
+    /// weight is. Beside a weight that is not f32 it stays whatever `mode` says: such a weight would
+    /// round a small delta away.
     ///
     /// # Errors
     /// candle's, on shapes that do not fit; callers check shapes first.
     pub fn dense(weight: Tensor, lora: Option<&LoraWeights>, mode: LoraMode) -> Result<Self> {
+        let lora = lora.map(|lora| lora.to_device(weight.device())).transpose()?;
         match (lora, mode) {
-            (Some(lora), LoraMode::Merged) => {
+            (Some(lora), LoraMode::Merged) if weight.dtype() == DType::F32 => {
                 let delta = (lora.b.matmul(&lora.a)? * lora.scale)?;
                 Ok(Self {
                     weight: Weight::Dense((weight + delta)?),
@@ -49,7 +52,7 @@ impl Linear {
             }
             (lora, _) => Ok(Self {
                 weight: Weight::Dense(weight),
-                lora: lora.cloned(),
+                lora,
             }),
         }
     }
@@ -86,7 +89,10 @@ impl Linear {
         };
         match &self.lora {
             None => Ok(y),
-            Some(lora) => y + (x.matmul(&lora.a.t()?)? * lora.scale)?.matmul(&lora.b.t()?)?,
+            Some(lora) => {
+                let y = (y.to_dtype(DType::F32)? + lora.forward(&x.to_dtype(DType::F32)?)?)?;
+                y.to_dtype(x.dtype())
+            }
         }
     }
 }
@@ -108,12 +114,12 @@ impl Linear {
         let y = x.apply_op1(Frozen { weight: weight.clone() })?;
         match &self.lora {
             None => Ok(y),
-            Some(lora) => y + (x.matmul(&lora.a.t()?)? * lora.scale)?.matmul(&lora.b.t()?)?,
+            Some(lora) => y + lora.forward(x)?,
         }
     }
 }
 
-/// `x W'` whose backward gives the gradient of `x` only: a frozen weight's would be as large as the
+/// `x W'`, f32 whatever the weight is, whose backward gives the gradient of `x` only: a frozen weight's would be as large as the
 /// weight, computed and thrown away.
 struct Frozen {
     weight: Tensor,
@@ -142,7 +148,31 @@ impl CustomOp1 for Frozen {
         ))
     }
 
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(
+        &self,
+        storage: &candle_core::CudaStorage,
+        layout: &Layout,
+    ) -> Result<(candle_core::CudaStorage, Shape)> {
+        use candle_core::backend::BackendStorage;
+        let (m, k) = layout.shape().dims2()?;
+        let (n, inputs) = self.weight.dims2()?;
+        if k != inputs {
+            bail!("a linear layer of {inputs} inputs was given {k}");
+        }
+        let weight = self.weight.t()?;
+        let (weight, weight_layout) = weight.storage_and_layout();
+        let candle_core::Storage::Cuda(weight) = &*weight else {
+            bail!("the weight is not on the GPU")
+        };
+        let x = storage.to_dtype(layout, self.weight.dtype())?;
+        let y = x.matmul(weight, (1, m, n, k), &Layout::contiguous((m, k)), weight_layout)?;
+        let shape = Shape::from((m, n));
+        Ok((y.to_dtype(&Layout::contiguous(&shape), DType::F32)?, shape))
+    }
+
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(grad.contiguous()?.matmul(&self.weight)?))
+        let grad = grad.to_dtype(self.weight.dtype())?.contiguous()?;
+        Ok(Some(grad.matmul(&self.weight)?.to_dtype(DType::F32)?))
     }
 }

@@ -4,6 +4,7 @@
 use candle_core::{Result as CandleResult, Tensor};
 
 use super::checkpoint::Checkpoint;
+use super::device::Place;
 use super::gemma::{Gemma, Layer};
 use super::linear::{Linear, LoraMode};
 use super::lora::{Adapter, Projection};
@@ -12,12 +13,14 @@ use super::rope::RopeTables;
 use crate::config::Quantize;
 
 /// How weights are held.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// How the adapter meets the base.
+    /// How the adapter meets the base; weights that are not f32 keep it unmerged whatever this says.
     pub lora: LoraMode,
-    /// How frozen weights are held; quantised ones keep the adapter unmerged whatever `lora` says.
+    /// How frozen weights are held.
     pub quantize: Quantize,
+    /// Where they are brought, and what linear layers compute in.
+    pub place: Place,
 }
 
 impl Gemma {
@@ -35,15 +38,20 @@ impl Gemma {
         };
         loader.refuse_unknown();
         let table = [config.vocab_size, config.hidden_size];
-        let embed_tokens = loader.keep(checkpoint.read_as_stored("embed_tokens.weight", &table));
+        let device = loader.options.place.device.clone();
+        let embed_tokens = loader.keep(checkpoint.read_as_stored("embed_tokens.weight", &table, &device));
         let lm_head = if config.tie_word_embeddings {
             None
         } else {
-            Some(loader.keep(checkpoint.read_lm_head(&table)))
+            Some(loader.keep(checkpoint.read_lm_head(&table, &device)))
         };
         let norm = loader.norm("norm", config.hidden_size);
         let layers: Vec<Option<Layer>> = (0..config.num_layers()).map(|index| loader.layer(index)).collect();
-        let (Some(embed_tokens), Some(norm), true) = (embed_tokens, norm, loader.problems.is_empty()) else {
+        let ropes = RopeTables::new(config, &device);
+        let ropes = loader.computed("rotary positions", ropes);
+        let (Some(embed_tokens), Some(norm), Some(ropes), true) =
+            (embed_tokens, norm, ropes, loader.problems.is_empty())
+        else {
             return Err(LoadError {
                 problems: loader.problems,
             });
@@ -54,7 +62,9 @@ impl Gemma {
             lm_head: lm_head.flatten(),
             layers: layers.into_iter().flatten().collect(),
             norm,
-            ropes: RopeTables::new(config),
+            ropes,
+            device,
+            dtype: loader.options.place.dtype,
         })
     }
 }
@@ -117,19 +127,31 @@ impl Loader<'_> {
     /// A norm's weight: the file holds `w - 1`.
     fn norm(&mut self, name: &str, width: usize) -> Option<Tensor> {
         let weight = self.keep(self.checkpoint.read_f32(&format!("{name}.weight"), &[width]))?;
-        self.computed(name, weight + 1.0)
+        let device = &self.options.place.device;
+        self.computed(name, (weight + 1.0).and_then(|weight| weight.to_device(device)))
     }
 
     fn linear(&mut self, layer: usize, projection: Projection) -> Option<Linear> {
         let name = format!("layers.{layer}.{}", projection.path());
         let shape = projection.shape(self.checkpoint.config());
-        let weight = self.keep(self.checkpoint.read_f32(&format!("{name}.weight"), &shape))?;
+        let weight = self.weight(&format!("{name}.weight"), &shape)?;
         let lora = self.adapter.and_then(|adapter| adapter.get(layer, projection));
         let linear = match self.options.quantize {
             Quantize::None => Linear::dense(weight, lora, self.options.lora),
             Quantize::Q8_0 => Linear::quantized(&weight, lora),
         };
         self.computed(&name, linear)
+    }
+
+    /// A linear layer's weight where it computes, in what it computes.
+    fn weight(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
+        let Place { device, dtype, .. } = self.options.place.clone();
+        if device.is_cpu() {
+            return self.keep(self.checkpoint.read_f32(name, shape));
+        }
+        // Straight from the map to the card, and made what it computes with there.
+        let weight = self.keep(self.checkpoint.read_as_stored(name, shape, &device))?;
+        self.computed(name, weight.to_dtype(dtype))
     }
 
     fn layer(&mut self, index: usize) -> Option<Layer> {

@@ -4,19 +4,22 @@
 //! [`gemma`] computes, [`classifier`] answers: the margin of each row. Every fault in a file becomes
 //! a [`Problem`] that names the file, the thing, what was found and what was expected.
 
+pub mod bundled;
 pub mod checkpoint;
 pub mod classifier;
 pub mod config;
 mod cross_entropy;
+pub mod device;
 mod differentiable;
 pub mod gemma;
-mod kernels;
+pub mod kernels;
 mod linear;
 mod load;
 pub mod lora;
 pub mod oracle;
 mod packing;
 mod problem;
+mod random;
 mod rope;
 pub mod tensor_file;
 pub mod training;

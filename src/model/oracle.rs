@@ -12,7 +12,8 @@ use super::checkpoint::Checkpoint;
 use super::classifier::Classifier;
 use super::config::{Family, GemmaConfig};
 use super::problem::{LoadError, Problem};
-use crate::config::{ModelConfig, PromptConfig, Quantize};
+use super::tensor_file::TensorFile;
+use crate::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Quantize};
 use crate::score::{Row, ScoreError};
 
 /// Positions of the oracle's tables: it makes one for every layer.
@@ -59,13 +60,16 @@ pub enum OracleError {
 /// # Errors
 /// [`OracleError`]; an architecture that candle-transformers cannot express is one.
 pub fn compare(model: &ModelConfig, prompt: &PromptConfig, texts: &[&str]) -> Result<OracleReport, OracleError> {
+    // What is compared is how the files are understood: exactly, which is on the CPU in f32.
     let base = ModelConfig {
         adapter: None,
+        device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::F32,
         quantize: Quantize::None,
         ..model.clone()
     };
     let classifier = Classifier::load(&base, prompt)?;
-    let checkpoint = Checkpoint::open(&model.path)?;
+    let checkpoint = Checkpoint::of(model)?;
     let mut oracle = Oracle::load(&checkpoint, DType::F32)?;
     let prompter = classifier.prompter();
     let mut report = OracleReport {
@@ -96,13 +100,20 @@ impl Oracle {
             let text = format!("candle-transformers cannot express this model: {reason}");
             return Err(LoadError::from(Problem::new(checkpoint.folder(), text)).into());
         }
-        let paths: Vec<_> = checkpoint.weight_paths().collect();
-        #[expect(
-            unsafe_code,
-            reason = "candle-transformers reads its weights through candle's memory map"
-        )]
-        // SAFETY: as for our own map of the same files: nobody changes them in place meanwhile.
-        let mut vb = unsafe { VarBuilder::from_mmaped_safetensors(&paths, dtype, &Device::Cpu) }?;
+        let mut vb = match checkpoint.files() {
+            [file] => VarBuilder::from_slice_safetensors(file.bytes(), dtype, &Device::Cpu)?,
+            files => {
+                let paths: Vec<_> = files.iter().map(TensorFile::path).collect();
+                #[expect(
+                    unsafe_code,
+                    reason = "candle-transformers reads its weights through candle's memory map"
+                )]
+                // SAFETY: as for our own map of the same files: nobody changes them in place meanwhile.
+                unsafe {
+                    VarBuilder::from_mmaped_safetensors(&paths, dtype, &Device::Cpu)?
+                }
+            }
+        };
         if let Some(outer) = checkpoint.prefix().trim_end_matches("model.").strip_suffix('.') {
             vb = vb.pp(outer);
         }

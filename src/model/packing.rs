@@ -1,6 +1,6 @@
 //! What a forward pass runs over: rows end to end, and what they share.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::gemma::PrefixCache;
 use super::kernels::{CachedKeysValues, Span};
@@ -110,14 +110,16 @@ impl Packed {
     }
 }
 
-/// Leaves out the first `skip` spans and narrows the others to their last query; gives the indices
-/// of those.
-pub(super) fn keep_last(spans: &mut Vec<Span>, skip: usize) -> Result<Tensor> {
-    spans.drain(..skip);
-    let mut ends = Vec::with_capacity(spans.len());
-    for (row, span) in spans.iter_mut().enumerate() {
-        ends.push((span.query_start + span.queries - 1) as u32);
-        (span.query_start, span.queries) = (row, 1);
-    }
-    Tensor::new(ends, &Device::Cpu)
+/// The spans after the first `skip`, narrowed to their last query, and the indices of those queries.
+pub(super) fn keep_last(spans: &[Span], skip: usize) -> (Vec<Span>, Vec<u32>) {
+    let last = |(row, span): (usize, &Span)| {
+        let end = span.query_start + span.queries - 1;
+        let span = Span {
+            query_start: row,
+            queries: 1,
+            ..*span
+        };
+        (span, end as u32)
+    };
+    spans[skip..].iter().enumerate().map(last).unzip()
 }

@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::config::{GemmaConfig, Rope};
+use super::kernels::Turn;
 
 /// Cosines and sines by position, for each distinct rope of the model.
 ///
@@ -11,36 +12,72 @@ use super::config::{GemmaConfig, Rope};
 #[derive(Debug)]
 pub(super) struct RopeTables {
     frequencies: Vec<(Rope, Vec<f32>)>,
+    /// On a GPU, where tokens take their own: every position's cosines and sines, in the same order.
+    tables: Vec<(Tensor, Tensor)>,
+    device: Device,
 }
 
 impl RopeTables {
-    pub(super) fn new(config: &GemmaConfig) -> Self {
+    pub(super) fn new(config: &GemmaConfig, device: &Device) -> Result<Self> {
         let mut frequencies: Vec<(Rope, Vec<f32>)> = Vec::new();
         for layer in &config.layers {
             if frequencies.iter().all(|(rope, _)| *rope != layer.rope) {
                 frequencies.push((layer.rope, inverse_frequencies(&layer.rope, config.head_dim)));
             }
         }
-        Self { frequencies }
+        let mut tables = Vec::new();
+        if !device.is_cpu() {
+            let all: Vec<usize> = (0..config.max_position_embeddings).collect();
+            for (_, frequencies) in &frequencies {
+                let (cos, sin) = angles(&all, frequencies)?;
+                tables.push((cos.to_device(device)?, sin.to_device(device)?));
+            }
+        }
+        Ok(Self {
+            frequencies,
+            tables,
+            device: device.clone(),
+        })
     }
 
-    /// Angles at the given positions, (tokens, head_dim / 2) each.
+    /// Angles at the given positions.
     pub(super) fn gather(&self, positions: &[usize], max: usize) -> Result<Angles> {
         if let Some(position) = positions.iter().find(|&&position| position >= max) {
             bail!("position {position} is beyond the checkpoint's {max} positions");
         }
         let mut ropes = Vec::with_capacity(self.frequencies.len());
-        for (rope, frequencies) in &self.frequencies {
-            let shape = (positions.len(), frequencies.len());
-            let angles = positions
-                .iter()
-                .flat_map(|&position| frequencies.iter().map(move |frequency| position as f32 * frequency));
-            let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
-            let tensor = |values| Tensor::from_vec(values, shape, &Device::Cpu);
-            ropes.push((*rope, (tensor(cos)?, tensor(sin)?)));
+        if self.device.is_cpu() {
+            for (rope, frequencies) in &self.frequencies {
+                let (cos, sin) = angles(positions, frequencies)?;
+                let positions = None;
+                ropes.push((*rope, Turn { cos, sin, positions }));
+            }
+            return Ok(Angles { ropes });
+        }
+        // The last position is below `max`, which the config holds to what u32 can.
+        let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
+        let positions = Tensor::new(positions, &self.device)?;
+        for ((rope, _), (cos, sin)) in self.frequencies.iter().zip(&self.tables) {
+            let turn = Turn {
+                cos: cos.clone(),
+                sin: sin.clone(),
+                positions: Some(positions.clone()),
+            };
+            ropes.push((*rope, turn));
         }
         Ok(Angles { ropes })
     }
+}
+
+/// Cosines and sines, (positions, head_dim / 2) each, on the CPU.
+fn angles(positions: &[usize], frequencies: &[f32]) -> Result<(Tensor, Tensor)> {
+    let shape = (positions.len(), frequencies.len());
+    let angles = positions
+        .iter()
+        .flat_map(|&position| frequencies.iter().map(move |frequency| position as f32 * frequency));
+    let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();
+    let tensor = |values| Tensor::from_vec(values, shape, &Device::Cpu);
+    Ok((tensor(cos)?, tensor(sin)?))
 }
 
 fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
@@ -50,13 +87,13 @@ fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
         .collect()
 }
 
-/// (cos, sin) of the packed tokens, by rope.
+/// How the packed tokens turn, by rope.
 pub(super) struct Angles {
-    ropes: Vec<(Rope, (Tensor, Tensor))>,
+    ropes: Vec<(Rope, Turn)>,
 }
 
 impl Angles {
-    pub(super) fn of(&self, rope: &Rope) -> &(Tensor, Tensor) {
+    pub(super) fn of(&self, rope: &Rope) -> &Turn {
         let index = self.ropes.iter().position(|(other, _)| other == rope);
         // The tables were built from the same layers that ask here.
         &self.ropes[index.unwrap_or_default()].1

@@ -1,4 +1,4 @@
-//! One safetensors file, memory-mapped: its header is validated on opening, its tensors are read,
+//! One safetensors file, memory-mapped or carried in the binary: its header is validated on opening, its tensors are read,
 //! converted and checked one at a time.
 //!
 //! A file's numbers are never trusted before the safetensors crate has checked them against the
@@ -18,15 +18,20 @@ use super::problem::Problem;
 /// Elements that one task converts: large enough to hide the cost of a task, small enough to share.
 const CONVERT_CHUNK: usize = 1 << 16;
 
-/// A memory-mapped safetensors file.
+/// A safetensors file.
 ///
-/// The file must not be changed in place while it is mapped; replace it by renaming, as every
-/// package manager and our own registry do.
+/// One that is mapped must not be changed in place meanwhile; replace it by renaming, as every package manager
+/// and our own registry do.
 pub struct TensorFile {
     path: PathBuf,
-    map: Mmap,
+    content: Content,
     metadata: Metadata,
     data_start: usize,
+}
+
+enum Content {
+    Mapped(Mmap),
+    Carried(&'static [u8]),
 }
 
 impl TensorFile {
@@ -51,11 +56,26 @@ impl TensorFile {
         // SAFETY: the map is read-only and lives as long as `self`; that nobody truncates the file
         // meanwhile is the documented contract of every consumer of memory-mapped weights.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| problem(format!("cannot map: {error}")))?;
-        let (header, metadata) = SafeTensors::read_metadata(&map)
-            .map_err(|error| problem(format!("not a whole safetensors file of {} bytes: {error}", map.len())))?;
+        Self::read(path, Content::Mapped(map))
+    }
+
+    /// Validates the header of a file that the binary carries; `path` is only named.
+    ///
+    /// # Errors
+    /// Its header does not describe it.
+    pub fn carried(path: &Path, bytes: &'static [u8]) -> Result<Self, Problem> {
+        Self::read(path, Content::Carried(bytes))
+    }
+
+    fn read(path: &Path, content: Content) -> Result<Self, Problem> {
+        let bytes = content.bytes();
+        let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| {
+            let text = format!("not a whole safetensors file of {} bytes: {error}", bytes.len());
+            Problem::new(path, text)
+        })?;
         Ok(Self {
             path: path.to_owned(),
-            map,
+            content,
             metadata,
             data_start: 8 + header,
         })
@@ -78,7 +98,7 @@ impl TensorFile {
 
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
-        &self.map
+        self.content.bytes()
     }
 
     /// A tensor of the given shape, converted to f32.
@@ -102,11 +122,11 @@ impl TensorFile {
         Tensor::from_vec(values, shape, &Device::Cpu).map_err(|error| self.problem(format!("tensor `{name}`: {error}")))
     }
 
-    /// A tensor of the given shape in the file's own dtype, on the CPU.
+    /// A tensor of the given shape in the file's own dtype, straight from the map to the device.
     ///
     /// # Errors
     /// As [`TensorFile::read_f32`].
-    pub fn read_as_stored(&self, name: &str, shape: &[usize]) -> Result<Tensor, Problem> {
+    pub fn read_as_stored(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Problem> {
         let (info, data) = self.find(name, shape)?;
         let (dtype, width) = match info.dtype {
             Dtype::F32 => (DType::F32, 4),
@@ -131,7 +151,7 @@ impl TensorFile {
                 "tensor `{name}` holds NaN or infinity, expected finite numbers"
             )));
         }
-        Tensor::from_raw_buffer(data, dtype, shape, &Device::Cpu)
+        Tensor::from_raw_buffer(data, dtype, shape, device)
             .map_err(|error| self.problem(format!("tensor `{name}`: {error}")))
     }
 
@@ -148,7 +168,7 @@ impl TensorFile {
             )));
         }
         let (start, end) = info.data_offsets;
-        Ok((info, &self.map[self.data_start + start..self.data_start + end]))
+        Ok((info, &self.bytes()[self.data_start + start..self.data_start + end]))
     }
 
     fn wrong_dtype(&self, name: &str, found: Dtype) -> Problem {
@@ -159,6 +179,15 @@ impl TensorFile {
 
     fn problem(&self, text: String) -> Problem {
         Problem::new(&self.path, text)
+    }
+}
+
+impl Content {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Carried(bytes) => bytes,
+        }
     }
 }
 

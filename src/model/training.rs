@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{DType, Result, Tensor, Var, bail};
 
 use super::cross_entropy::Target;
 use super::differentiable::{Rows, rms_norm};
@@ -113,7 +113,8 @@ impl Trainable {
             .run(&rows, Prefix::FirstRow, batch.wanted, &mut |input, _, _| {
                 inputs.push(input.detach())
             })?;
-        let (value, gradient) = self.top(loss, &output.normed.detach(), &batch.targets)?;
+        let hidden = output.normed.detach().to_dtype(DType::F32)?;
+        let (value, gradient) = self.top(loss, &hidden, &batch.targets)?;
         let gradient = self.through_final_norm(&output.residual.detach(), &gradient)?;
         Ok((value, self.backward(&rows, batch.wanted, inputs, gradient)?))
     }
@@ -145,10 +146,12 @@ impl Trainable {
             .ropes
             .gather(&packed.positions, self.model.config.max_position_embeddings)?;
         let prefix = self.prefix.len();
-        let mut last_spans = packed.spans.clone();
-        let ends = match wanted {
-            Wanted::Last { skip } => Some(keep_last(&mut last_spans, skip)?),
-            _ => None,
+        let (last_spans, ends) = match wanted {
+            Wanted::Last { skip } => {
+                let (spans, ends) = keep_last(&packed.spans, skip);
+                (spans, Some(Tensor::new(ends, &self.model.device)?))
+            }
+            _ => (packed.spans.clone(), None),
         };
         let mut all = Gradients::new();
         let count = self.model.layers.len();
@@ -160,7 +163,7 @@ impl Trainable {
             let rows = Rows {
                 spans: if last { &last_spans } else { &packed.spans },
                 ends: ends.as_ref().filter(|_| last),
-                angles: angles.of(&self.model.layers[index].config.rope),
+                turn: angles.of(&self.model.layers[index].config.rope),
                 prefix,
             };
             let x = Var::from_tensor(&input)?;

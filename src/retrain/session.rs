@@ -24,9 +24,11 @@ use super::trainer::{FrameIds, Progress, TrainerConfig, train};
 use crate::config::{PolicyConfig, Quantize, RetrainConfig};
 use crate::decide::{Calibration, DerivedThresholds};
 use crate::message::Thresholds;
+use crate::model::bundled;
 use crate::model::checkpoint::Checkpoint;
+use crate::model::device::Place;
 use crate::model::gemma::Gemma;
-use crate::model::{Classifier, LoadOptions, LoraMode};
+use crate::model::{Classifier, LoadError, LoadOptions, LoraMode};
 use crate::prompt::Prompter;
 use crate::registry::{ADAPTER_FILES, AdapterVersion, Draft, Facts, Manifest, Pointer, RecordKind, Registry};
 use crate::serving::Source;
@@ -244,7 +246,7 @@ impl Session<'_> {
         let Some(version) = self.registry.read_current(pointer).await? else {
             return Ok(None);
         };
-        let base = Checkpoint::open(&self.source.model.path)?.fingerprint();
+        let base = Checkpoint::of(&self.source.model)?.fingerprint();
         let (found, facts) = (&version.manifest.version, &version.manifest.facts);
         if facts.base != base {
             warn!(version = %found, base, made_for = facts.base, "what is in service was made for another base");
@@ -277,11 +279,12 @@ impl Session<'_> {
         dataset: &Dataset,
         config: &TrainerConfig,
     ) -> anyhow::Result<(peft::AdapterFiles, String, (usize, usize))> {
-        let checkpoint = Checkpoint::open(&self.source.model.path)?;
+        let checkpoint = Checkpoint::of(&self.source.model)?;
         let base = checkpoint.fingerprint();
         let options = LoadOptions {
             lora: LoraMode::Unmerged,
             quantize: Quantize::None,
+            place: Place::of(&self.source.model).map_err(LoadError::from)?,
         };
         let model = Gemma::load(&checkpoint, None, options)?;
         let Some(eos) = prompter.eos_id() else {
@@ -297,7 +300,12 @@ impl Session<'_> {
         };
         let (training, validation) = (rows(&dataset.train)?, rows(&dataset.validation)?);
         let trained = train(model, ids, config, &training, &validation, self.progress)?;
-        let files = peft::write(trained.trainable.variables(), config, &base)?;
+        // For PEFT, which looks for the base under this name; ours is known by its hash, in the manifest.
+        let name = match &self.source.model.path {
+            Some(path) => path.display().to_string(),
+            None => bundled::NAME.to_owned(),
+        };
+        let files = peft::write(trained.trainable.variables(), config, &name)?;
         Ok((files, base, (trained.epochs, trained.tokens)))
     }
 

@@ -3,13 +3,12 @@
 //! Deterministic: the same binary, CPU model, number of threads, data and seed give the same adapter
 //! byte for byte. Reads no clock; progress goes to the caller.
 
-use candle_core::{Device, Result as CandleResult, Tensor, Var};
+use candle_core::{Result as CandleResult, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use super::optimizer::{AdamW, AdamWConfig, Schedule, clip};
-use crate::model::config::GemmaConfig;
 use crate::model::gemma::{Gemma, PackedRow};
 use crate::model::lora::Projection;
 use crate::model::training::{Example, LoraVariables, Loss, Trainable, Variables};
@@ -178,7 +177,7 @@ pub fn train(
         }
     }
     let mut random = StdRng::seed_from_u64(config.seed);
-    let variables = new_variables(model.config(), config, &mut random)?;
+    let variables = new_variables(&model, config, &mut random)?;
     let trainable = Trainable::new(model, variables, ids.prefix, ids.labels, ids.eos);
     let mut optimizer = AdamW::new(trainable.variables(), AdamWConfig::default())?;
     let steps_per_epoch = training.len().div_ceil(config.batch_rows);
@@ -285,7 +284,8 @@ fn copy(variables: &Variables) -> CandleResult<Vec<(Tensor, Tensor)>> {
 }
 
 /// A uniform in `+-1/sqrt(inputs)` and B zero: PEFT's start (`kaiming_uniform_` with `a = sqrt(5)`).
-fn new_variables(base: &GemmaConfig, config: &TrainerConfig, random: &mut StdRng) -> CandleResult<Variables> {
+fn new_variables(model: &Gemma, config: &TrainerConfig, random: &mut StdRng) -> CandleResult<Variables> {
+    let (base, device) = (model.config(), model.device());
     let mut variables = Variables::new();
     let rank = config.rank as f64;
     let scale = if config.use_rslora {
@@ -303,8 +303,8 @@ fn new_variables(base: &GemmaConfig, config: &TrainerConfig, random: &mut StdRng
             let a: Vec<f32> = (0..config.rank * inputs)
                 .map(|_| random.random_range(-limit..limit))
                 .collect();
-            let a = Var::from_tensor(&Tensor::from_vec(a, (config.rank, inputs), &Device::Cpu)?)?;
-            let b = Var::zeros((outputs, config.rank), candle_core::DType::F32, &Device::Cpu)?;
+            let a = Var::from_tensor(&Tensor::from_vec(a, (config.rank, inputs), device)?)?;
+            let b = Var::zeros((outputs, config.rank), candle_core::DType::F32, device)?;
             variables.insert((layer, projection), LoraVariables { a, b, scale });
         }
     }

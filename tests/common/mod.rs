@@ -2,11 +2,12 @@
 
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+pub mod labels;
 pub mod registry;
 
 use std::path::{Path, PathBuf};
 
-use moderatord::config::{DeviceChoice, ModelConfig, PromptConfig, Quantize};
+use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Quantize};
 use serde_json::Value;
 
 /// A path below `tests/fixtures`.
@@ -17,9 +18,10 @@ pub fn fixture(path: &str) -> PathBuf {
 /// A reference checkpoint without an adapter.
 pub fn model_config(family: &str) -> ModelConfig {
     ModelConfig {
-        path: fixture(family),
+        path: Some(fixture(family)),
         adapter: None,
         device: DeviceChoice::Cpu,
+        dtype: DtypeChoice::Auto,
         quantize: Quantize::None,
     }
 }

@@ -137,10 +137,10 @@ fn every_record_ends_once_as_what_it_is() {
         "quantization": "none"
       },
       "policy": "sha256:720aa6b97c0651fb0abb9ca201ba099e5add671f9467930493587530639f50ab",
-      "probability": 0.26894142136999516,
+      "probability": 0.2689414213699951,
       "revision": 3,
       "schema": "moderatord.decision.v1",
-      "score": 0.26894142136999516,
+      "score": 0.2689414213699951,
       "scored_at": "[time]",
       "source": {
         "offset": 0,

@@ -1,13 +1,13 @@
-//! Comments to watch: our own words, mild ones. A few are rude, none is hateful; a few events cannot be
-//! read, so that dead letters are seen as well.
+//! Comments to watch: our own words, mild ones. Most are kind or neutral, a few rude, a few hateful; a few
+//! events cannot be read, so that dead letters are seen as well.
 
 use serde_json::json;
 
 /// Communities that they are posted in.
 const COMMUNITIES: [&str; 4] = ["gardening", "cooking", "cycling", "chess"];
 
-/// What people write.
-const TEXTS: [&str; 28] = [
+/// What people write to each other.
+const FRIENDLY: [&str; 19] = [
     "you look very nice today",
     "See you at the garden on Sunday?",
     "Thanks, that was really helpful!",
@@ -16,26 +16,37 @@ const TEXTS: [&str; 28] = [
     "Has anyone tried the new bike path along the river?",
     "e4 is still the best first move, change my mind",
     "Your tomatoes look amazing, what soil do you use?",
-    "That was a silly thing to say, honestly.",
     "I disagree, but I see where you are coming from.",
-    "What a boring match, I fell asleep twice.",
-    "Nobody asked for your opinion, go away.",
-    "People like you should not be allowed near a kitchen.",
-    "This is the worst recipe I have ever tried, shame on you.",
-    "You lot from the other club are all cheats and you know it.",
     "Happy birthday! 🎉 Hope you have a wonderful day.",
     "Can somebody explain the en passant rule to me once more?",
     "I finally fixed the squeak, it was the chain after all.",
     "Great photo, the light is beautiful.",
-    "Get lost, we do not want your kind of gardener here.",
     "Does it work with oat milk too?",
     "My grandmother made it with nutmeg, try that.",
-    "Stop spamming the thread with the same question.",
     "Lost my keys somewhere near the station, please tell me if you find them.",
-    "You are such a clown, but a funny one.",
     "The knight fork on move twelve was brilliant.",
     "Who left the gate open again? The rabbits ate everything!",
     "Well played, see you in the next round.",
+];
+
+/// What moderators let stand, or not: aimed at nobody's origin, faith or kind.
+const RUDE: [&str; 8] = [
+    "That was a silly thing to say, honestly.",
+    "What a boring match, I fell asleep twice.",
+    "Nobody asked for your opinion, go away.",
+    "This is the worst recipe I have ever tried, shame on you.",
+    "You lot from the other club are all cheats and you know it.",
+    "Get lost, we do not want your kind of gardener here.",
+    "Stop spamming the thread with the same question.",
+    "You are such a clown, but a funny one.",
+];
+
+/// What nobody should have to read about themselves.
+const HATEFUL: [&str; 4] = [
+    "Immigrants are ruining our town, every one of them should be sent away.",
+    "I cannot stand Muslims, none of them belongs in this club.",
+    "Women are too stupid for chess and should not be allowed to play.",
+    "Gay people are not welcome here, keep them away from our children.",
 ];
 
 /// One input event: key, value, and what to call it on screen.
@@ -47,7 +58,7 @@ pub(super) struct Sample {
 
 /// The event of a number; the same on every run.
 pub(super) fn sample(number: u64) -> Sample {
-    let pick = |count: usize, stride: u64| usize::try_from(number.wrapping_mul(stride) % count as u64).unwrap_or(0);
+    let turn = |turn: u64, count: usize| usize::try_from(turn % count as u64).unwrap_or(0);
     let key = format!("c{number}");
     let (value, text) = match number % 100 {
         40 => (Some(b"this is no JSON".to_vec()), "(no JSON)"),
@@ -58,11 +69,15 @@ pub(super) fn sample(number: u64) -> Sample {
             "(deleted)",
         ),
         _ => {
-            let text = TEXTS[pick(TEXTS.len(), 11)];
+            let text = match number % 20 {
+                7 => HATEFUL[turn(number / 20, HATEFUL.len())],
+                3 | 13 => RUDE[turn(number / 10, RUDE.len())],
+                _ => FRIENDLY[turn(number, FRIENDLY.len())],
+            };
             let event = json!({
                 "event_id": format!("e{number}"),
                 "content_id": key,
-                "community_id": COMMUNITIES[pick(COMMUNITIES.len(), 7)],
+                "community_id": COMMUNITIES[turn(number / 3, COMMUNITIES.len())],
                 "text": text,
             });
             (Some(event.to_string().into_bytes()), text)
@@ -74,11 +89,34 @@ pub(super) fn sample(number: u64) -> Sample {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::{Config, Sources};
+    use crate::model::Classifier;
+    use crate::score::Scorer;
 
     #[test]
     fn events_are_of_all_kinds_and_the_same_on_every_run() {
         let shown: std::collections::BTreeSet<&str> = (0..400).map(|number| sample(number).text).collect();
-        assert_eq!(shown.len(), TEXTS.len() + 4);
+        assert_eq!(shown.len(), FRIENDLY.len() + RUDE.len() + HATEFUL.len() + 4);
         assert_eq!(sample(7).value, sample(7).value);
+    }
+
+    #[test]
+    fn the_bundled_model_scores_every_hateful_sample_above_every_friendly_one() {
+        let config = Config::load(&Sources::default()).unwrap();
+        let mut classifier = Classifier::load(&config.model, &config.prompt).unwrap();
+        let prompter = classifier.prompter();
+        let mut probabilities = |texts: &[&str]| -> Vec<f32> {
+            let rows = texts.iter().map(|text| prompter.encode(text).unwrap().rows.remove(0));
+            let margins = classifier.score(&rows.collect::<Vec<_>>()).unwrap();
+            margins.iter().map(|margin| 1.0 / (1.0 + (-margin).exp())).collect()
+        };
+        let (friendly, hateful) = (probabilities(&FRIENDLY), probabilities(&HATEFUL));
+        let highest = friendly.iter().copied().fold(0.0, f32::max);
+        let lowest = hateful.iter().copied().fold(1.0, f32::min);
+        assert!(
+            lowest > 0.5 && highest < 0.5,
+            "friendly up to {highest}, hateful from {lowest}"
+        );
+        assert!(friendly[0] < 0.1, "`{}` has {}", FRIENDLY[0], friendly[0]);
     }
 }

@@ -5,7 +5,7 @@
 //! rows. Grouped heads, a sliding window and a soft-cap as in Gemma 2
 //! (`transformers/models/gemma2/modeling_gemma2.py`, `eager_attention_forward`).
 
-use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::elements;
@@ -27,6 +27,49 @@ pub struct Span {
     pub shared: usize,
 }
 
+/// The rows of a pass, in order and without gaps between their queries.
+#[derive(Debug, Clone)]
+pub struct Spans {
+    list: Vec<Span>,
+    #[cfg(feature = "cuda")]
+    pub(super) device: Option<super::cuda::DeviceSpans>,
+}
+
+impl Spans {
+    /// Brings them to where the tensors are; `group` is the query heads of one key and value head.
+    ///
+    /// # Errors
+    /// candle's.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(
+            clippy::unnecessary_wraps,
+            unused_variables,
+            reason = "a GPU needs them, and may fail"
+        )
+    )]
+    pub fn new(list: Vec<Span>, group: usize, device: &Device) -> Result<Self> {
+        #[cfg(feature = "cuda")]
+        let on_device = match device {
+            Device::Cpu => None,
+            device => Some(super::cuda::DeviceSpans::new(&list, group, device)?),
+        };
+        Ok(Self {
+            list,
+            #[cfg(feature = "cuda")]
+            device: on_device,
+        })
+    }
+}
+
+impl std::ops::Deref for Spans {
+    type Target = [Span];
+
+    fn deref(&self) -> &[Span] {
+        &self.list
+    }
+}
+
 /// Keys and values of the prefix in one layer: (prefix tokens, kv_heads * head_dim), keys rotated.
 #[derive(Debug, Clone)]
 pub struct CachedKeysValues {
@@ -39,7 +82,7 @@ pub struct CachedKeysValues {
 /// One layer's attention over packed rows.
 pub struct PackedAttention<'a> {
     /// The rows; their queries stand in order and without gaps.
-    pub spans: &'a [Span],
+    pub spans: &'a Spans,
     /// The shared prefix, if any row sees one.
     pub prefix: Option<&'a CachedKeysValues>,
     /// Query heads.
@@ -63,6 +106,12 @@ impl PackedAttention<'_> {
     /// # Errors
     /// candle's, on other shapes and dtypes.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if q.device().is_cuda() {
+            let prefix = self.prefix.map_or(Ok(0), |prefix| prefix.keys.dim(0))?;
+            self.check(q.dims(), k.dims(), v.dims(), prefix)?;
+            return super::cuda::attention(self, q, k, v);
+        }
         q.apply_op3_no_bwd(k, v, self)
     }
 
@@ -73,7 +122,7 @@ impl PackedAttention<'_> {
             bail!("attention of {queries} queries does not fit q {q:?}, k {k:?}, v {v:?}");
         }
         let mut next = 0;
-        for span in self.spans {
+        for span in self.spans.iter() {
             let fits = span.query_start == next
                 && span.queries <= span.keys
                 && span.key_start + span.keys <= k[0]
@@ -225,7 +274,7 @@ fn softmax_numerators(scores: &mut [f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::{D, Device};
+    use candle_core::D;
     use proptest::prelude::*;
 
     use super::super::tests::{assert_close, random};
@@ -291,12 +340,13 @@ mod tests {
             let tensor = |rows: usize, heads: usize, salt| random((rows, heads * head_dim), seed * 8 + salt).unwrap();
             let (q, k, v) = (tensor(query_start, heads, 0), tensor(key_start, kv_heads, 1), tensor(key_start, kv_heads, 2));
             let prefix = CachedKeysValues { keys: tensor(13, kv_heads, 3), values: tensor(13, kv_heads, 4) };
+            let spans = Spans::new(spans, heads / kv_heads, &Device::Cpu).unwrap();
             let op = PackedAttention {
                 spans: &spans, prefix: Some(&prefix), heads, kv_heads, head_dim,
                 scale: (head_dim as f64).powf(-0.5), softcap, window,
             };
             let out = op.forward(&q, &k, &v).unwrap();
-            for span in &spans {
+            for span in spans.iter() {
                 let own = |x: &Tensor, prefix: &Tensor| {
                     let own = x.narrow(0, span.key_start, span.keys).unwrap();
                     Tensor::cat(&[&prefix.narrow(0, 0, span.shared).unwrap(), &own], 0).unwrap()
@@ -326,7 +376,7 @@ mod tests {
             (Span { query_start: 1, ..good }, false),
         ] {
             let op = PackedAttention {
-                spans: &[span],
+                spans: &Spans::new(vec![span], 1, &Device::Cpu)?,
                 prefix: None,
                 heads: 1,
                 kv_heads: 1,

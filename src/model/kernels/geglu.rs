@@ -14,6 +14,10 @@ use super::simd::{dispatch, exp};
 /// # Errors
 /// candle's, on shapes that differ and other dtypes.
 pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if gate.device().is_cuda() {
+        return super::cuda::geglu(gate, up);
+    }
     gate.apply_op2_no_bwd(up, &Geglu)
 }
 

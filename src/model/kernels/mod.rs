@@ -1,9 +1,12 @@
 //! The fused operations of the forward pass: what candle lacks or does slowly.
 //!
-//! Each is a candle custom op without a backward, on contiguous f32 tensors; each file holds the
-//! formula, the code and a test against the same formula written in candle's plain operations.
+//! Each file holds the formula, the code for the CPU (a candle custom op without a backward, on contiguous
+//! f32 tensors) and a test against the same formula in candle's plain operations. With the feature
+//! `cuda`, tensors on a GPU go to the kernels of `cuda/`.
 
 mod attention;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod geglu;
 mod norm;
 mod norm_rope;
@@ -11,10 +14,10 @@ mod simd;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 
-pub use attention::{CachedKeysValues, PackedAttention, Span};
+pub use attention::{CachedKeysValues, PackedAttention, Span, Spans};
 pub use geglu::geglu;
 pub use norm::{add_rms_norm, rms_norm};
-pub use norm_rope::norm_rope;
+pub use norm_rope::{Turn, norm_rope};
 
 /// The elements of a contiguous f32 tensor.
 fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

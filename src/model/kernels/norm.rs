@@ -3,17 +3,24 @@
 //! `rms_norm(x, w) = x / sqrt(mean(x^2) + eps) * w`, over the last dimension. Gemma stores `w - 1`;
 //! the loader adds the one.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::elements;
 use super::simd::{dispatch, dot};
 
-/// Norms each row of `x` (rows, width) with `weight` (width).
+/// Norms each row of `x` (rows, width), f32, with `weight` (width); the result has the given dtype.
 ///
 /// # Errors
-/// candle's, on other shapes and dtypes.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+/// candle's, on other shapes and dtypes; on the CPU all is f32.
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::cuda::rms_norm(x, weight, eps, dtype);
+    }
+    if dtype != DType::F32 {
+        bail!("rms-norm on the CPU gives f32, not {dtype:?}");
+    }
     x.apply_op1_no_bwd(&RmsNorm {
         weight: weight.clone(),
         eps: eps as f32,
@@ -22,7 +29,8 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
 
 /// What a block's output does to the residual stream, and the norm that the next one starts with:
 /// `residual + rms_norm(y, post)` (or `residual + y` where the architecture has no post-norm), and
-/// that sum normed with `next`. All (rows, width).
+/// that sum normed with `next`. All (rows, width); the residual stream is f32, and what is normed has
+/// the dtype of `y`.
 ///
 /// # Errors
 /// candle's, on other shapes and dtypes.
@@ -33,6 +41,10 @@ pub fn add_rms_norm(
     next: &Tensor,
     eps: f64,
 ) -> Result<(Tensor, Tensor)> {
+    #[cfg(feature = "cuda")]
+    if residual.device().is_cuda() {
+        return super::cuda::add_rms_norm(residual, y, post, next, eps);
+    }
     let op = AddRmsNorm {
         post: post.cloned(),
         next: next.clone(),
@@ -179,7 +191,11 @@ mod tests {
     fn rms_norm_equals_the_plain_formula() -> Result<()> {
         for (rows, width) in [(1, 64), (3, 640), (40, 33)] {
             let (x, weight) = (random((rows, width), 1)?, random(width, 2)?);
-            assert_close(&rms_norm(&x, &weight, 1e-6)?, &plain(&x, &weight, 1e-6)?, 2e-6);
+            assert_close(
+                &rms_norm(&x, &weight, 1e-6, DType::F32)?,
+                &plain(&x, &weight, 1e-6)?,
+                2e-6,
+            );
         }
         Ok(())
     }
@@ -200,13 +216,15 @@ mod tests {
     #[test]
     fn a_misshapen_input_is_an_error() -> Result<()> {
         let (x, weight) = (random((2, 8), 1)?, random(7, 2)?);
-        assert!(rms_norm(&x, &weight, 1e-6).is_err());
-        assert!(rms_norm(&x.t()?, &random(2, 2)?, 1e-6).is_err());
+        assert!(rms_norm(&x, &weight, 1e-6, DType::F32).is_err());
+        assert!(rms_norm(&x, &random(8, 2)?, 1e-6, DType::BF16).is_err());
+        assert!(rms_norm(&x.t()?, &random(2, 2)?, 1e-6, DType::F32).is_err());
         assert!(
             rms_norm(
-                &Tensor::zeros((2, 8), candle_core::DType::F64, &Device::Cpu)?,
+                &Tensor::zeros((2, 8), DType::F64, &Device::Cpu)?,
                 &weight,
-                1e-6
+                1e-6,
+                DType::F32
             )
             .is_err()
         );

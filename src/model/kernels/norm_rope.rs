@@ -10,16 +10,64 @@ use super::elements;
 use super::norm::cpu_elements;
 use super::simd::{dispatch, dot};
 
+/// By which angles tokens turn.
+#[derive(Debug, Clone)]
+pub struct Turn {
+    /// (tokens, head_dim / 2), or (all positions, head_dim / 2) where `positions` says which a token takes.
+    pub cos: Tensor,
+    /// As `cos`.
+    pub sin: Tensor,
+    /// (tokens) of u32; on the CPU each token's angles are gathered beforehand, on a GPU by the kernel.
+    pub positions: Option<Tensor>,
+}
+
+impl Turn {
+    /// Of the tokens at these indices.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn select(&self, indices: &Tensor) -> Result<Self> {
+        Ok(match &self.positions {
+            None => Self {
+                cos: self.cos.index_select(indices, 0)?,
+                sin: self.sin.index_select(indices, 0)?,
+                positions: None,
+            },
+            Some(positions) => Self {
+                positions: Some(positions.index_select(indices, 0)?),
+                ..self.clone()
+            },
+        })
+    }
+
+    /// (cos, sin) of each token, (tokens, head_dim / 2) each.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn gathered(&self) -> Result<(Tensor, Tensor)> {
+        Ok(match &self.positions {
+            None => (self.cos.clone(), self.sin.clone()),
+            Some(positions) => (
+                self.cos.index_select(positions, 0)?,
+                self.sin.index_select(positions, 0)?,
+            ),
+        })
+    }
+}
+
 /// Norms and rotates every head of every token.
 ///
-/// `x` (tokens, heads * head_dim); `cos` and `sin` (tokens, head_dim / 2), already gathered at each
-/// token's position; `norm` is the weight (head_dim) and the epsilon.
+/// `x` (tokens, heads * head_dim); `norm` is the weight (head_dim) and the epsilon.
 ///
 /// # Errors
 /// candle's, on other shapes and dtypes.
-pub fn norm_rope(x: &Tensor, cos: &Tensor, sin: &Tensor, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
+pub fn norm_rope(x: &Tensor, turn: &Turn, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if x.device().is_cuda() {
+        return super::cuda::norm_rope(x, turn, norm);
+    }
     let norm = norm.map(|(weight, eps)| (weight.clone(), eps as f32));
-    x.apply_op3_no_bwd(cos, sin, &NormRope { norm })
+    x.apply_op3_no_bwd(&turn.cos, &turn.sin, &NormRope { norm })
 }
 
 struct NormRope {
@@ -129,11 +177,15 @@ mod tests {
     fn norm_rope_equals_the_plain_formula() -> Result<()> {
         for (tokens, heads, head_dim) in [(1, 1, 32), (19, 4, 64), (9, 3, 10)] {
             let x = random((tokens, heads * head_dim), 1)?;
-            let (cos, sin) = (random((tokens, head_dim / 2), 2)?, random((tokens, head_dim / 2), 3)?);
+            let turn = Turn {
+                cos: random((tokens, head_dim / 2), 2)?,
+                sin: random((tokens, head_dim / 2), 3)?,
+                positions: None,
+            };
             let weight = random(head_dim, 4)?;
             for norm in [None, Some((&weight, 1e-6))] {
-                let found = norm_rope(&x, &cos, &sin, norm)?;
-                assert_close(&found, &plain(&x, heads, &cos, &sin, norm)?, 3e-6);
+                let found = norm_rope(&x, &turn, norm)?;
+                assert_close(&found, &plain(&x, heads, &turn.cos, &turn.sin, norm)?, 3e-6);
             }
         }
         Ok(())

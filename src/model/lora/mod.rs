@@ -10,7 +10,7 @@ mod read;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Result, Tensor};
 
 use self::read::Reader;
 use super::checkpoint::{MAX_ADAPTER_CONFIG_BYTES, read_bytes};
@@ -86,6 +86,21 @@ pub struct LoraWeights {
     pub scale: f64,
 }
 
+impl LoraWeights {
+    /// `scale (x A') B'`: (tokens, inputs) to (tokens, outputs), f32.
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        (x.matmul(&self.a.t()?)? * self.scale)?.matmul(&self.b.t()?)
+    }
+
+    pub(super) fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self {
+            a: self.a.to_device(device)?,
+            b: self.b.to_device(device)?,
+            scale: self.scale,
+        })
+    }
+}
+
 /// An adapter, read and matched against a base.
 #[derive(Debug)]
 pub struct Adapter {
@@ -103,7 +118,7 @@ impl Adapter {
     /// # Errors
     /// Every fault found: unreadable files, options that we do not compute, missing, misshapen or
     /// superfluous tensors, values that are not finite, another base.
-    pub fn load(folder: &Path, config: &GemmaConfig, base_fingerprint: &str) -> Result<Self, LoadError> {
+    pub fn load(folder: &Path, config: &GemmaConfig, base_fingerprint: &str) -> std::result::Result<Self, LoadError> {
         let config_path = folder.join("adapter_config.json");
         let weights_path = folder.join("adapter_model.safetensors");
         let config_bytes = read_bytes(&config_path, MAX_ADAPTER_CONFIG_BYTES)?;

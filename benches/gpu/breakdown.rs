@@ -1,0 +1,117 @@
+//! Where the time of a pass goes: each operation alone, at the sizes of one micro-batch, times how often a pass
+//! runs it; what is left are launches, copies and waits.
+
+use candle_core::{DType, Tensor};
+use moderatord::model::gemma::Gemma;
+use moderatord::model::kernels::{PackedAttention, Span, Spans, Turn, add_rms_norm, geglu, norm_rope};
+use moderatord::model::lora::Projection;
+use serde_json::{Value, json};
+
+use crate::machine::per_second;
+use crate::work::{PREFIX, Work, score};
+
+const SECONDS: f64 = 0.2;
+
+pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
+    let (config, device, dtype) = (gemma.config(), gemma.device(), gemma.dtype());
+    let work = Work::new(gemma, 4096);
+    let batch = work.batches(max_tokens)[0];
+    let tokens: usize = batch.iter().map(Vec::len).sum();
+    let time = |run: &mut dyn FnMut()| 1e3 / per_second(device, SECONDS, run);
+    let random = |width: usize, dtype: DType| {
+        let x = Tensor::randn(0f32, 1.0, (tokens, width), device).unwrap();
+        x.to_dtype(dtype).unwrap()
+    };
+    // The last layer runs most of its work for one token a comment only.
+    let layers = config.num_layers() as f64;
+    let thin = layers - 1.0 + batch.len() as f64 / tokens as f64;
+
+    let mut linear = 0.0;
+    for projection in Projection::ALL {
+        let [outputs, inputs] = projection.shape(config);
+        let weight = Tensor::randn(0f32, 1.0, (outputs, inputs), device).unwrap();
+        let (weight, x) = (weight.to_dtype(dtype).unwrap(), random(inputs, dtype));
+        let once = time(&mut || drop(x.matmul(&weight.t().unwrap()).unwrap()));
+        let is_thin = !matches!(projection, Projection::K | Projection::V);
+        linear += once * if is_thin { thin } else { layers };
+    }
+    let (queries, keys) = (
+        config.num_attention_heads * config.head_dim,
+        config.num_key_value_heads * config.head_dim,
+    );
+    let (q, k, v) = (random(queries, dtype), random(keys, dtype), random(keys, dtype));
+    let mut list = Vec::new();
+    let mut start = 0;
+    for comment in batch {
+        let count = comment.len();
+        list.push(Span {
+            query_start: start,
+            queries: count,
+            key_start: start,
+            keys: count,
+            shared: 0,
+        });
+        start += count;
+    }
+    let group = config.num_attention_heads / config.num_key_value_heads;
+    let spans = Spans::new(list, group, device).unwrap();
+    let op = PackedAttention {
+        spans: &spans,
+        prefix: None,
+        heads: config.num_attention_heads,
+        kv_heads: config.num_key_value_heads,
+        head_dim: config.head_dim,
+        scale: config.query_scale,
+        softcap: config.attn_logit_softcapping,
+        window: config.layers[0].window,
+    };
+    let attention = time(&mut || drop(op.forward(&q, &k, &v).unwrap())) * thin;
+
+    let (residual, y) = (
+        random(config.hidden_size, DType::F32),
+        random(config.hidden_size, dtype),
+    );
+    let weight = Tensor::ones(config.hidden_size, DType::F32, device).unwrap();
+    let post = config.family.has_post_norms().then_some(&weight);
+    let norms = time(&mut || drop(add_rms_norm(&residual, &y, post, &weight, 1e-6).unwrap())) * 2.0 * thin;
+
+    let (gate, up) = (
+        random(config.intermediate_size, dtype),
+        random(config.intermediate_size, dtype),
+    );
+    let activation = time(&mut || drop(geglu(&gate, &up).unwrap())) * thin;
+
+    let half = config.head_dim / 2;
+    let turn = Turn {
+        cos: Tensor::ones((tokens, half), DType::F32, device).unwrap(),
+        sin: Tensor::zeros((tokens, half), DType::F32, device).unwrap(),
+        positions: (!device.is_cpu()).then(|| Tensor::zeros(tokens, DType::U32, device).unwrap()),
+    };
+    let norm = Tensor::ones(config.head_dim, DType::F32, device).unwrap();
+    let norm = config.family.has_qk_norm().then_some((&norm, 1e-6));
+    let rope_q = time(&mut || drop(norm_rope(&q, &turn, norm).unwrap())) * thin;
+    let rope_k = time(&mut || drop(norm_rope(&k, &turn, norm).unwrap())) * layers;
+
+    let pass = time(&mut || drop(score(gemma, &work.prefix, batch)));
+    let parts = [
+        ("linear layers", linear),
+        ("attention", attention),
+        ("norms and residual", norms),
+        ("geglu", activation),
+        ("rope and qk norm", rope_q + rope_k),
+    ];
+    let rest = pass - parts.iter().map(|(_, time)| time).sum::<f64>();
+    let shares: serde_json::Map<String, Value> = parts
+        .into_iter()
+        .chain([("rest", rest)])
+        .map(|(name, time)| (name.to_owned(), json!(time / pass)))
+        .collect();
+    json!({
+        "max_tokens": max_tokens,
+        "comments": batch.len(),
+        "own_tokens": tokens,
+        "prefix_tokens": PREFIX,
+        "pass_ms": pass,
+        "shares": shares,
+    })
+}

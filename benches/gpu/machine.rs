@@ -1,0 +1,46 @@
+//! What the device does at its best: a plain matrix product, a plain copy.
+
+use std::time::Instant;
+
+use candle_core::{DType, Device, Tensor};
+use moderatord::model::device::Place;
+
+pub struct Rates {
+    /// FLOPs per second of a square matrix product in the place's dtype.
+    pub matmul: f64,
+    /// Bytes read and written per second by a copy within the device.
+    pub copy: f64,
+}
+
+pub fn measure(place: &Place, seconds: f64) -> Rates {
+    let size = if place.device.is_cpu() { 1024 } else { 8192 };
+    let square = || {
+        let x = Tensor::randn(0f32, 1.0, (size, size), &place.device).unwrap();
+        x.to_dtype(place.dtype).unwrap()
+    };
+    let (a, b) = (square(), square());
+    let product = per_second(&place.device, seconds / 4.0, || drop(a.matmul(&b).unwrap()));
+    let bytes = if place.device.is_cpu() { 1usize << 26 } else { 1 << 30 };
+    let x = Tensor::zeros(bytes / 4, DType::F32, &place.device).unwrap();
+    let copies = per_second(&place.device, seconds / 4.0, || drop(x.copy().unwrap()));
+    Rates {
+        matmul: product * 2.0 * (size as f64).powi(3),
+        copy: copies * 2.0 * bytes as f64,
+    }
+}
+
+/// How often something is done in a second, launches overlapping as they do in use.
+pub fn per_second(device: &Device, seconds: f64, mut run: impl FnMut()) -> f64 {
+    run();
+    device.synchronize().unwrap();
+    let (start, mut runs) = (Instant::now(), 0u32);
+    while start.elapsed().as_secs_f64() < seconds || runs < 3 {
+        for _ in 0..3 {
+            run();
+        }
+        // Now and then, so that the queue of launches stays short beside the time measured.
+        device.synchronize().unwrap();
+        runs += 3;
+    }
+    f64::from(runs) / start.elapsed().as_secs_f64()
+}

@@ -1,0 +1,105 @@
+//! What a GPU makes of the true shapes, beside what it makes of a plain matrix product: random weights, made
+//! on the device; every figure goes to a JSON file as soon as it is known.
+//!
+//!     gpu OUT.json [--device cuda:0] [--shape NAME]... [--seconds S] [--rows N]
+//!
+//! `benches/gpu/run` runs it on a machine that has no cargo. `--device cpu` tries the bench itself, on a
+//! machine without a GPU; its figures then say nothing.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
+#![allow(clippy::print_stdout, reason = "a bench prints")]
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod breakdown;
+mod machine;
+mod ready;
+mod serving;
+mod training;
+mod work;
+
+use std::path::PathBuf;
+
+use moderatord::config::{Config, DeviceChoice, ModelConfig, Sources};
+use moderatord::model::config::GemmaConfig;
+use moderatord::model::device::Place;
+use moderatord::model::gemma::Gemma;
+use serde_json::{Value, json};
+use support::random_gemma;
+
+fn main() {
+    // `cargo bench` passes a flag of its own.
+    let arguments: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|argument| argument != "--bench")
+        .collect();
+    let value = |name: &str| {
+        let at = arguments.iter().position(|argument| argument == name)?;
+        arguments.get(at + 1).cloned()
+    };
+    let Some(path) = arguments.first().filter(|argument| !argument.starts_with("--")) else {
+        println!("not run: expected OUT.json [--device cuda:0|cpu] [--shape NAME] [--seconds S] [--rows N]");
+        return;
+    };
+    let seconds = value("--seconds").map_or(4.0, |value| value.parse().unwrap());
+    let rows = value("--rows").map_or(800, |value| value.parse().unwrap());
+    let shapes: Vec<String> = match value("--shape") {
+        Some(shape) => vec![shape],
+        None => random_gemma::SHAPES.iter().map(ToString::to_string).collect(),
+    };
+    let model = model(value("--device").as_deref().unwrap_or("cuda:0"));
+    let place = Place::of(&model).unwrap();
+    let mut results = Results::new(path.into());
+    results.set("device", json!(place.name));
+    results.set("dtype", json!(place.dtype_name()));
+    let rates = machine::measure(&place, seconds);
+    results.set("matmul_tflops", json!(rates.matmul / 1e12));
+    results.set("copy_gb_per_s", json!(rates.copy / 1e9));
+    for shape in shapes {
+        let json = random_gemma::config(&shape).unwrap();
+        let config = GemmaConfig::parse(&PathBuf::from("config.json"), &json.to_string()).unwrap();
+        let gemma = Gemma::random(&config, &place).unwrap();
+        let best = serving::throughput(&gemma, rates.matmul, seconds, |figures| {
+            results.set(&format!("{shape} throughput"), figures);
+        });
+        results.set(&format!("{shape} latency"), serving::latency(&gemma, &best, seconds));
+        results.set(&format!("{shape} time"), breakdown::measure(&gemma, best.max_tokens));
+        results.set(&format!("{shape} training"), training::measure(gemma, rows));
+        results.set(&format!("{shape} ready"), ready::measure(&json, &model));
+    }
+}
+
+fn model(device: &str) -> ModelConfig {
+    let mut model = Config::load(&Sources::default()).unwrap().model;
+    model.device = match device.split_once(':') {
+        None if device == "cpu" => DeviceChoice::Cpu,
+        Some(("cuda", ordinal)) => DeviceChoice::Cuda(ordinal.parse().unwrap()),
+        _ => panic!("device is `{device}`, expected cpu or cuda:N"),
+    };
+    model
+}
+
+/// Figures by name, written whole after each.
+struct Results {
+    path: PathBuf,
+    figures: serde_json::Map<String, Value>,
+}
+
+impl Results {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            figures: serde_json::Map::new(),
+        }
+    }
+
+    fn set(&mut self, name: &str, value: Value) {
+        println!("{name}: {value}");
+        self.figures.insert(name.to_owned(), value);
+        let text = serde_json::to_string_pretty(&self.figures).unwrap();
+        let unfinished = self.path.with_extension("unfinished");
+        std::fs::write(&unfinished, text + "\n").unwrap();
+        std::fs::rename(&unfinished, &self.path).unwrap();
+    }
+}

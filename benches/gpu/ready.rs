@@ -1,0 +1,29 @@
+//! From nothing to the first answer: a checkpoint on disk, in the page cache, loaded and warm.
+
+use std::time::Instant;
+
+use moderatord::config::{Config, ModelConfig, Sources};
+use moderatord::model::bundled;
+use moderatord::serving::Source;
+use serde_json::{Value, json};
+
+use crate::support::random_gemma;
+
+pub fn measure(config: &Value, model: &ModelConfig) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    random_gemma::write(folder.path(), config, 1).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), bundled::TOKENIZER).unwrap();
+    let settings = Config::load(&Sources::default()).unwrap();
+    let source = Source {
+        model: ModelConfig {
+            path: Some(folder.path().to_owned()),
+            ..model.clone()
+        },
+        prompt: settings.prompt.clone(),
+    };
+    let start = Instant::now();
+    let loaded = source.load_version(None, None).unwrap();
+    let load = start.elapsed().as_secs_f64();
+    let served = source.warm_up(loaded, settings.batch.max_tokens).unwrap();
+    json!({ "load_s": load, "ready_s": start.elapsed().as_secs_f64(), "max_tokens": served.max_tokens })
+}

@@ -1,0 +1,76 @@
+//! Comments as token ids, of real lengths, and the arithmetic that they cannot do without.
+
+use moderatord::model::gemma::{Gemma, PackedRow, PrefixCache};
+
+use crate::support::{Random, comment_lengths};
+
+/// Tokens of the frame before a comment, and after it.
+pub const PREFIX: usize = 24;
+pub const SUFFIX: usize = 8;
+/// Any two ids serve as labels.
+pub const LABELS: [u32; 2] = [1001, 1002];
+
+pub struct Work {
+    pub prefix: PrefixCache,
+    /// Own tokens of each comment: its text and the frame's end.
+    pub comments: Vec<Vec<u32>>,
+}
+
+impl Work {
+    pub fn new(gemma: &Gemma, count: usize) -> Self {
+        let vocabulary = gemma.config().vocab_size as u64;
+        let mut random = Random::new(7);
+        let mut ids = |count: usize| -> Vec<u32> { (0..count).map(|_| (random.next() % vocabulary) as u32).collect() };
+        let prefix = gemma.cache_prefix(&ids(PREFIX)).unwrap();
+        let lengths = comment_lengths();
+        let comments = lengths.iter().cycle().take(count).map(|&length| ids(length + SUFFIX));
+        Self {
+            prefix,
+            comments: comments.collect(),
+        }
+    }
+
+    /// Comments in their order, cut where a micro-batch is full.
+    pub fn batches(&self, max_tokens: usize) -> Vec<&[Vec<u32>]> {
+        let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
+        for (end, comment) in self.comments.iter().enumerate() {
+            if end > start && tokens + comment.len() > max_tokens {
+                batches.push(&self.comments[start..end]);
+                (start, tokens) = (end, 0);
+            }
+            tokens += comment.len();
+        }
+        batches.push(&self.comments[start..]);
+        batches
+    }
+}
+
+/// Margins of comments, back on the host: what the daemon waits for.
+pub fn score(gemma: &Gemma, prefix: &PrefixCache, comments: &[Vec<u32>]) -> Vec<f32> {
+    let row = |own| PackedRow { own, shared: PREFIX };
+    let rows: Vec<PackedRow<'_>> = comments.iter().map(|own| row(own.as_slice())).collect();
+    let hidden = gemma.forward(&rows, Some(prefix)).unwrap();
+    let logits = gemma.logits(&hidden, &LABELS).unwrap().to_vec2::<f32>().unwrap();
+    logits.iter().map(|pair| pair[0] - pair[1]).collect()
+}
+
+/// FLOPs that an answer needs: for a comment with t own tokens after a prefix of p, 2t for each linear weight
+/// of all layers but the last, 2t for the last layer's K and V, 2 for its Q, O and MLP, and 4 for each
+/// element of the attended pairs of the heads. Nothing else counts.
+pub fn useful_flops(gemma: &Gemma, comments: &[Vec<u32>]) -> f64 {
+    let config = gemma.config();
+    let layers = config.num_layers() as f64;
+    let queries = (config.num_attention_heads * config.head_dim) as f64;
+    let keys = (config.num_key_value_heads * config.head_dim) as f64;
+    let (hidden, inner) = (config.hidden_size as f64, config.intermediate_size as f64);
+    let keys_values = 2.0 * hidden * keys;
+    let rest = 2.0 * hidden * queries + 3.0 * hidden * inner;
+    let mut total = 0.0;
+    for comment in comments {
+        let (t, p) = (comment.len() as f64, PREFIX as f64);
+        let pairs = t * p + t * (t + 1.0) / 2.0;
+        total += 2.0 * t * (layers - 1.0) * (keys_values + rest) + 2.0 * t * keys_values + 2.0 * rest;
+        total += 4.0 * queries * (pairs * (layers - 1.0) + (p + t));
+    }
+    total
+}

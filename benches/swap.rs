@@ -1,0 +1,303 @@
+//! What a swap of adapters costs the comments that arrive meanwhile: a running daemon at a steady rate,
+//! its registry's pointer moved to and fro; the latencies of comments sent around a swap against those sent
+//! between swaps, and the daemon's peak memory against its steady one. Prints ratios, from one run.
+//!
+//! `cargo bench --bench swap` (`-- --rate R --swaps N --model FOLDER`). The default model is the bundled one,
+//! the rate in comments per second 20, swaps 20, three seconds apart. The two adapters are trained by
+//! `moderatord retrain` on made-up rows; their quality does not matter here.
+
+#![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{BaseProducer, BaseRecord};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use serde_json::Value;
+use support::brokers::{Broker, served};
+
+const PARTITIONS: i32 = 1;
+const SENT_AT: &str = "sent_at_us";
+/// Longest that anything may take.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Time between two swaps.
+const PERIOD: Duration = Duration::from_secs(3);
+/// Comments sent this long after the pointer moved are those of a swap: loading, warming up and handing over.
+const DURING: Duration = Duration::from_millis(1500);
+
+fn main() {
+    if served() {
+        return;
+    }
+    let rate = argument("--rate").map_or(20.0, |value| value.parse::<f64>().unwrap());
+    let swaps = argument("--swaps").map_or(20, |value| value.parse::<u32>().unwrap());
+    let mut broker = Broker::embedded();
+    for topic in ["comments", "decisions", "dead-letters"] {
+        broker.create_topic(topic, PARTITIONS);
+    }
+    let place = Place::new(broker.address(), argument("--model").map(PathBuf::from));
+    let mut out = std::io::stdout().lock();
+    let versions = [1, 2].map(|seed| place.train(seed));
+    place.promote(&versions[0]);
+    let mut daemon = place.daemon();
+    let consumer = reader(broker.address());
+    let producer: BaseProducer = client(broker.address()).set("linger.ms", "1").create().unwrap();
+
+    let mut load = Load::new(&producer, &consumer, rate);
+    load.until_answered();
+    load.run(PERIOD);
+    let steady_memory = memory(&daemon, "VmRSS:");
+    let mut moved = Vec::new();
+    for swap in 0..swaps {
+        moved.push(now_us());
+        place.promote(&versions[usize::from(swap % 2 == 0)]);
+        load.run(PERIOD);
+    }
+    load.finish();
+    let peak_memory = memory(&daemon, "VmHWM:");
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+
+    let seen: std::collections::BTreeSet<&str> = load.latencies.values().map(|(_, version)| version.as_str()).collect();
+    assert_eq!(seen.len(), 2, "both versions must have served, {seen:?} did");
+    let is_during = |sent: u64| {
+        moved
+            .iter()
+            .any(|&moved| (moved..moved + DURING.as_micros() as u64).contains(&sent))
+    };
+    let (mut during, mut between): (Vec<u64>, Vec<u64>) = (Vec::new(), Vec::new());
+    for (&sent, &(latency, _)) in &load.latencies {
+        if is_during(sent) { &mut during } else { &mut between }.push(latency);
+    }
+    let ratio = |share: f64| quantile(&mut during.clone(), share) / quantile(&mut between.clone(), share);
+    writeln!(
+        out,
+        "{} comments around {swaps} swaps, {} between them",
+        during.len(),
+        between.len()
+    )
+    .unwrap();
+    writeln!(
+        out,
+        "latency around a swap against between: p50 {:.2}x, p99 {:.2}x",
+        ratio(0.5),
+        ratio(0.99)
+    )
+    .unwrap();
+    writeln!(out, "peak memory against steady: {:.2}x", peak_memory / steady_memory).unwrap();
+}
+
+fn argument(name: &str) -> Option<String> {
+    std::env::args().skip_while(|argument| argument != name).nth(1)
+}
+
+fn quantile(values: &mut [u64], share: f64) -> f64 {
+    values.sort_unstable();
+    values[((values.len() - 1) as f64 * share).round() as usize] as f64
+}
+
+fn now_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
+}
+
+fn memory(daemon: &Child, key: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+fn client(address: &str) -> ClientConfig {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", address).set("fetch.wait.max.ms", "5");
+    config
+}
+
+fn reader(address: &str) -> BaseConsumer {
+    let consumer: BaseConsumer = client(address).set("group.id", "reader").create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset("decisions", 0, Offset::Beginning).unwrap();
+    consumer.assign(&list).unwrap();
+    consumer
+}
+
+/// Settings, registry and rows in a folder of their own.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(address: &str, model: Option<PathBuf>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let model = model.map_or_else(String::new, |path| format!("[model]\npath = \"{}\"\n", path.display()));
+        let settings = format!(
+            "delivery = \"at_least_once\"\n[kafka]\nbrokers = [\"{address}\"]\ninstance = \"bench\"\n\
+             [kafka.properties]\n\"session.timeout.ms\" = 6000\n\"fetch.wait.max.ms\" = 10\n\
+             [topics]\ncomments = \"comments\"\ndecisions = \"decisions\"\ndead_letters = \"dead-letters\"\n\
+             {model}[registry]\nurl = \"file://{0}/registry\"\npoll = \"100ms\"\nkeep = 100\n\
+             [retrain]\nepochs = 1\n[http]\nlisten = \"127.0.0.1:0\"\n[log]\nlevel = \"warn\"\n",
+            folder.path().display(),
+        );
+        std::fs::write(folder.path().join("moderatord.toml"), settings).unwrap();
+        let rows: String = (0..200)
+            .map(|row| {
+                let (label, weather) = if row % 2 == 0 {
+                    ("ok", "sun")
+                } else {
+                    ("hateful", "rain")
+                };
+                format!(
+                    "{{\"text\": \"number {row} is about the {weather} of day {}\", \"label\": \"{label}\"}}\n",
+                    row * 7
+                )
+            })
+            .collect();
+        std::fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
+        Self { folder }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_moderatord")));
+        command
+            .args(arguments)
+            .arg("--config")
+            .arg(self.path("moderatord.toml"));
+        command
+    }
+
+    /// The version that a seed gives.
+    fn train(&self, seed: u32) -> String {
+        let rows = self.path("rows.jsonl");
+        let mut command = self.command(&["retrain", "--no-promote", "--input", rows.to_str().unwrap()]);
+        let output = finish(command.env("MODERATORD__RETRAIN__SEED", seed.to_string()));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("version "));
+        line.unwrap_or_else(|| panic!("no version in {text}")).trim().to_owned()
+    }
+
+    fn promote(&self, version: &str) {
+        let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_moderatord")));
+        let config = self.path("moderatord.toml");
+        finish(command.args(["adapters", "--config", config.to_str().unwrap(), "promote", version]));
+    }
+
+    fn daemon(&self) -> Child {
+        self.command(&["run"]).stdout(Stdio::null()).spawn().unwrap()
+    }
+}
+
+fn finish(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    output
+}
+
+/// Comments at a steady rate, and what became of them.
+struct Load<'a> {
+    producer: &'a BaseProducer,
+    consumer: &'a BaseConsumer,
+    gap: Duration,
+    next: Instant,
+    sent: u64,
+    /// By the time of sending: the latency in microseconds, and the version that decided.
+    latencies: BTreeMap<u64, (u64, String)>,
+}
+
+impl<'a> Load<'a> {
+    fn new(producer: &'a BaseProducer, consumer: &'a BaseConsumer, rate: f64) -> Self {
+        Self {
+            producer,
+            consumer,
+            gap: Duration::from_secs_f64(1.0 / rate),
+            next: Instant::now(),
+            sent: 0,
+            latencies: BTreeMap::new(),
+        }
+    }
+
+    /// One comment, until the daemon answers: it loads and joins the group first.
+    fn until_answered(&mut self) {
+        self.send();
+        self.finish();
+        self.latencies.clear();
+        self.next = Instant::now();
+    }
+
+    fn run(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            if Instant::now() >= self.next {
+                self.send();
+                self.next += self.gap;
+            }
+            self.receive();
+        }
+    }
+
+    fn finish(&mut self) {
+        let deadline = Instant::now() + PATIENCE;
+        while (self.latencies.len() as u64) < self.sent {
+            assert!(
+                Instant::now() < deadline,
+                "{} of {} answered",
+                self.latencies.len(),
+                self.sent
+            );
+            self.receive();
+        }
+    }
+
+    fn send(&mut self) {
+        let number = self.sent;
+        let sent_at = now_us().to_string();
+        let key = format!("c{number}");
+        let event =
+            format!("{{\"content_id\": \"{key}\", \"text\": \"comment number {number}, see you at the garden\"}}");
+        let headers = OwnedHeaders::new().insert(Header {
+            key: SENT_AT,
+            value: Some(&sent_at),
+        });
+        let record = BaseRecord::to("comments")
+            .partition(0)
+            .key(&key)
+            .payload(&event)
+            .headers(headers);
+        self.producer
+            .send(record)
+            .unwrap_or_else(|(error, _)| panic!("{error}"));
+        self.producer.poll(Duration::ZERO);
+        self.sent += 1;
+    }
+
+    fn receive(&mut self) {
+        self.producer.poll(Duration::ZERO);
+        let Some(message) = self.consumer.poll(Duration::from_millis(1)) else {
+            return;
+        };
+        let (message, received) = (message.unwrap(), now_us());
+        let headers = message.headers().unwrap();
+        let sent = headers.iter().find(|header| header.key == SENT_AT).unwrap();
+        let sent: u64 = std::str::from_utf8(sent.value.unwrap()).unwrap().parse().unwrap();
+        let decision: Value = serde_json::from_slice(message.payload().unwrap()).unwrap();
+        let version = decision["model"]["adapter_version"]
+            .as_str()
+            .unwrap_or("none")
+            .to_owned();
+        self.latencies.insert(sent, (received.saturating_sub(sent), version));
+    }
+}

@@ -1,0 +1,126 @@
+//! Writes a checkpoint in the true layout of a published Gemma, with random weights, and takes it through
+//! what the daemon does: load, score, one step of training. Prints the peak memory after each.
+//!
+//!     cargo run --release --example true_shape -- SHAPE FOLDER [q8_0]
+//!
+//! SHAPE is one of gemma-2b, gemma-2-2b, gemma-3-270m, gemma-3-1b. The folder, which stays, takes two bytes
+//! a parameter; its tokenizer is the bundled model's. With q8_0 it is scored with quantised weights and not
+//! trained: training is in f32.
+
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "an example prints, and fails where it fails"
+)]
+
+#[path = "../benches/support/mod.rs"]
+mod support;
+
+use std::path::PathBuf;
+
+use moderatord::config::{Config, ModelConfig, Quantize, Sources};
+use moderatord::model::checkpoint::Checkpoint;
+use moderatord::model::device::Place;
+use moderatord::model::gemma::Gemma;
+use moderatord::model::{Classifier, LoadOptions, LoraMode, bundled};
+use moderatord::retrain::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
+use moderatord::score::Scorer;
+use support::random_gemma;
+
+const TEXTS: [(&str, f32); 4] = [
+    ("you look very nice today", 0.0),
+    ("See you at the garden on Sunday?", 0.0),
+    ("Nobody of your kind belongs in this town.", 1.0),
+    ("The soup needs more salt, otherwise lovely.", 0.0),
+];
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (Some(shape), Some(folder)) = (arguments.first(), arguments.get(1).map(PathBuf::from)) else {
+        panic!(
+            "expected SHAPE FOLDER, SHAPE being one of {}",
+            random_gemma::SHAPES.join(", ")
+        );
+    };
+    let quantize = match arguments.get(2).map(String::as_str) {
+        None => Quantize::None,
+        Some("q8_0") => Quantize::Q8_0,
+        Some(other) => panic!("third argument is `{other}`, expected q8_0 or nothing"),
+    };
+    let Some(json) = random_gemma::config(shape) else {
+        panic!(
+            "shape is `{shape}`, expected one of {}",
+            random_gemma::SHAPES.join(", ")
+        );
+    };
+    random_gemma::write(&folder, &json, 1).unwrap();
+    std::fs::write(folder.join("tokenizer.json"), bundled::TOKENIZER).unwrap();
+    report("written");
+
+    let config = Config::load(&Sources::default()).unwrap();
+    let model = ModelConfig {
+        path: Some(folder),
+        quantize,
+        ..config.model
+    };
+    let mut classifier = Classifier::load(&model, &config.prompt).unwrap();
+    println!("{}", classifier.description());
+    report("loaded");
+
+    let prompter = classifier.prompter();
+    let row = |text: &str| prompter.encode(text).unwrap().rows.remove(0);
+    let margins = classifier.score(&TEXTS.map(|(text, _)| row(text))).unwrap();
+    println!("margins {margins:?}");
+    report("scored");
+    drop(classifier);
+    if quantize != Quantize::None {
+        return;
+    }
+
+    let checkpoint = Checkpoint::of(&model).unwrap();
+    let options = LoadOptions {
+        lora: LoraMode::Unmerged,
+        quantize,
+        place: Place::cpu(),
+    };
+    let gemma = Gemma::load(&checkpoint, None, options).unwrap();
+    let rows = TEXTS.map(|(text, hateful)| TrainingRow {
+        row: row(text),
+        hateful,
+        weight: 1.0,
+    });
+    let ids = FrameIds {
+        prefix: prompter.prefix(),
+        labels: prompter.label_ids(),
+        eos: prompter.eos_id().unwrap(),
+    };
+    let one_step = TrainerConfig {
+        epochs: 1,
+        batch_rows: TEXTS.len(),
+        ..TrainerConfig::default()
+    };
+    let trained = train(gemma, ids, &one_step, &rows, &rows, &mut |progress| {
+        if let Progress::Step {
+            loss,
+            gradient_norm,
+            tokens,
+            ..
+        } = progress
+        {
+            println!("loss {loss:.4}, gradient norm {gradient_norm:.4}, {tokens} tokens");
+        }
+    });
+    trained.unwrap();
+    report("trained a step");
+}
+
+/// The highest resident memory so far, mapped files included.
+fn report(what: &str) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = |key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() / 1e6
+    };
+    let (peak, anonymous) = (line("VmHWM:"), line("RssAnon:"));
+    println!("{what}: peak {peak:.2} GB, now {anonymous:.2} GB without mapped files");
+}

@@ -1,0 +1,150 @@
+//! On a GPU, which must be there: the reference checkpoints in f32 and bf16, batch invariance, and the
+//! trainer. Without one every test fails; without the feature there are none.
+
+#![cfg(feature = "cuda")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use common::labels::label;
+use common::{fixture, model_config, prompt_config, reference_cases};
+use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig};
+use moderatord::model::checkpoint::Checkpoint;
+use moderatord::model::device::Place;
+use moderatord::model::gemma::Gemma;
+use moderatord::model::{Classifier, LoadOptions, LoraMode};
+use moderatord::retrain::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
+use moderatord::score::{Row, Scorer};
+
+const FAMILIES: [&str; 4] = ["gemma", "gemma2", "gemma3", "gemma3_linear8"];
+const ADAPTERS: [Option<&str>; 3] = [None, Some("lora_qv"), Some("lora_all_rslora")];
+
+fn on_gpu(family: &str, dtype: DtypeChoice) -> ModelConfig {
+    ModelConfig {
+        device: DeviceChoice::Cuda(0),
+        dtype,
+        ..model_config(family)
+    }
+}
+
+fn probability(margin: f32) -> f64 {
+    1.0 / (1.0 + (-f64::from(margin)).exp())
+}
+
+#[test]
+fn the_references_are_met_in_f32_and_bf16() {
+    for (dtype, name, allowed) in [(DtypeChoice::F32, "f32", 1e-4), (DtypeChoice::Bf16, "bf16", 2e-2)] {
+        for family in FAMILIES {
+            for adapter in ADAPTERS {
+                let adapter = adapter.map(|adapter| fixture(family).join(adapter));
+                let cpu = ModelConfig {
+                    adapter: adapter.clone(),
+                    ..model_config(family)
+                };
+                let gpu = ModelConfig {
+                    adapter,
+                    ..on_gpu(family, dtype)
+                };
+                let mut cpu = Classifier::load(&cpu, &prompt_config()).unwrap();
+                let mut gpu = Classifier::load(&gpu, &prompt_config()).unwrap();
+                assert_eq!(
+                    (gpu.identity().device.as_str(), gpu.identity().dtype.as_str()),
+                    ("cuda:0", name)
+                );
+                let cases = reference_cases(family);
+                let prompter = cpu.prompter();
+                let rows: Vec<Row> = cases
+                    .iter()
+                    .map(|case| prompter.encode(&case.text).unwrap().rows.remove(0))
+                    .collect();
+                let (cpu, gpu) = (cpu.score(&rows).unwrap(), gpu.score(&rows).unwrap());
+                let mut worst = 0f64;
+                for (cpu, gpu) in cpu.iter().zip(&gpu) {
+                    worst = worst.max((probability(*cpu) - probability(*gpu)).abs());
+                }
+                println!("{family:<16}{name:<6}largest difference of a probability {worst:.1e}");
+                assert!(worst <= allowed, "{family} {name}: {worst}");
+            }
+        }
+    }
+}
+
+/// A row alone, and among others in another order: how far its margin moves, against how far bf16 is from f32.
+#[test]
+fn a_margin_hardly_depends_on_the_batch() {
+    for family in ["gemma", "gemma2", "gemma3"] {
+        let mut exact = Classifier::load(&model_config(family), &prompt_config()).unwrap();
+        let prompter = exact.prompter();
+        let rows: Vec<Row> = (0..10_000)
+            .map(|number| {
+                let event: serde_json::Value = serde_json::from_str(&label(number).1).unwrap();
+                prompter.encode(event["text"].as_str().unwrap()).unwrap().rows.remove(0)
+            })
+            .collect();
+        let expected = exact.score(&rows).unwrap();
+        for (dtype, name) in [(DtypeChoice::F32, "f32"), (DtypeChoice::Bf16, "bf16")] {
+            let mut gpu = Classifier::load(&on_gpu(family, dtype), &prompt_config()).unwrap();
+            let mut packed =
+                |size: usize| -> Vec<f32> { rows.chunks(size).flat_map(|chunk| gpu.score(chunk).unwrap()).collect() };
+            let (few, many) = (packed(7), packed(500));
+            let mut moved: Vec<f32> = few.iter().zip(&many).map(|(few, many)| (few - many).abs()).collect();
+            moved.sort_by(f32::total_cmp);
+            let (p99, most) = (moved[moved.len() * 99 / 100], moved[moved.len() - 1]);
+            let errors = expected.iter().zip(&many).map(|(exact, gpu)| (exact - gpu).abs());
+            let error = errors.fold(0f32, f32::max);
+            println!("{family:<10}{name:<6}batch moves p99 {p99:.1e}, most {most:.1e}; error against f32 {error:.1e}");
+            let allowed = if dtype == DtypeChoice::F32 { 1e-5 } else { error / 2.0 };
+            assert!(most <= allowed, "{family} {name}: {most}, allowed {allowed}");
+        }
+    }
+}
+
+#[test]
+fn training_on_the_gpu_follows_the_cpu() {
+    let losses = |model: &ModelConfig| -> Vec<f64> {
+        let classifier = Classifier::load(model, &prompt_config()).unwrap();
+        let prompter = classifier.prompter();
+        let options = LoadOptions {
+            lora: LoraMode::Unmerged,
+            quantize: model.quantize,
+            place: Place::of(model).unwrap(),
+        };
+        let gemma = Gemma::load(&Checkpoint::of(model).unwrap(), None, options).unwrap();
+        let rows: Vec<TrainingRow> = (0..64)
+            .map(|number| {
+                let event: serde_json::Value = serde_json::from_str(&label(number).1).unwrap();
+                TrainingRow {
+                    row: prompter.encode(event["text"].as_str().unwrap()).unwrap().rows.remove(0),
+                    hateful: f32::from(u8::from(event["label"] == "hateful")),
+                    weight: 1.0,
+                }
+            })
+            .collect();
+        let ids = FrameIds {
+            prefix: prompter.prefix(),
+            labels: prompter.label_ids(),
+            eos: prompter.eos_id().unwrap(),
+        };
+        let mut losses = Vec::new();
+        train(gemma, ids, &TrainerConfig::default(), &rows, &rows, &mut |progress| {
+            if let Progress::Step { loss, .. } = progress {
+                losses.push(loss);
+            }
+        })
+        .unwrap();
+        losses
+    };
+    for family in ["gemma", "gemma2", "gemma3"] {
+        let cpu = losses(&model_config(family));
+        for (dtype, allowed) in [(DtypeChoice::F32, 1e-3), (DtypeChoice::Bf16, 0.1)] {
+            let gpu = losses(&on_gpu(family, dtype));
+            assert_eq!(cpu.len(), gpu.len());
+            for (step, (cpu, gpu)) in cpu.iter().zip(&gpu).enumerate() {
+                assert!(
+                    (cpu - gpu).abs() <= allowed * cpu.max(1.0),
+                    "{family} {dtype:?} step {step}: {gpu}, on the CPU {cpu}"
+                );
+            }
+        }
+    }
+}
