@@ -8,6 +8,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
 
+#[path = "../tests/common/labels.rs"]
+mod labels;
 mod support;
 
 use std::collections::BTreeMap;
@@ -47,7 +49,7 @@ fn main() {
     let mut out = std::io::stdout().lock();
     let versions = [1, 2].map(|seed| place.train(seed));
     place.promote(&versions[0]);
-    let mut daemon = place.daemon();
+    let daemon = place.daemon();
     let consumer = reader(broker.address());
     let producer: BaseProducer = client(broker.address()).set("linger.ms", "1").create().unwrap();
 
@@ -63,8 +65,7 @@ fn main() {
     }
     load.finish();
     let peak_memory = memory(&daemon, "VmHWM:");
-    daemon.kill().unwrap();
-    daemon.wait().unwrap();
+    drop(daemon);
 
     let seen: std::collections::BTreeSet<&str> = load.latencies.values().map(|(_, version)| version.as_str()).collect();
     assert_eq!(seen.len(), 2, "both versions must have served, {seen:?} did");
@@ -108,8 +109,8 @@ fn now_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as u64
 }
 
-fn memory(daemon: &Child, key: &str) -> f64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+fn memory(daemon: &Daemon, key: &str) -> f64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.0.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
@@ -146,19 +147,7 @@ impl Place {
             folder.path().display(),
         );
         std::fs::write(folder.path().join("moderatord.toml"), settings).unwrap();
-        let rows: String = (0..200)
-            .map(|row| {
-                let (label, weather) = if row % 2 == 0 {
-                    ("ok", "sun")
-                } else {
-                    ("hateful", "rain")
-                };
-                format!(
-                    "{{\"text\": \"number {row} is about the {weather} of day {}\", \"label\": \"{label}\"}}\n",
-                    row * 7
-                )
-            })
-            .collect();
+        let rows: String = (0..400).map(|row| labels::label(row).1 + "\n").collect();
         std::fs::write(folder.path().join("rows.jsonl"), rows).unwrap();
         Self { folder }
     }
@@ -192,8 +181,18 @@ impl Place {
         finish(command.args(["adapters", "--config", config.to_str().unwrap(), "promote", version]));
     }
 
-    fn daemon(&self) -> Child {
-        self.command(&["run"]).stdout(Stdio::null()).spawn().unwrap()
+    fn daemon(&self) -> Daemon {
+        Daemon(self.command(&["run"]).stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+/// Ends with the bench, however that ends.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -235,6 +234,7 @@ impl<'a> Load<'a> {
         self.send();
         self.finish();
         self.latencies.clear();
+        self.sent = 0;
         self.next = Instant::now();
     }
 

@@ -18,8 +18,8 @@ pub const GOLDEN_FILE: &str = "golden.json";
 /// 1e-4, another processor's rounding included.
 const TOLERANCE: f32 = 1e-2;
 
-/// The same over quantised weights, whose error depends on the device.
-const QUANTIZED_TOLERANCE: f32 = 1.0;
+/// The same over quantised weights or in bf16, whose error depends on the device.
+const ROUNDED_TOLERANCE: f32 = 1.0;
 
 /// One case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -88,9 +88,9 @@ pub fn prove(
     scorer: &mut dyn Scorer,
     prompter: &Prompter,
     cases: &[GoldenCase],
-    is_quantized: bool,
+    is_rounded: bool,
 ) -> Result<(), String> {
-    let tolerance = if is_quantized { QUANTIZED_TOLERANCE } else { TOLERANCE };
+    let tolerance = if is_rounded { ROUNDED_TOLERANCE } else { TOLERANCE };
     for case in cases {
         let found = margin(scorer, prompter, &case.text).map_err(|error| format!("case {}: {error}", case.id))?;
         if (found - case.margin).abs() > tolerance {

@@ -175,9 +175,9 @@ impl Source {
         if let Some(json) = files.get(GOLDEN_FILE) {
             let cases: Vec<GoldenCase> =
                 serde_json::from_slice(json).map_err(|error| failed(format!("cannot read {GOLDEN_FILE}: {error}")))?;
-            let is_quantized = identity.quantization != "none";
+            let is_rounded = identity.quantization != "none" || identity.dtype != "f32";
             let prompter = classifier.prompter();
-            golden::prove(&mut classifier, &prompter, &cases, is_quantized).map_err(failed)?;
+            golden::prove(&mut classifier, &prompter, &cases, is_rounded).map_err(failed)?;
         }
         Ok(Loaded {
             classifier,
