@@ -43,7 +43,7 @@ fn main() {
         return;
     };
     let seconds = value("--seconds").map_or(4.0, |value| value.parse().unwrap());
-    let rows = value("--rows").map_or(800, |value| value.parse().unwrap());
+    let rows = value("--rows").map_or(80, |value| value.parse().unwrap());
     let shapes: Vec<String> = match value("--shape") {
         Some(shape) => vec![shape],
         None => random_gemma::SHAPES.iter().map(ToString::to_string).collect(),

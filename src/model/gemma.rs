@@ -128,6 +128,8 @@ impl Gemma {
                 values: values.clone(),
             });
         })?;
+        // A GPU runs each thread's work in a queue of its own: what another thread will read must be done.
+        self.device.synchronize()?;
         Ok(PrefixCache {
             tokens: tokens.to_vec(),
             layers,

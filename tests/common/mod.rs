@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Quantize};
 use serde_json::Value;
 
-/// A path below `tests/fixtures`.
+/// A path below `tests/fixtures`, of the folder that the environment names: a test may run elsewhere than it
+/// was built.
 pub fn fixture(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path)
+    let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&root).join("tests/fixtures").join(path)
 }
 
 /// A reference checkpoint without an adapter.

@@ -215,7 +215,10 @@ pub(super) fn norm_rope(x: &Tensor, turn: &Turn, norm: Option<(&Tensor, f64)>) -
         let Some(positions) = &turn.positions else {
             bail!("{OP} on a GPU expects positions")
         };
-        if half == 0 || 2 * half > ROPE_HEAD || width % (2 * half) != 0 || positions.dims() != [tokens] {
+        let is_misshapen = turn.sin.dims() != turn.cos.dims()
+            || norm.is_some_and(|(weight, _)| weight.dims() != [2 * half])
+            || positions.dims() != [tokens];
+        if half == 0 || 2 * half > ROPE_HEAD || width % (2 * half) != 0 || is_misshapen {
             bail!("{OP} expects one position a token and heads of up to {ROPE_HEAD}, found {x:?} and {turn:?}");
         }
         let held = (Held::new(OP, x)?, Held::new(OP, &turn.cos)?, Held::new(OP, &turn.sin)?);
@@ -230,7 +233,7 @@ pub(super) fn norm_rope(x: &Tensor, turn: &Turn, norm: Option<(&Tensor, f64)>) -
         let (tokens, heads, half) = (count(OP, tokens)?, count(OP, width / (2 * half))?, count(OP, half)?);
         let function = device.get_or_load_custom_func(&format!("norm_rope_{}", T::SUFFIX), NORM_ROPE.0, NORM_ROPE.1)?;
         #[expect(unsafe_code, reason = "the kernel writes every element before anybody reads it")]
-        // SAFETY: as the reason says; a warp stays in its head, and positions are checked when they are gathered.
+        // SAFETY: as the reason says; a warp stays in its head, and `RopeTables::gather` has checked positions.
         let out = unsafe { device.alloc::<T>(x.elem_count())? };
         let mut builder = function.builder();
         builder.arg(&views.0).arg(&views.1).arg(&views.2).arg(&positions);

@@ -1,5 +1,7 @@
 //! On a GPU, which must be there: every kernel against the same operation on the CPU, on random inputs.
 
+use std::sync::LazyLock;
+
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::tests::random;
@@ -8,8 +10,10 @@ use super::super::{CachedKeysValues, PackedAttention, Span, Spans, Turn, add_rms
 /// Both dtypes, and how far from the CPU's f32 a result of order one may be.
 const DTYPES: [(DType, f32); 2] = [(DType::F32, 2e-5), (DType::BF16, 2e-2)];
 
+/// One for all tests: each would compile the kernels anew.
 fn gpu() -> Device {
-    Device::new_cuda(0).expect("these tests need a GPU")
+    static GPU: LazyLock<Device> = LazyLock::new(|| Device::new_cuda(0).expect("these tests need a GPU"));
+    GPU.clone()
 }
 
 /// What the GPU is given, and the same numbers on the CPU: rounded first, so that only the kernel differs.
