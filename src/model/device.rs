@@ -83,7 +83,7 @@ fn cuda(_ordinal: usize) -> Result<Place, String> {
 /// the kernels are not compiled for, show.
 #[cfg(feature = "cuda")]
 fn cuda(ordinal: usize) -> Result<Place, String> {
-    let device = Device::new_cuda(ordinal).map_err(|error| format!("cannot be opened: {error}"))?;
+    let device = Device::new_cuda(ordinal).map_err(|error| format!("cannot be opened: {}", first_line(&error)))?;
     let probe = || {
         let x = candle_core::Tensor::ones((1, 32), DType::BF16, &device)?;
         super::kernels::geglu(&x, &x)?
@@ -96,7 +96,8 @@ fn cuda(ordinal: usize) -> Result<Place, String> {
         Ok(values) => return Err(format!("computes {} where 0.84 is right", values[0])),
         Err(error) => {
             return Err(format!(
-                "cannot run our kernels (compute capability 8.0 or later and a driver for CUDA 13 are needed): {error}"
+                "cannot run our kernels (compute capability 8.0 or later and a driver for CUDA 13 are needed): {}",
+                first_line(&error)
             ));
         }
     }
@@ -105,4 +106,10 @@ fn cuda(ordinal: usize) -> Result<Place, String> {
         dtype: DType::BF16,
         name: format!("cuda:{ordinal}"),
     })
+}
+
+/// candle's errors carry a backtrace where the environment asks for one.
+#[cfg(feature = "cuda")]
+fn first_line(error: &candle_core::Error) -> String {
+    error.to_string().lines().next().unwrap_or_default().to_owned()
 }
