@@ -2,8 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
 
+mod common;
+
 use std::path::Path;
-use std::process::Command;
 
 use moderatord::model::checkpoint::Checkpoint;
 use moderatord::model::lora::Projection;
@@ -33,12 +34,7 @@ fn it_is_the_folder_and_small() {
 
 #[test]
 fn a_kind_comment_is_clearly_allowed_without_any_setting() {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moderatord"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("MODERATORD__") {
-            command.env_remove(name);
-        }
-    }
+    let mut command = common::without_settings(env!("CARGO_BIN_EXE_moderatord"));
     let output = command
         .args(["score", "--text", "you look very nice today"])
         .output()

@@ -65,12 +65,7 @@ impl Place {
     }
 
     fn plain(&self, program: &str) -> Command {
-        let mut plain = Command::new(program);
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("MODERATORD__") {
-                plain.env_remove(name);
-            }
-        }
+        let mut plain = common::without_settings(program);
         plain.env("TMPDIR", self.folder.path()).stdin(Stdio::null());
         plain
     }

@@ -21,13 +21,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn moderatord() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moderatord"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("MODERATORD__") {
-            command.env_remove(name);
-        }
-    }
-    command
+    common::without_settings(env!("CARGO_BIN_EXE_moderatord"))
 }
 
 fn broker() -> EmbeddedBroker {

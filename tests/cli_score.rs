@@ -15,14 +15,7 @@ use serde_json::Value;
 const MARK: &str = "zebramarkword";
 
 fn moderatord() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moderatord"));
-    // A developer's own settings must not reach the tests.
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("MODERATORD__") {
-            command.env_remove(name);
-        }
-    }
-    command
+    common::without_settings(env!("CARGO_BIN_EXE_moderatord"))
 }
 
 fn score(family: &str) -> Command {

@@ -125,6 +125,18 @@ struct Frozen {
     weight: Tensor,
 }
 
+impl Frozen {
+    /// Rows, outputs and inputs of the product.
+    fn sizes(&self, x: &Layout) -> Result<(usize, usize, usize)> {
+        let (m, k) = x.shape().dims2()?;
+        let (n, inputs) = self.weight.dims2()?;
+        if k != inputs {
+            bail!("a linear layer of {inputs} inputs was given {k}");
+        }
+        Ok((m, n, k))
+    }
+}
+
 impl CustomOp1 for Frozen {
     fn name(&self) -> &'static str {
         "frozen-linear"
@@ -132,11 +144,7 @@ impl CustomOp1 for Frozen {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        let (m, k) = layout.shape().dims2()?;
-        let (n, inputs) = self.weight.dims2()?;
-        if k != inputs {
-            bail!("a linear layer of {inputs} inputs was given {k}");
-        }
+        let (m, n, k) = self.sizes(layout)?;
         let weight = self.weight.t()?;
         let (weight, weight_layout) = weight.storage_and_layout();
         let candle_core::Storage::Cpu(weight) = &*weight else {
@@ -155,11 +163,7 @@ impl CustomOp1 for Frozen {
         layout: &Layout,
     ) -> Result<(candle_core::CudaStorage, Shape)> {
         use candle_core::backend::BackendStorage;
-        let (m, k) = layout.shape().dims2()?;
-        let (n, inputs) = self.weight.dims2()?;
-        if k != inputs {
-            bail!("a linear layer of {inputs} inputs was given {k}");
-        }
+        let (m, n, k) = self.sizes(layout)?;
         let weight = self.weight.t()?;
         let (weight, weight_layout) = weight.storage_and_layout();
         let candle_core::Storage::Cuda(weight) = &*weight else {

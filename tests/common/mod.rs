@@ -6,6 +6,7 @@ pub mod labels;
 pub mod registry;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Quantize};
 use serde_json::Value;
@@ -15,6 +16,17 @@ use serde_json::Value;
 pub fn fixture(path: &str) -> PathBuf {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&root).join("tests/fixtures").join(path)
+}
+
+/// A command that a developer's own settings do not reach.
+pub fn without_settings(program: &str) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("MODERATORD__") {
+            command.env_remove(name);
+        }
+    }
+    command
 }
 
 /// A reference checkpoint without an adapter.

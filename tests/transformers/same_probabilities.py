@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "models/recipe"))
 from corpora import normalize  # noqa: E402
+from frame import HEAD, TAIL  # noqa: E402
 TOLERANCE = 1e-4
-HEAD = "Classify the following text into one of the following classes:[Positive,Negative]<separator>Text:"
-TAIL = "<separator>Prediction:"
 TEXTS = [
     "you look very nice today",
     "See you at the garden on Sunday?",

@@ -3,6 +3,8 @@
 //! The challenger is measured as it will be served: written, read back, merged. Nothing is published
 //! before it is whole, and nothing is promoted that the gate refuses or that was overtaken.
 
+mod page;
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,7 +12,7 @@ use anyhow::{Context, bail};
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::calibration::{Fitted, fit};
+use super::calibration::fit;
 use super::dataset::{Dataset, LabelledRow, SplitConfig};
 use super::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, evaluate};
 use super::gate::{GateConfig, GateRow, GoldenSet, Said, TrainingRows, Verdict, judge};
@@ -18,7 +20,6 @@ use super::gather::Gathered;
 use super::measure;
 use super::near_duplicates::{Index, Signature};
 use super::peft;
-use super::report::{Fact, Judgement, Report, Side, render};
 use super::thresholds::{Band, Bands, ReviewTarget, Targets};
 use super::trainer::{FrameIds, Progress, TrainerConfig, train};
 use crate::config::{PolicyConfig, Quantize, RetrainConfig};
@@ -164,7 +165,7 @@ impl Session<'_> {
             calibration: fitted.calibration,
             thresholds: derived,
             seed: self.config.seed,
-            hyperparameters: json!(hyperparameters(&config).into_iter().collect::<BTreeMap<_, _>>()),
+            hyperparameters: json!(page::hyperparameters(&config).into_iter().collect::<BTreeMap<_, _>>()),
             data: json!({
                 "hash": dataset.content_hash(),
                 "origin": self.origin,
@@ -404,60 +405,6 @@ impl Session<'_> {
         };
         judge(&rows, training_rows, golden, config)
     }
-
-    #[expect(clippy::too_many_arguments, reason = "a page about all of them, called once")]
-    fn report(
-        &self,
-        facts: &Facts,
-        adapter: &str,
-        champion_name: &str,
-        champion: &Measured,
-        challenger: &Measured,
-        verdict: &Verdict,
-        fitted: &Fitted,
-        bands: &Bands,
-    ) -> anyhow::Result<String> {
-        let data = facts.data.as_object().into_iter().flatten();
-        let data = data.filter(|(_, value)| !value.is_object()).map(|(name, value)| {
-            Fact::new(
-                name.clone(),
-                value.as_str().map_or_else(|| value.to_string(), str::to_owned),
-            )
-        });
-        let counts = facts.data["counts"].as_object().into_iter().flatten();
-        let counts = counts.map(|(name, value)| Fact::new(name.replace('_', " "), value));
-        let report = Report {
-            created_at: &facts.created_at,
-            champion: Side {
-                name: champion_name,
-                evaluation: &champion.evaluation,
-                curves: &champion.curves,
-            },
-            challenger: Side {
-                name: adapter,
-                evaluation: &challenger.evaluation,
-                curves: &challenger.curves,
-            },
-            judgement: Some(Judgement {
-                verdict,
-                calibration: fitted,
-                bands,
-            }),
-            data: data.chain(counts).collect(),
-            hyperparameters: hyperparameters(&self.trainer())
-                .into_iter()
-                .map(|(name, value)| Fact::new(name.replace('_', " "), value))
-                .collect(),
-            identities: vec![
-                Fact::new("base", &facts.base),
-                Fact::new("adapter", adapter),
-                Fact::new("prompt", &facts.prompt),
-                Fact::new("normaliser", &facts.normalizer),
-                Fact::new("calibration", facts.calibration.name()),
-            ],
-        };
-        Ok(render(&report)?)
-    }
 }
 
 fn derived(bands: &Bands) -> DerivedThresholds {
@@ -508,24 +455,4 @@ fn too_little(dataset: &Dataset, min_rows: usize) -> Option<String> {
         }
     }
     None
-}
-
-fn hyperparameters(config: &TrainerConfig) -> Vec<(String, String)> {
-    let targets: Vec<&str> = config.targets.iter().map(|target| target.name()).collect();
-    [
-        ("loss", format!("{:?}", config.loss).to_lowercase()),
-        ("targets", targets.join(", ")),
-        ("rank", config.rank.to_string()),
-        ("alpha", config.alpha.to_string()),
-        ("rslora", config.use_rslora.to_string()),
-        ("learning_rate", config.learning_rate.to_string()),
-        ("warmup", config.warmup.to_string()),
-        ("epochs", config.epochs.to_string()),
-        ("batch", config.batch_rows.to_string()),
-        ("max_gradient_norm", config.max_gradient_norm.to_string()),
-        ("patience", config.patience.to_string()),
-        ("seed", config.seed.to_string()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
 }
