@@ -156,7 +156,7 @@ impl Pipeline {
             drop(emitting);
             ended
         });
-        pipeline.spawn("score", move || scoring.run(&batches, &done));
+        pipeline.spawn("score", move || scoring.run(&batches, done));
         pipeline.spawn("encode", move || {
             encoder.run(&records, &batch, &straight);
             Ok(())

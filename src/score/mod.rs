@@ -51,12 +51,40 @@ pub enum ScoreError {
 
 /// Gives each row its margin: the logit of the hateful label minus the logit of the other.
 ///
-/// A row's margin does not depend on the other rows of the call. Calls block; one thread owns the
-/// scorer.
+/// A row's margin does not depend on the other rows of the call. One thread owns the scorer.
 pub trait Scorer: Send {
-    /// One finite margin for each row, in order.
+    /// One finite margin for each row, in order. Blocks.
     ///
     /// # Errors
     /// [`ScoreError`] when any row has none; no partial result is given.
     fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError>;
+
+    /// As [`Scorer::score`], but leaves rows to a device that works by itself, so that the next ones can be
+    /// begun meanwhile. What was begun first is done first; calls of [`Scorer::score`] wait their turn.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`]; what fails on the device later, [`Running::margins`] tells.
+    fn begin(&mut self, rows: &[Row]) -> Result<Begun, ScoreError> {
+        self.score(rows).map(Begun::Done)
+    }
+}
+
+/// Rows that were begun.
+pub enum Begun {
+    /// One margin for each row, in order.
+    Done(Vec<f32>),
+    /// A device works on them.
+    Running(Box<dyn Running>),
+}
+
+/// Rows that a device works on.
+pub trait Running {
+    /// Whether [`Running::margins`] would answer at once.
+    fn is_done(&self) -> bool;
+
+    /// One finite margin for each row, in order. Blocks.
+    ///
+    /// # Errors
+    /// As [`Scorer::score`].
+    fn margins(self: Box<Self>) -> Result<Vec<f32>, ScoreError>;
 }

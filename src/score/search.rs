@@ -6,7 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::{Row, ScoreError, Scorer};
+use super::{Begun, Row, ScoreError, Scorer};
 
 /// The scorer fails on the canary.
 #[derive(Debug, thiserror::Error)]
@@ -24,12 +24,16 @@ pub struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The margin of each row, or why it alone has none.
+    /// The margin of each row, or why it alone has none, given how the first try to score them ended.
     ///
     /// # Errors
     /// The canary fails.
-    pub fn score(&mut self, rows: &[Row]) -> Result<Vec<Result<f32, ScoreError>>, DeviceFault> {
-        let error = match call(self.scorer, rows) {
+    pub fn settle(
+        &mut self,
+        rows: &[Row],
+        tried: Result<Vec<f32>, ScoreError>,
+    ) -> Result<Vec<Result<f32, ScoreError>>, DeviceFault> {
+        let error = match tried {
             Ok(margins) => return Ok(margins.into_iter().map(Ok).collect()),
             Err(error) => error,
         };
@@ -43,18 +47,44 @@ impl Search<'_> {
         margins.extend(self.score(second)?);
         Ok(margins)
     }
+
+    fn score(&mut self, rows: &[Row]) -> Result<Vec<Result<f32, ScoreError>>, DeviceFault> {
+        let tried = call(self.scorer, rows);
+        self.settle(rows, tried)
+    }
 }
 
 /// One call, with whatever a scorer may do wrong as an error.
 pub(crate) fn call(scorer: &mut dyn Scorer, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
-    let failed = |reason: String| ScoreError::Failed {
-        rows: rows.len(),
-        reason,
+    let margins = guarded(rows.len(), || scorer.score(rows))?;
+    checked(rows.len(), margins)
+}
+
+/// [`Scorer::begin`] with whatever a scorer may do wrong as an error.
+pub(super) fn begin(scorer: &mut dyn Scorer, rows: &[Row]) -> Result<Begun, ScoreError> {
+    guarded(rows.len(), || scorer.begin(rows))
+}
+
+/// The margins of `rows` rows that were begun, waited for; as [`call`].
+pub(super) fn finish(begun: Begun, rows: usize) -> Result<Vec<f32>, ScoreError> {
+    let margins = match begun {
+        Begun::Done(margins) => margins,
+        Begun::Running(running) => guarded(rows, || running.margins())?,
     };
-    let margins = catch_unwind(AssertUnwindSafe(|| scorer.score(rows)))
-        .map_err(|_| failed("the scorer panicked".to_owned()))??;
-    if margins.len() != rows.len() {
-        return Err(failed(format!("the scorer gave {} margins", margins.len())));
+    checked(rows, margins)
+}
+
+fn guarded<T>(rows: usize, run: impl FnOnce() -> Result<T, ScoreError>) -> Result<T, ScoreError> {
+    catch_unwind(AssertUnwindSafe(run)).map_err(|_| ScoreError::Failed {
+        rows,
+        reason: "the scorer panicked".to_owned(),
+    })?
+}
+
+fn checked(rows: usize, margins: Vec<f32>) -> Result<Vec<f32>, ScoreError> {
+    if margins.len() != rows {
+        let reason = format!("the scorer gave {} margins", margins.len());
+        return Err(ScoreError::Failed { rows, reason });
     }
     match margins.iter().position(|margin| !margin.is_finite()) {
         None => Ok(margins),

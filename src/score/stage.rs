@@ -1,7 +1,8 @@
 //! The third stage: the thread that owns the scorer.
 //!
-//! It feeds the health that the watchdog and the probes ask for, by scored batches alone; an idle one
-//! scores a canary.
+//! Where a device works by itself, the next micro-batch is begun while it works on the one before, so it
+//! never waits for the CPU at full load; two are begun at most. The stage feeds the health that the watchdog
+//! and the probes ask for, by scored batches alone; an idle one scores a canary.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -10,8 +11,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
 use metrics::{counter, histogram};
 use tracing::{error, warn};
 
-use super::search::{Search, call};
-use super::{Row, ScoreError, Scorer};
+use super::search::{Search, begin, call, finish as wait_for};
+use super::{Begun, Row, ScoreError, Scorer};
 use crate::batch::MicroBatch;
 use crate::decide::{CurrentJudge, Judge};
 use crate::encode::Pending;
@@ -40,8 +41,45 @@ pub struct ScoreStage {
     pub control: Arc<Control>,
 }
 
+/// How long a running micro-batch is left alone before it is asked whether it is done: short beside the
+/// milliseconds that a pass takes, long beside the asking.
+const ASK_EVERY: Duration = Duration::from_micros(200);
+
 /// The largest margin of a comment whose last window is still to come.
 type Carried = Option<Result<f32, ScoreError>>;
+
+/// A micro-batch that was begun.
+struct Underway {
+    batch: MicroBatch<Pending>,
+    begun: Result<Begun, ScoreError>,
+    since: Instant,
+}
+
+impl Underway {
+    fn begin(scorer: &mut dyn Scorer, batch: MicroBatch<Pending>) -> Self {
+        histogram!(names::BATCH_TOKENS).record(batch.tokens() as f64);
+        histogram!(names::BATCH_ROWS).record(batch.rows.len() as f64);
+        let since = Instant::now();
+        let begun = begin(scorer, &batch.rows);
+        Self { batch, begun, since }
+    }
+
+    fn is_done(&self) -> bool {
+        match &self.begun {
+            Ok(Begun::Running(running)) => running.is_done(),
+            _ => true,
+        }
+    }
+}
+
+/// What the stage keeps from one micro-batch to the next.
+struct Between {
+    carried: Carried,
+    /// When the last micro-batch was done: the next one's time counts from there.
+    last_done: Instant,
+    /// Where scored comments go.
+    finished: Sender<Vec<Finished>>,
+}
 
 impl ScoreStage {
     /// Scores until the encoder has ended.
@@ -51,65 +89,97 @@ impl ScoreStage {
     pub fn run(
         mut self,
         batches: &Receiver<MicroBatch<Pending>>,
-        finished: &Sender<Vec<Finished>>,
+        finished: Sender<Vec<Finished>>,
     ) -> Result<(), StreamError> {
-        let mut carried = None;
+        let mut between = Between {
+            carried: None,
+            last_done: Instant::now(),
+            finished,
+        };
+        let mut underway: Option<Underway> = None;
+        let mut replacement = None;
         loop {
+            replacement = replacement.or_else(|| self.swap.try_recv().ok());
+            if replacement.is_some()
+                && let Some(last) = underway.take()
+                && !self.finish(last, &mut between)?
+            {
+                return Ok(());
+            }
             // Between two batches, but not between the windows of one comment.
-            if carried.is_none()
-                && let Ok(replacement) = self.swap.try_recv()
+            if between.carried.is_none()
+                && let Some(replacement) = replacement.take()
             {
                 self.scorer = replacement.scorer;
                 self.canary = replacement.canary;
                 self.judge.set_model(replacement.judged);
             }
-            let waited = Instant::now();
-            match batches.recv_timeout(CANARY_EVERY) {
+            let (waited, patience) = match underway {
+                Some(_) => (None, ASK_EVERY),
+                None => (Some(Instant::now()), CANARY_EVERY),
+            };
+            match batches.recv_timeout(patience) {
                 Ok(batch) => {
                     if self.control.gives_up(Instant::now()) {
                         return Ok(());
                     }
-                    histogram!(names::STAGE_SECONDS, "stage" => "wait").record(waited.elapsed());
-                    let scored = self.score(batch, &mut carried)?;
-                    if !self.hand_over(scored, finished)? {
+                    let waited = waited.map_or(Duration::ZERO, |since| since.elapsed());
+                    histogram!(names::STAGE_SECONDS, "stage" => "wait").record(waited);
+                    let next = Underway::begin(&mut *self.scorer, batch);
+                    if let Some(last) = underway.replace(next)
+                        && !self.finish(last, &mut between)?
+                    {
                         return Ok(());
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => self.prove()?,
-                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) if underway.is_none() => self.prove()?,
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+            }
+            if let Some(done) = underway.take_if(|batch| batch.is_done())
+                && !self.finish(done, &mut between)?
+            {
+                return Ok(());
             }
         }
+        if let Some(last) = underway {
+            self.finish(last, &mut between)?;
+        }
+        Ok(())
     }
 
-    fn score(&mut self, batch: MicroBatch<Pending>, carried: &mut Carried) -> Result<Vec<Finished>, StreamError> {
-        let start = Instant::now();
-        histogram!(names::BATCH_TOKENS).record(batch.tokens() as f64);
-        histogram!(names::BATCH_ROWS).record(batch.rows.len() as f64);
+    /// Waits for a micro-batch and hands it over; false when nobody takes it any more.
+    fn finish(&mut self, underway: Underway, between: &mut Between) -> Result<bool, StreamError> {
+        let Underway { batch, begun, since } = underway;
+        let tried = begun.and_then(|begun| wait_for(begun, batch.rows.len()));
         let mut search = Search {
             scorer: &mut *self.scorer,
             canary: &self.canary,
             failures: 0,
         };
-        let margins = search.score(&batch.rows);
+        let margins = search.settle(&batch.rows, tried);
         let failures = search.failures;
         let margins = margins.map_err(|fault| device(&fault.0))?;
         if failures > 0 {
             counter!(names::SCORE_FAILURES, "verdict" => "record").increment(failures);
         }
-        self.health.scored(Instant::now());
-        histogram!(names::STAGE_SECONDS, "stage" => "score").record(start.elapsed());
+        let done = Instant::now();
+        self.health.scored(done);
+        histogram!(names::STAGE_SECONDS, "stage" => "score").record(done - since.max(between.last_done));
+        between.last_done = done;
         let (at, judge) = (SystemTime::now(), self.judge.get());
         let mut margins = margins.into_iter();
-        let finished = batch.items.into_iter().map(|(pending, rows)| {
-            let margin = largest(carried.take(), margins.by_ref().take(rows));
-            finish(pending, margin, &judge, at)
+        let items = batch.items.into_iter();
+        let scored = items.map(|(pending, rows)| {
+            let margin = largest(between.carried.take(), margins.by_ref().take(rows));
+            settled(pending, margin, &judge, at)
         });
-        let finished = finished.collect();
+        let scored = scored.collect();
         // What is left are windows of a comment that the next batch completes.
         if margins.len() > 0 {
-            *carried = largest(carried.take(), margins);
+            between.carried = largest(between.carried.take(), margins);
         }
-        Ok(finished)
+        self.hand_over(scored, &between.finished)
     }
 
     /// Waits for room at the emitter. It may have none for long, when Kafka is away; the scorer works
@@ -137,7 +207,7 @@ impl ScoreStage {
     }
 }
 
-fn finish(pending: Pending, margin: Carried, judge: &Arc<Judge>, at: SystemTime) -> Finished {
+fn settled(pending: Pending, margin: Carried, judge: &Arc<Judge>, at: SystemTime) -> Finished {
     let Pending {
         record,
         comment,

@@ -1,6 +1,7 @@
 //! A stream under test: the real pipeline with a scripted scorer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use moderatord::config::{BatchConfig, Config, Delivery, InputConfig, LimitsConfig, PolicyConfig, Sources};
@@ -11,7 +12,7 @@ use moderatord::model::checkpoint::Checkpoint;
 use moderatord::ops::health::Health;
 use moderatord::pipeline::{Model, Pipeline, Settings};
 use moderatord::prompt::Prompter;
-use moderatord::score::{Row, ScoreError, Scorer, canary};
+use moderatord::score::{Begun, Row, Running, ScoreError, Scorer, canary};
 use moderatord::stream::StreamError;
 
 use crate::broker::{Broker, PATIENCE, unique};
@@ -113,11 +114,11 @@ impl Setup {
         Config::load(&sources).unwrap()
     }
 
-    pub fn start(&self, broker: &Broker, scorer: Scripted) -> Daemon {
+    pub fn start(&self, broker: &Broker, scorer: impl Scorer + 'static) -> Daemon {
         self.try_start(broker, scorer).unwrap()
     }
 
-    pub fn try_start(&self, broker: &Broker, scorer: Scripted) -> Result<Daemon, StreamError> {
+    pub fn try_start(&self, broker: &Broker, scorer: impl Scorer + 'static) -> Result<Daemon, StreamError> {
         let config = self.config(broker);
         // For whoever looks for the reason of a failure.
         if std::env::var_os("MODERATORD_TEST_LOG").is_some() {
@@ -192,6 +193,63 @@ pub fn margin(row: &Row) -> f32 {
 impl Scorer for Scripted {
     fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
         (self.0)(rows)
+    }
+}
+
+/// A scripted scorer behind a queue, which is how a GPU works: rows are begun, and done one batch after another.
+pub struct Queued {
+    work: crossbeam_channel::Sender<Work>,
+    /// Batches that were begun.
+    pub begun: Arc<AtomicUsize>,
+}
+
+struct Work {
+    rows: Vec<Row>,
+    answer: crossbeam_channel::Sender<Result<Vec<f32>, ScoreError>>,
+}
+
+struct Answer(crossbeam_channel::Receiver<Result<Vec<f32>, ScoreError>>);
+
+impl Queued {
+    pub fn new(mut scorer: Scripted) -> Self {
+        let (work, queue) = crossbeam_channel::unbounded::<Work>();
+        std::thread::spawn(move || {
+            for Work { rows, answer } in queue {
+                let _ = answer.send(scorer.score(&rows));
+            }
+        });
+        Self {
+            work,
+            begun: Arc::default(),
+        }
+    }
+
+    fn push(&self, rows: &[Row]) -> Answer {
+        let (answer, answers) = crossbeam_channel::bounded(1);
+        let rows = rows.to_vec();
+        self.work.send(Work { rows, answer }).unwrap();
+        Answer(answers)
+    }
+}
+
+impl Scorer for Queued {
+    fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+        self.push(rows).0.recv().unwrap()
+    }
+
+    fn begin(&mut self, rows: &[Row]) -> Result<Begun, ScoreError> {
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Ok(Begun::Running(Box::new(self.push(rows))))
+    }
+}
+
+impl Running for Answer {
+    fn is_done(&self) -> bool {
+        !self.0.is_empty()
+    }
+
+    fn margins(self: Box<Self>) -> Result<Vec<f32>, ScoreError> {
+        self.0.recv().unwrap()
     }
 }
 
