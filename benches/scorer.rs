@@ -227,6 +227,7 @@ fn packed_whole(model: &Gemma, work: &Work) -> Result<()> {
 }
 
 fn passes(model: &Gemma, prefix: Option<&PrefixCache>, rows: &[PackedRow<'_>]) -> Result<()> {
+    let labels = model.unembedding_of(&LABELS)?;
     let mut rest = rows;
     while !rest.is_empty() {
         let mut tokens = 0;
@@ -236,23 +237,21 @@ fn passes(model: &Gemma, prefix: Option<&PrefixCache>, rows: &[PackedRow<'_>]) -
         };
         let (pass, after) = rest.split_at(rest.iter().take_while(fits).count().max(1));
         rest = after;
-        model.logits(&model.forward(pass, prefix)?, &LABELS)?.to_vec2::<f32>()?;
+        model.begin(pass, prefix, &labels)?.wait()?;
     }
     Ok(())
 }
 
 fn agreement(ours: &Gemma, theirs: &mut Oracle, work: &Work) -> Result<f32> {
     let prefix = ours.cache_prefix(&work.prefix)?;
+    let labels = ours.unembedding_of(&LABELS)?;
     let mut largest = 0f32;
     for comment in work.comments.iter().take(8) {
         let row = PackedRow {
             own: comment,
             shared: PREFIX,
         };
-        let ours = ours
-            .logits(&ours.forward(&[row], Some(&prefix))?, &LABELS)?
-            .flatten_all()?
-            .to_vec1::<f32>()?;
+        let ours = ours.begin(&[row], Some(&prefix), &labels)?.wait()?;
         let ids = Tensor::new(work.whole(comment), &Device::Cpu)?.unsqueeze(0)?;
         let theirs = theirs.forward(&ids)?.flatten_all()?;
         for (ours, id) in ours.iter().zip(LABELS) {

@@ -99,7 +99,7 @@ fn windowed_layers_mask_the_cached_prefix_by_position() {
         // Long enough that every row's last query is beyond the window of the prefix's first key.
         let prefix: Vec<u32> = std::iter::once(2).chain(100..139).collect();
         let cache = model.cache_prefix(&prefix).unwrap();
-        let labels = classifier.prompter().label_ids();
+        let labels = model.unembedding_of(&classifier.prompter().label_ids()).unwrap();
         for own in [1usize, 2, 15, 16, 17, 40] {
             let own: Vec<u32> = (0..own as u32).map(|index| 200 + 7 * index).collect();
             for shared in [1, 8, 24, 40] {

@@ -51,7 +51,7 @@ fn vocabulary_logits(classifier: &Classifier, tokens: &[u32]) -> Vec<f32> {
     let hidden = model.forward(&[PackedRow { own: tokens, shared: 0 }], None).unwrap();
     let ids: Vec<u32> = (0..model.config().vocab_size as u32).collect();
     model
-        .logits(&hidden, &ids)
+        .logits(&hidden, &model.unembedding_of(&ids).unwrap())
         .unwrap()
         .flatten_all()
         .unwrap()

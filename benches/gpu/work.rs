@@ -49,9 +49,9 @@ impl Work {
 pub fn score(gemma: &Gemma, prefix: &PrefixCache, comments: &[Vec<u32>]) -> Vec<f32> {
     let row = |own| PackedRow { own, shared: PREFIX };
     let rows: Vec<PackedRow<'_>> = comments.iter().map(|own| row(own.as_slice())).collect();
-    let hidden = gemma.forward(&rows, Some(prefix)).unwrap();
-    let logits = gemma.logits(&hidden, &LABELS).unwrap().to_vec2::<f32>().unwrap();
-    logits.iter().map(|pair| pair[0] - pair[1]).collect()
+    let labels = gemma.unembedding_of(&LABELS).unwrap();
+    let logits = gemma.begin(&rows, Some(prefix), &labels).unwrap().wait().unwrap();
+    logits.as_chunks::<2>().0.iter().map(|pair| pair[0] - pair[1]).collect()
 }
 
 /// FLOPs that an answer needs: for a comment with t own tokens after a prefix of p, 2t for each linear weight

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use candle_core::Result as CandleResult;
+use candle_core::{Result as CandleResult, Tensor};
 use tracing::{info, warn};
 
 use super::bundled;
@@ -14,10 +14,11 @@ use super::linear::LoraMode;
 use super::load::LoadOptions;
 use super::lora::Adapter;
 use super::problem::{LoadError, Problem};
+use super::transfer::Answer;
 use crate::config::{ModelConfig, PromptConfig, Quantize};
 use crate::message::ModelIdentity;
 use crate::prompt::Prompter;
-use crate::score::{Row, ScoreError, Scorer};
+use crate::score::{Begun, Row, Running, ScoreError, Scorer};
 
 /// Own tokens of one forward pass on the CPU. Passes of 150 to 500 tokens run as fast as larger
 /// ones and keep the activations in the cache; a single longer row still runs whole.
@@ -30,6 +31,8 @@ const GPU_PASS_TOKENS: usize = 1 << 15;
 pub struct Classifier {
     model: Gemma,
     prefix: PrefixCache,
+    /// The two labels' rows of the unembedding, hateful first.
+    labels: Tensor,
     prompter: Arc<Prompter>,
     identity: ModelIdentity,
     description: String,
@@ -103,6 +106,9 @@ impl Classifier {
         let prefix = gemma
             .cache_prefix(prompter.prefix())
             .map_err(|error| Problem::new(checkpoint.folder(), format!("cannot compute the prefix: {error}")))?;
+        let labels = gemma
+            .unembedding_of(&prompter.label_ids())
+            .map_err(|error| Problem::new(checkpoint.folder(), format!("cannot read the labels' rows: {error}")))?;
         let quantization = match model.quantize {
             Quantize::None => "none",
             Quantize::Q8_0 => "q8_0",
@@ -140,6 +146,7 @@ impl Classifier {
         Ok(Self {
             model: gemma,
             prefix,
+            labels,
             prompter: Arc::new(prompter),
             identity,
             description,
@@ -171,23 +178,25 @@ impl Classifier {
     /// # Errors
     /// [`ScoreError::Failed`], whatever the row.
     pub fn label_logits(&self, rows: &[Row]) -> Result<Vec<[f32; 2]>, ScoreError> {
-        let failed = |reason: String| ScoreError::Failed {
-            rows: rows.len(),
-            reason,
-        };
-        let mut logits = Vec::with_capacity(rows.len());
+        self.passes(rows)?.logits()
+    }
+
+    /// Begins all of it; on a GPU nothing is waited for.
+    fn passes(&self, rows: &[Row]) -> Result<Passes, ScoreError> {
         let pass_tokens = if self.model.device().is_cpu() {
             PASS_TOKENS
         } else {
             GPU_PASS_TOKENS
         };
-        for pass in passes(rows, pass_tokens) {
-            logits.extend(self.pass(pass).map_err(|error| failed(error.to_string()))?);
+        let begun: CandleResult<Vec<Answer>> = passes(rows, pass_tokens).map(|pass| self.pass(pass)).collect();
+        let count = rows.len();
+        match begun {
+            Ok(answers) => Ok(Passes { answers, rows: count }),
+            Err(error) => Err(failed(count, &error)),
         }
-        Ok(logits)
     }
 
-    fn pass(&self, rows: &[Row]) -> CandleResult<Vec<[f32; 2]>> {
+    fn pass(&self, rows: &[Row]) -> CandleResult<Answer> {
         let mut packed = Vec::with_capacity(rows.len());
         for (index, row) in rows.iter().enumerate() {
             let (shared, own) = row.tokens.split_at_checked(row.shared).unwrap_or_default();
@@ -199,28 +208,63 @@ impl Classifier {
                 shared: row.shared,
             });
         }
-        let hidden = self.model.forward(&packed, Some(&self.prefix))?;
-        let logits = self
-            .model
-            .logits(&hidden, &self.prompter.label_ids())?
-            .to_vec2::<f32>()?;
-        Ok(logits.iter().map(|pair| [pair[0], pair[1]]).collect())
+        self.model.begin(&packed, Some(&self.prefix), &self.labels)
     }
 }
 
-impl Scorer for Classifier {
-    fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
-        let margins: Vec<f32> = self
-            .label_logits(rows)?
-            .iter()
-            .map(|[hateful, other]| hateful - other)
-            .collect();
+fn failed(rows: usize, error: &candle_core::Error) -> ScoreError {
+    ScoreError::Failed {
+        rows,
+        reason: error.to_string(),
+    }
+}
+
+/// Rows that were begun, pass after pass.
+struct Passes {
+    answers: Vec<Answer>,
+    rows: usize,
+}
+
+impl Passes {
+    /// Logits of the two labels, hateful first, for each row.
+    fn logits(self) -> Result<Vec<[f32; 2]>, ScoreError> {
+        let mut logits = Vec::with_capacity(self.rows);
+        for answer in self.answers {
+            let pairs = answer.wait().map_err(|error| failed(self.rows, &error))?;
+            logits.extend_from_slice(pairs.as_chunks::<2>().0);
+        }
+        Ok(logits)
+    }
+}
+
+impl Running for Passes {
+    fn is_done(&self) -> bool {
+        self.answers.last().is_none_or(Answer::is_here)
+    }
+
+    fn margins(self: Box<Self>) -> Result<Vec<f32>, ScoreError> {
+        let margins: Vec<f32> = self.logits()?.iter().map(|[hateful, other]| hateful - other).collect();
         match margins.iter().position(|margin| !margin.is_finite()) {
             None => Ok(margins),
             Some(row) => Err(ScoreError::NotFinite {
                 row,
                 margin: margins[row],
             }),
+        }
+    }
+}
+
+impl Scorer for Classifier {
+    fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+        Box::new(self.passes(rows)?).margins()
+    }
+
+    fn begin(&mut self, rows: &[Row]) -> Result<Begun, ScoreError> {
+        let passes = Box::new(self.passes(rows)?);
+        if self.model.device().is_cpu() {
+            passes.margins().map(Begun::Done)
+        } else {
+            Ok(Begun::Running(passes))
         }
     }
 }

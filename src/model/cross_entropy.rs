@@ -70,7 +70,7 @@ impl Gemma {
         labels: [u32; 2],
         targets: &[Target],
     ) -> Result<(f64, Tensor)> {
-        let rows = self.rows_of(self.unembedding(), &labels)?;
+        let rows = self.unembedding_of(&labels)?;
         let logits = hidden.matmul(&rows.t()?)?.flatten_all()?.to_vec1::<f32>()?;
         let targets: Vec<(usize, &Target)> = targets.iter().map(|target| (target.position, target)).collect();
         let (loss, gradient) = self.logit_gradient(logits, 2, &targets)?;

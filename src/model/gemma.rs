@@ -7,12 +7,15 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::{GemmaConfig, LayerConfig};
-use super::kernels::{CachedKeysValues, PackedAttention, Span, Spans, Turn, add_rms_norm, geglu, norm_rope, rms_norm};
+use super::kernels::{
+    CachedKeysValues, PackedAttention, PackedSpans, Spans, Turn, add_rms_norm, geglu, norm_rope, rms_norm,
+};
 use super::linear::Linear;
 use super::lora::Projection;
 pub use super::packing::PackedRow;
-use super::packing::{Output, Packed, Prefix, Wanted, keep_last};
+use super::packing::{Inputs, Output, Packed, Prefix, Wanted, keep_last};
 use super::rope::RopeTables;
+use super::transfer::{Answer, Lists, Transfer};
 
 /// Weights and shape of one block; fields are named as in the checkpoint.
 #[derive(Debug)]
@@ -62,6 +65,8 @@ pub struct Gemma {
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Tensor,
     pub(super) ropes: RopeTables,
+    /// Between the host and where all of it is.
+    pub(super) transfer: Transfer,
     /// Where all of it is.
     pub(super) device: Device,
     /// What linear layers compute in; the residual stream, norms, logits and deltas are f32.
@@ -148,18 +153,35 @@ impl Gemma {
             .normed)
     }
 
-    /// Logits of the given vocabulary rows: `hidden` (rows, hidden) to (rows, ids), soft-capped.
+    /// Rows of the unembedding: (ids, hidden), f32.
     ///
     /// # Errors
     /// candle's; an id outside the vocabulary.
-    pub fn logits(&self, hidden: &Tensor, ids: &[u32]) -> Result<Tensor> {
-        let logits = hidden
-            .to_dtype(DType::F32)?
-            .matmul(&self.rows_of(self.unembedding(), ids)?.t()?)?;
+    pub fn unembedding_of(&self, ids: &[u32]) -> Result<Tensor> {
+        self.known(ids)?;
+        self.rows_of(self.unembedding(), &Tensor::new(ids, &self.device)?)
+    }
+
+    /// Logits of the vocabulary rows that `unembedding` (ids, hidden) holds: `hidden` (rows, hidden) to
+    /// (rows, ids), soft-capped, f32.
+    ///
+    /// # Errors
+    /// candle's.
+    pub fn logits(&self, hidden: &Tensor, unembedding: &Tensor) -> Result<Tensor> {
+        let logits = hidden.to_dtype(DType::F32)?.matmul(&unembedding.t()?)?;
         match self.config.final_logit_softcapping {
             None => Ok(logits),
             Some(cap) => (logits / cap)?.tanh()? * cap,
         }
+    }
+
+    /// [`Gemma::forward`] and [`Gemma::logits`], row by row; on a GPU begun and not waited for.
+    ///
+    /// # Errors
+    /// Theirs; what fails on the device later, the answer tells.
+    pub fn begin(&self, rows: &[PackedRow<'_>], prefix: Option<&PrefixCache>, unembedding: &Tensor) -> Result<Answer> {
+        let hidden = self.forward(rows, prefix)?;
+        self.transfer.fetch(&self.logits(&hidden, unembedding)?)
     }
 
     /// (vocabulary, hidden), in the file's dtype.
@@ -167,13 +189,53 @@ impl Gemma {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }
 
-    pub(super) fn rows_of(&self, table: &Tensor, ids: &[u32]) -> Result<Tensor> {
+    fn known(&self, ids: &[u32]) -> Result<()> {
         let vocabulary = self.config.vocab_size;
-        if let Some(id) = ids.iter().find(|&&id| id as usize >= vocabulary) {
-            bail!("token id {id} is outside the vocabulary of {vocabulary}");
+        match ids.iter().find(|&&id| id as usize >= vocabulary) {
+            None => Ok(()),
+            Some(id) => bail!("token id {id} is outside the vocabulary of {vocabulary}"),
         }
-        let ids = Tensor::new(ids, table.device())?;
-        table.index_select(&ids, 0)?.to_dtype(DType::F32)
+    }
+
+    /// Rows of a table at ids that are in it, f32.
+    fn rows_of(&self, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        table.index_select(ids, 0)?.to_dtype(DType::F32)
+    }
+
+    /// Brings a pass's numbers to where it computes.
+    pub(super) fn inputs(&self, packed: Packed, wanted: Wanted) -> Result<Inputs> {
+        self.known(&packed.tokens)?;
+        let group = self.config.num_attention_heads / self.config.num_key_value_heads;
+        let mut lists = Lists::default();
+        let tokens = lists.push(packed.tokens);
+        let positions = if self.device.is_cpu() {
+            None
+        } else {
+            let positions = packed.positions.iter();
+            // Checked below to be less than the config's, which u32 holds.
+            Some(lists.push(positions.map(|&position| position as u32)))
+        };
+        let last = match wanted {
+            Wanted::Last { skip } => {
+                let (spans, ends) = keep_last(&packed.spans, skip);
+                let ends = lists.push(ends);
+                Some((PackedSpans::new(spans, group, &self.device, &mut lists)?, ends))
+            }
+            Wanted::All | Wanted::KeysValues => None,
+        };
+        let spans = PackedSpans::new(packed.spans, group, &self.device, &mut lists)?;
+        let sent = self.transfer.send(lists)?;
+        let there = positions.map(|positions| sent.get(&positions)).transpose()?;
+        let max = self.config.max_position_embeddings;
+        Ok(Inputs {
+            tokens: sent.get(&tokens)?,
+            angles: self.ropes.gather(&packed.positions, there.as_ref(), max)?,
+            spans: spans.arrived(&sent)?,
+            last: match last {
+                Some((spans, ends)) => Some((spans.arrived(&sent)?, sent.get(&ends)?)),
+                None => None,
+            },
+        })
     }
 
     /// The pass itself. `observe` sees every layer's input (tokens, hidden), keys and values.
@@ -192,31 +254,31 @@ impl Gemma {
                 prefix.tokens(rows)
             );
         }
-        let angles = self
-            .ropes
-            .gather(&packed.positions, self.config.max_position_embeddings)?;
+        let Inputs {
+            tokens,
+            angles,
+            mut spans,
+            last,
+        } = self.inputs(packed, wanted)?;
         let eps = self.config.rms_norm_eps;
-        let mut residual = self.embed(&packed.tokens)?;
+        let mut residual = (self.rows_of(&self.embed_tokens, &tokens)? * self.config.embedding_scale())?;
         let Some(first) = self.layers.first() else {
             bail!("the model has no layers")
         };
         let mut normed = rms_norm(&residual, &first.input_layernorm, eps, self.dtype)?;
-        let mut spans = self.spans(packed.spans)?;
         for (index, layer) in self.layers.iter().enumerate() {
             let mut turn = angles.of(&layer.config.rope).clone();
             let (k, v) = self.keys_values(layer, &normed, &turn)?;
             observe(&residual, &k, &v);
-            match wanted {
-                _ if index + 1 < self.layers.len() => {}
-                Wanted::All => {}
-                Wanted::KeysValues => break,
-                Wanted::Last { skip } => {
-                    let (last, ends) = keep_last(&spans, skip);
-                    spans = self.spans(last)?;
-                    let ends = Tensor::new(ends, &self.device)?;
-                    residual = residual.index_select(&ends, 0)?;
-                    normed = normed.index_select(&ends, 0)?;
-                    turn = turn.select(&ends)?;
+            if index + 1 == self.layers.len() {
+                if let Wanted::KeysValues = wanted {
+                    break;
+                }
+                if let Some((last, ends)) = &last {
+                    spans = last.clone();
+                    residual = residual.index_select(ends, 0)?;
+                    normed = normed.index_select(ends, 0)?;
+                    turn = turn.select(ends)?;
                 }
             }
             let norm = layer.qk_norm.as_ref().map(|(q_norm, _)| (q_norm, eps));
@@ -235,17 +297,6 @@ impl Gemma {
             (residual, normed) = add_rms_norm(&residual, &y, layer.post_feedforward_norm.as_ref(), next, eps)?;
         }
         Ok(Output { residual, normed })
-    }
-
-    /// Scaled embeddings: (tokens, hidden), f32.
-    pub(super) fn embed(&self, tokens: &[u32]) -> Result<Tensor> {
-        self.rows_of(&self.embed_tokens, tokens)? * self.config.embedding_scale()
-    }
-
-    /// The rows of a pass, where the tensors are.
-    pub(super) fn spans(&self, spans: Vec<Span>) -> Result<Spans> {
-        let group = self.config.num_attention_heads / self.config.num_key_value_heads;
-        Spans::new(spans, group, &self.device)
     }
 
     fn keys_values(&self, layer: &Layer, normed: &Tensor, turn: &Turn) -> Result<(Tensor, Tensor)> {

@@ -10,6 +10,7 @@ use super::linear::{Linear, LoraMode};
 use super::lora::{Adapter, Projection};
 use super::problem::{LoadError, Problem};
 use super::rope::RopeTables;
+use super::transfer::Transfer;
 use crate::config::Quantize;
 
 /// How weights are held.
@@ -63,6 +64,7 @@ impl Gemma {
             layers: layers.into_iter().flatten().collect(),
             norm,
             ropes,
+            transfer: Transfer::new(&device),
             device,
             dtype: loader.options.place.dtype,
         })

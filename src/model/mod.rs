@@ -23,8 +23,10 @@ mod random;
 mod rope;
 pub mod tensor_file;
 pub mod training;
+mod transfer;
 
 pub use classifier::Classifier;
 pub use linear::LoraMode;
 pub use load::LoadOptions;
 pub use problem::{LoadError, Problem};
+pub use transfer::Answer;

@@ -3,7 +3,8 @@
 use candle_core::{Result, Tensor, bail};
 
 use super::gemma::PrefixCache;
-use super::kernels::{CachedKeysValues, Span};
+use super::kernels::{CachedKeysValues, Span, Spans};
+use super::rope::Angles;
 
 /// A row for the forward pass: its own token ids, after `shared` ids of the prefix.
 #[derive(Debug, Clone, Copy)]
@@ -108,6 +109,16 @@ impl Packed {
         }
         Ok(packed)
     }
+}
+
+/// What a pass is given, where it computes.
+pub(super) struct Inputs {
+    /// (tokens) of u32.
+    pub(super) tokens: Tensor,
+    pub(super) angles: Angles,
+    pub(super) spans: Spans,
+    /// Where only each row's last position is wanted: the last layer's rows, and the indices of those positions.
+    pub(super) last: Option<(Spans, Tensor)>,
 }
 
 /// The spans after the first `skip`, narrowed to their last query, and the indices of those queries.

@@ -9,6 +9,7 @@ use super::gemma::{Gemma, Layer};
 use super::linear::{Linear, LoraMode};
 use super::lora::Projection;
 use super::rope::RopeTables;
+use super::transfer::Transfer;
 
 impl Gemma {
     /// Weights are normal with the variance that keeps activations of order one; the same on no two runs.
@@ -55,6 +56,7 @@ impl Gemma {
             layers,
             norm: ones(hidden)?,
             ropes: RopeTables::new(config, device)?,
+            transfer: Transfer::new(device),
             device: device.clone(),
             dtype: place.dtype,
         })

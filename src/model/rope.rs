@@ -14,7 +14,6 @@ pub(super) struct RopeTables {
     frequencies: Vec<(Rope, Vec<f32>)>,
     /// On a GPU, where tokens take their own: every position's cosines and sines, in the same order.
     tables: Vec<(Tensor, Tensor)>,
-    device: Device,
 }
 
 impl RopeTables {
@@ -33,37 +32,23 @@ impl RopeTables {
                 tables.push((cos.to_device(device)?, sin.to_device(device)?));
             }
         }
-        Ok(Self {
-            frequencies,
-            tables,
-            device: device.clone(),
-        })
+        Ok(Self { frequencies, tables })
     }
 
-    /// Angles at the given positions.
-    pub(super) fn gather(&self, positions: &[usize], max: usize) -> Result<Angles> {
+    /// Angles at the given positions, each below `max`; `there` are the same positions on the GPU, whose kernels
+    /// look them up by themselves.
+    pub(super) fn gather(&self, positions: &[usize], there: Option<&Tensor>, max: usize) -> Result<Angles> {
         if let Some(position) = positions.iter().find(|&&position| position >= max) {
             bail!("position {position} is beyond the checkpoint's {max} positions");
         }
         let mut ropes = Vec::with_capacity(self.frequencies.len());
-        if self.device.is_cpu() {
-            for (rope, frequencies) in &self.frequencies {
-                let (cos, sin) = angles(positions, frequencies)?;
-                let positions = None;
-                ropes.push((*rope, Turn { cos, sin, positions }));
-            }
-            return Ok(Angles { ropes });
-        }
-        // The last position is below `max`, which the config holds to what u32 can.
-        let positions: Vec<u32> = positions.iter().map(|&position| position as u32).collect();
-        let positions = Tensor::new(positions, &self.device)?;
-        for ((rope, _), (cos, sin)) in self.frequencies.iter().zip(&self.tables) {
-            let turn = Turn {
-                cos: cos.clone(),
-                sin: sin.clone(),
-                positions: Some(positions.clone()),
+        for (index, (rope, frequencies)) in self.frequencies.iter().enumerate() {
+            let (cos, sin) = match (there, self.tables.get(index)) {
+                (Some(_), Some(table)) => table.clone(),
+                _ => angles(positions, frequencies)?,
             };
-            ropes.push((*rope, turn));
+            let positions = there.cloned();
+            ropes.push((*rope, Turn { cos, sin, positions }));
         }
         Ok(Angles { ropes })
     }

@@ -14,7 +14,7 @@ use super::cross_entropy::Target;
 use super::differentiable::{Rows, rms_norm};
 use super::gemma::Gemma;
 use super::lora::{LoraWeights, Projection};
-use super::packing::{Packed, PackedRow, Prefix, Wanted, keep_last};
+use super::packing::{Packed, PackedRow, Prefix, Wanted};
 
 /// What is fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,31 +140,22 @@ impl Trainable {
         mut inputs: Vec<Tensor>,
         mut gradient: Tensor,
     ) -> Result<Gradients> {
-        let packed = Packed::new(rows)?;
-        let angles = self
-            .model
-            .ropes
-            .gather(&packed.positions, self.model.config.max_position_embeddings)?;
-        let prefix = self.prefix.len();
-        let (last_spans, ends) = match wanted {
-            Wanted::Last { skip } => {
-                let (spans, ends) = keep_last(&packed.spans, skip);
-                (spans, Some(Tensor::new(ends, &self.model.device)?))
-            }
-            _ => (packed.spans.clone(), None),
-        };
+        let pass = self.model.inputs(Packed::new(rows)?, wanted)?;
         let mut all = Gradients::new();
         let count = self.model.layers.len();
         for index in (0..count).rev() {
             let Some(input) = inputs.pop() else {
                 bail!("layer {index} has no recorded input")
             };
-            let last = index + 1 == count;
+            let (spans, ends) = match &pass.last {
+                Some((spans, ends)) if index + 1 == count => (spans, Some(ends)),
+                _ => (&pass.spans, None),
+            };
             let rows = Rows {
-                spans: if last { &last_spans } else { &packed.spans },
-                ends: ends.as_ref().filter(|_| last),
-                turn: angles.of(&self.model.layers[index].config.rope),
-                prefix,
+                spans,
+                ends,
+                turn: pass.angles.of(&self.model.layers[index].config.rope),
+                prefix: self.prefix.len(),
             };
             let x = Var::from_tensor(&input)?;
             let y = self.model.differentiable_layer(index, x.as_tensor(), &rows)?;

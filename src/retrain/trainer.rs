@@ -331,6 +331,7 @@ fn batches<'a>(rows: &'a [TrainingRow], batch_rows: usize, random: &mut StdRng) 
 pub fn margins(trainable: &Trainable, ids: FrameIds<'_>, rows: &[TrainingRow]) -> CandleResult<Vec<f64>> {
     let model = trainable.model();
     let prefix = model.cache_prefix(ids.prefix)?;
+    let labels = model.unembedding_of(&ids.labels)?;
     let mut margins = Vec::with_capacity(rows.len());
     for pass in rows.chunks(16) {
         let pass: Vec<PackedRow<'_>> = pass
@@ -340,10 +341,9 @@ pub fn margins(trainable: &Trainable, ids: FrameIds<'_>, rows: &[TrainingRow]) -
                 shared: row.row.shared,
             })
             .collect();
-        let logits = model
-            .logits(&model.forward(&pass, Some(&prefix))?, &ids.labels)?
-            .to_vec2::<f32>()?;
-        margins.extend(logits.iter().map(|pair| f64::from(pair[0]) - f64::from(pair[1])));
+        let logits = model.begin(&pass, Some(&prefix), &labels)?.wait()?;
+        let pairs = logits.as_chunks::<2>().0.iter();
+        margins.extend(pairs.map(|[hateful, other]| f64::from(*hateful) - f64::from(*other)));
     }
     Ok(margins)
 }

@@ -5,66 +5,13 @@
 //! rows. Grouped heads, a sliding window and a soft-cap as in Gemma 2
 //! (`transformers/models/gemma2/modeling_gemma2.py`, `eager_attention_forward`).
 
-use candle_core::{CpuStorage, CustomOp3, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::elements;
 use super::norm::cpu_elements;
 use super::simd::{axpy, dispatch, dot, exp, tanh};
-
-/// Where one row stands in the packed tensors.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Span {
-    /// First of its queries.
-    pub query_start: usize,
-    /// Queries: the last tokens of the row; all of them, or only those whose output is needed.
-    pub queries: usize,
-    /// First of its own keys.
-    pub key_start: usize,
-    /// Its own keys.
-    pub keys: usize,
-    /// Keys of the prefix that it sees before its own.
-    pub shared: usize,
-}
-
-/// The rows of a pass, in order and without gaps between their queries.
-#[derive(Debug, Clone)]
-pub struct Spans {
-    list: Vec<Span>,
-    #[cfg(feature = "cuda")]
-    pub(super) device: Option<super::cuda::DeviceSpans>,
-}
-
-impl Spans {
-    /// Brings them to where the tensors are; `group` is the query heads of one key and value head.
-    ///
-    /// # Errors
-    /// candle's.
-    #[cfg_attr(
-        not(feature = "cuda"),
-        expect(unused_variables, reason = "only a GPU needs them elsewhere")
-    )]
-    pub fn new(list: Vec<Span>, group: usize, device: &Device) -> Result<Self> {
-        #[cfg(feature = "cuda")]
-        let on_device = match device {
-            Device::Cpu => None,
-            device => Some(super::cuda::DeviceSpans::new(&list, group, device)?),
-        };
-        Ok(Self {
-            list,
-            #[cfg(feature = "cuda")]
-            device: on_device,
-        })
-    }
-}
-
-impl std::ops::Deref for Spans {
-    type Target = [Span];
-
-    fn deref(&self) -> &[Span] {
-        &self.list
-    }
-}
+use super::spans::{Span, Spans};
 
 /// Keys and values of the prefix in one layer: (prefix tokens, kv_heads * head_dim), keys rotated.
 #[derive(Debug, Clone)]
@@ -270,7 +217,7 @@ fn softmax_numerators(scores: &mut [f32]) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::D;
+    use candle_core::{D, Device};
     use proptest::prelude::*;
 
     use super::super::tests::{assert_close, random};

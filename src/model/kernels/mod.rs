@@ -6,18 +6,21 @@
 
 mod attention;
 #[cfg(feature = "cuda")]
-mod cuda;
+pub(super) mod cuda;
 mod geglu;
 mod norm;
 mod norm_rope;
 mod simd;
+mod spans;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 
-pub use attention::{CachedKeysValues, PackedAttention, Span, Spans};
+pub use attention::{CachedKeysValues, PackedAttention};
 pub use geglu::geglu;
 pub use norm::{add_rms_norm, rms_norm};
 pub use norm_rope::{Turn, norm_rope};
+pub(super) use spans::PackedSpans;
+pub use spans::{Span, Spans};
 
 /// The elements of a contiguous f32 tensor.
 fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

@@ -32,9 +32,8 @@ const NORM_WIDTH: usize = 256 * 32;
 /// Warps of a block of `norm_rope`, and the widest head, as in norm_rope.cu.
 const ROPE_WARPS: u32 = 4;
 const ROPE_HEAD: usize = 256;
-/// Warps of a block of `attention_bf16`, and (query, head) pairs that it takes, as in attention.cu.
+/// Warps of a block of `attention_bf16`, as in attention.cu.
 const ATTENTION_WARPS: u32 = 3;
-pub(super) const ATTENTION_PAIRS: usize = 48;
 /// Heads that it is compiled for.
 const ATTENTION_HEADS: [usize; 4] = [32, 64, 128, 256];
 
@@ -66,13 +65,13 @@ macro_rules! by_dtype {
 }
 
 /// A contiguous tensor's storage, held while a kernel is launched.
-struct Held<'a> {
+pub(in crate::model) struct Held<'a> {
     storage: candle_core::StorageRef<'a>,
     range: (usize, usize),
 }
 
 impl<'a> Held<'a> {
-    fn new(op: &str, tensor: &'a Tensor) -> Result<Self> {
+    pub(in crate::model) fn new(op: &str, tensor: &'a Tensor) -> Result<Self> {
         let (storage, layout) = tensor.storage_and_layout();
         let Some(range) = layout.contiguous_offsets() else {
             bail!("{op} expects a contiguous tensor")
@@ -87,7 +86,7 @@ impl<'a> Held<'a> {
         }
     }
 
-    fn view<T: CudaDType>(&self) -> Result<CudaView<'_, T>> {
+    pub(in crate::model) fn view<T: CudaDType>(&self) -> Result<CudaView<'_, T>> {
         let (start, end) = self.range;
         Ok(self.cuda()?.as_cuda_slice::<T>()?.slice(start..end))
     }
@@ -98,7 +97,7 @@ fn device(tensor: &Tensor) -> Result<CudaDevice> {
 }
 
 /// A tensor around what a kernel wrote.
-fn wrap<T: CudaDType>(
+pub(in crate::model) fn wrap<T: CudaDType>(
     slice: candle_core::cuda_backend::cudarc::driver::CudaSlice<T>,
     device: &CudaDevice,
     shape: impl Into<candle_core::Shape>,
@@ -248,39 +247,6 @@ pub(super) fn norm_rope(x: &Tensor, turn: &Turn, norm: Option<(&Tensor, f64)>) -
     by_dtype!("norm-rope", x, typed(x, turn, norm))
 }
 
-/// Where rows stand, as the kernels read it.
-#[derive(Debug, Clone)]
-pub(super) struct DeviceSpans {
-    /// (rows, 5) of u32: [`super::Span`]'s fields.
-    spans: Tensor,
-    /// (queries) of u32: each query's row.
-    span_of: Tensor,
-    /// (tiles, 2) of u32: each block's row and the first of its (query, head) pairs.
-    tiles: Tensor,
-}
-
-impl DeviceSpans {
-    pub(super) fn new(spans: &[super::Span], group: usize, device: &candle_core::Device) -> Result<Self> {
-        let number = |value: usize| count("attention", value);
-        let (mut flat, mut span_of, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
-        for (index, span) in spans.iter().enumerate() {
-            for field in [span.query_start, span.queries, span.key_start, span.keys, span.shared] {
-                flat.push(number(field)?);
-            }
-            span_of.extend(std::iter::repeat_n(number(index)?, span.queries));
-            for first in (0..span.queries * group).step_by(ATTENTION_PAIRS) {
-                tiles.extend([number(index)?, number(first)?]);
-            }
-        }
-        let (queries, blocks) = (span_of.len(), tiles.len() / 2);
-        Ok(Self {
-            spans: Tensor::from_vec(flat, (spans.len(), 5), device)?,
-            span_of: Tensor::from_vec(span_of, queries, device)?,
-            tiles: Tensor::from_vec(tiles, (blocks, 2), device)?,
-        })
-    }
-}
-
 /// attention.cu's `Shape`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -318,7 +284,7 @@ pub(super) fn attention(op: &PackedAttention<'_>, q: &Tensor, k: &Tensor, v: &Te
             let queries = count(OP, spans.span_of.dim(0)?)?;
             ("attention_f32".to_owned(), &spans.span_of, (queries, shape.heads), 32)
         } else {
-            let blocks = count(OP, spans.tiles.dim(0)?)?;
+            let blocks = count(OP, spans.tiles.elem_count() / 2)?;
             let name = format!("attention_bf16_{}", op.head_dim);
             (name, &spans.tiles, (blocks, shape.kv_heads), ATTENTION_WARPS * 32)
         };
@@ -332,7 +298,7 @@ pub(super) fn attention(op: &PackedAttention<'_>, q: &Tensor, k: &Tensor, v: &Te
             bail!("{OP} takes heads of up to 256, not {}", op.head_dim);
         }
         let (held_q, held_k, held_v) = (Held::new(OP, q)?, Held::new(OP, k)?, Held::new(OP, v)?);
-        let held_rows = (Held::new(OP, &spans.spans)?, Held::new(OP, rows)?);
+        let held_rows = (Held::new(OP, &spans.fields)?, Held::new(OP, rows)?);
         let held_prefix = match op.prefix {
             Some(prefix) => Some((Held::new(OP, &prefix.keys)?, Held::new(OP, &prefix.values)?)),
             None => None,

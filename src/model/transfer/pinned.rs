@@ -1,0 +1,149 @@
+//! Page-locked host memory: what a card reads and writes by itself while the CPU goes on.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, DeviceRepr, PinnedHostSlice, ValidAsZeroBits};
+use candle_core::{CudaDevice, Result, Tensor};
+
+use crate::model::kernels::cuda::{Held, wrap};
+
+/// The smallest buffer: most passes fit, and page-locked memory comes in pages anyway.
+const SMALLEST: usize = 1 << 14;
+
+/// Buffers that are used again; there are as many as passes were ever under way at once.
+#[derive(Debug, Default)]
+pub struct Pinned {
+    outgoing: Shelf<u32>,
+    incoming: Arc<Shelf<f32>>,
+}
+
+impl Pinned {
+    /// Numbers to a tensor on the card, which work given to it later finds there.
+    pub fn send(&self, numbers: &[u32], device: &CudaDevice) -> Result<Tensor> {
+        let stream = device.cuda_stream();
+        let mut buffer = self.outgoing.take(numbers.len(), device)?;
+        let host = &mut buffer.host.as_mut_slice().w()?[..numbers.len()];
+        host.copy_from_slice(numbers);
+        #[expect(unsafe_code, reason = "the copy writes every element before anybody reads it")]
+        // SAFETY: as the reason says.
+        let mut slice = unsafe { device.alloc::<u32>(numbers.len())? };
+        // A plain slice, since the wrapper of a whole buffer would copy all of it; that the memory is
+        // page-locked the driver knows by its address.
+        stream.memcpy_htod(&*host, &mut slice).w()?;
+        buffer.used = Some(stream.record_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?);
+        self.outgoing.put(buffer);
+        Ok(wrap(slice, device, numbers.len()))
+    }
+
+    /// A tensor's elements, once the card has done all that it was given before.
+    pub fn fetch(&self, tensor: &Tensor, device: &CudaDevice) -> Result<Coming> {
+        let stream = device.cuda_stream();
+        let held = Held::new("fetch", tensor)?;
+        let (view, count) = (held.view::<f32>()?, tensor.elem_count());
+        let mut buffer = self.incoming.take(count, device)?;
+        stream
+            .memcpy_dtoh(&view, &mut buffer.host.as_mut_slice().w()?[..count])
+            .w()?;
+        buffer.used = Some(stream.record_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?);
+        Ok(Coming {
+            buffer: Some(buffer),
+            count,
+            shelf: Arc::clone(&self.incoming),
+        })
+    }
+}
+
+/// Elements that the card will write.
+#[derive(Debug)]
+pub struct Coming {
+    /// Taken out when it goes back to its shelf.
+    buffer: Option<Buffer<f32>>,
+    count: usize,
+    shelf: Arc<Shelf<f32>>,
+}
+
+impl Coming {
+    pub fn is_here(&self) -> bool {
+        self.buffer.as_ref().is_none_or(Buffer::is_free)
+    }
+
+    pub fn wait(mut self) -> Result<Vec<f32>> {
+        let Some(buffer) = self.buffer.take() else {
+            return Ok(Vec::new());
+        };
+        buffer.wait()?;
+        let values = buffer.host.as_slice().w()?[..self.count].to_vec();
+        self.shelf.put(buffer);
+        Ok(values)
+    }
+}
+
+/// Buffers that nobody holds; the card may still be at work on them.
+#[derive(Debug)]
+struct Shelf<T>(Mutex<Vec<Buffer<T>>>);
+
+impl<T> Default for Shelf<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: DeviceRepr + ValidAsZeroBits> Shelf<T> {
+    /// One of at least so many elements.
+    fn take(&self, count: usize, device: &CudaDevice) -> Result<Buffer<T>> {
+        let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let fits = |buffer: &Buffer<T>| buffer.host.len() >= count && buffer.is_free();
+        match buffers.iter().position(fits) {
+            Some(at) => Ok(buffers.swap_remove(at)),
+            None => Buffer::new(count.next_power_of_two().max(SMALLEST), device),
+        }
+    }
+
+    fn put(&self, buffer: Buffer<T>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
+    }
+}
+
+#[derive(Debug)]
+struct Buffer<T> {
+    host: PinnedHostSlice<T>,
+    /// Done when the card has no more to do with it. The slice's own event is recorded in cudarc's
+    /// many-stream mode only.
+    used: Option<CudaEvent>,
+}
+
+impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
+    fn new(count: usize, device: &CudaDevice) -> Result<Self> {
+        #[expect(
+            unsafe_code,
+            reason = "page-locked memory is unset until it is written, which is done here"
+        )]
+        // SAFETY: zeros are a value of `T`, and all of it is set to zero before anybody reads it.
+        let host = unsafe {
+            let mut host: PinnedHostSlice<T> = device.cuda_stream().context().alloc_pinned_with_flags(count, 0).w()?;
+            host.as_mut_ptr().w()?.write_bytes(0, count);
+            host
+        };
+        Ok(Self { host, used: None })
+    }
+}
+
+impl<T> Buffer<T> {
+    /// Whether the card is through with it, or nothing is to be expected of the card any more.
+    fn is_free(&self) -> bool {
+        !matches!(self.used.as_ref().map(CudaEvent::try_is_complete), Some(Ok(false)))
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.used.as_ref().map_or(Ok(()), CudaEvent::synchronize).w()
+    }
+}
+
+impl<T> Drop for Buffer<T> {
+    fn drop(&mut self) {
+        // The memory must outlive the card's use of it; if the card failed, there is none.
+        let _ = self.wait();
+    }
+}
