@@ -66,7 +66,7 @@ fn the_defaults_are_those_that_scripts_rely_on() {
     assert_eq!(config.input.max_bytes, 1 << 20);
     assert_eq!(
         (config.batch.max_tokens, config.batch.linger),
-        (4096, Duration::from_millis(20))
+        (16_384, Duration::from_millis(20))
     );
     assert_eq!(
         config.policy.thresholds,

@@ -51,7 +51,7 @@ fn main() {
     let model = model(value("--device").as_deref().unwrap_or("cuda:0"));
     let place = Place::of(&model).unwrap();
     let mut results = Results::new(path.into());
-    results.set("device", json!(place.name));
+    results.set("device", json!(place.name()));
     results.set("dtype", json!(place.dtype_name()));
     let rates = machine::measure(&place, seconds);
     results.set("matmul_tflops", json!(rates.matmul / 1e12));

@@ -24,6 +24,11 @@ pub fn measure(config: &Value, model: &ModelConfig) -> Value {
     let start = Instant::now();
     let loaded = source.load_version(None, None).unwrap();
     let load = start.elapsed().as_secs_f64();
-    let served = source.warm_up(loaded, settings.batch.max_tokens).unwrap();
-    json!({ "load_s": load, "ready_s": start.elapsed().as_secs_f64(), "max_tokens": served.max_tokens })
+    let (_, warm) = source.warm_up(loaded, settings.batch.max_tokens).unwrap();
+    json!({
+        "load_s": load,
+        "ready_s": start.elapsed().as_secs_f64(),
+        "batch_budget_tokens": warm.max_tokens,
+        "tokens_per_s": warm.tokens_per_second,
+    })
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender, bounded};
+use metrics::gauge;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -17,7 +18,7 @@ use crate::decide::CurrentJudge;
 use crate::kafka::topics::Partitions;
 use crate::ops::health::{Health, Phase};
 use crate::ops::http::{self, Outside};
-use crate::ops::metrics;
+use crate::ops::metrics as names;
 use crate::ops::notify::Notifier;
 use crate::pipeline::{Model, Pipeline, Settings};
 use crate::registry::{RecordKind, Registry};
@@ -65,12 +66,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         .context("cannot start the runtime")?;
     let daemon = runtime.block_on(Daemon::prepare(&config))?;
     let registry = model.registry.clone();
-    let (serving, source) = (model.pointer_sequence(), model.source.clone());
-    let served = warm(model, &config)?;
+    let (serving, mut source) = (model.pointer_sequence(), model.source.clone());
+    let (served, max_tokens) = warm(model, &config)?;
+    // What is swapped in later computes where this does, or not at all.
+    source.model.device = served.classifier.place().choice();
     announce(&served.judged.identity);
     daemon.health.scored(Instant::now());
     let (replace, swap) = bounded(0);
-    let (settings, model) = assemble(served, stream, partitions, &config, swap);
+    let (settings, model) = assemble(served, max_tokens, stream, partitions, &config, swap);
     let judge = Arc::clone(&model.judge);
     let pipeline = Pipeline::start(&settings, model, &daemon.health)?;
     info!(
@@ -105,25 +108,26 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Scores the canary and the largest batch.
-pub(super) fn warm(model: CheckedModel, config: &Config) -> anyhow::Result<Served> {
+/// Makes the model ready; gives the batch budget along.
+pub(super) fn warm(model: CheckedModel, config: &Config) -> anyhow::Result<(Served, usize)> {
     let started = Instant::now();
-    let wanted = config.batch.max_tokens;
-    let served = model.source.warm_up(model.loaded, wanted)?;
-    let max_tokens = served.max_tokens;
-    info!(max_tokens, seconds = started.elapsed().as_secs_f64(), "model is warm");
-    if max_tokens < wanted {
-        info!(
-            max_tokens,
-            wanted, "micro-batches are kept smaller than batch.max_tokens: the device would take over a second"
-        );
-    }
-    Ok(served)
+    let limit = config.batch.max_tokens;
+    let (served, warm) = model.source.warm_up(model.loaded, limit)?;
+    info!(
+        batch_budget_tokens = warm.max_tokens,
+        limit,
+        tokens_per_second = warm.tokens_per_second.round(),
+        seconds = started.elapsed().as_secs_f64(),
+        "model is warm"
+    );
+    gauge!(names::BATCH_BUDGET).set(warm.max_tokens as f64);
+    Ok((served, warm.max_tokens))
 }
 
 /// The pipeline's two halves.
 pub(super) fn assemble(
     served: Served,
+    max_tokens: usize,
     stream: StreamConfig,
     partitions: Partitions,
     config: &Config,
@@ -134,7 +138,7 @@ pub(super) fn assemble(
         partitions,
         input: config.input.clone(),
         batch: BatchConfig {
-            max_tokens: served.max_tokens,
+            max_tokens,
             ..config.batch.clone()
         },
         limits: config.limits,
@@ -194,7 +198,7 @@ impl Daemon {
         let health = Arc::new(Health::new(STALL_LIMIT));
         Ok(Self {
             outside: Outside {
-                metrics: metrics::install().context("cannot start the metrics")?,
+                metrics: names::install().context("cannot start the metrics")?,
                 health: Arc::clone(&health),
                 now: Instant::now,
             },

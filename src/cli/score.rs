@@ -74,7 +74,7 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
         judge: CurrentJudge::new(config.policy.clone(), judged).get(),
         prompter: classifier.prompter(),
         scorer: &mut classifier,
-        max_tokens: config.batch.max_tokens,
+        max_tokens: config.batch.max_tokens.min(MAX_TOKENS),
         batch: Batch::default(),
         unscored: 0,
         progress: ProgressBar::hidden(),
@@ -88,6 +88,9 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
         What { .. } => Ok(Exit::Usage),
     }
 }
+
+/// Tokens that are scored before their decisions are written: more would leave a slow device silent for long.
+const MAX_TOKENS: usize = 4096;
 
 /// One run of the command.
 struct Session<'a> {

@@ -166,6 +166,14 @@ impl Checkpoint {
         self.file(&name, shape)?.read_as_stored(&name, shape, device)
     }
 
+    /// Bytes of the embedding, and of the unembedding where there is one.
+    pub fn embedding_bytes(&self) -> u64 {
+        let unembedding = format!("{}lm_head.weight", self.prefix.trim_end_matches("model."));
+        let names = [format!("{}embed_tokens.weight", self.prefix), unembedding];
+        let bytes = |name: &String| self.files[*self.index.get(name)?].tensor_bytes(name);
+        names.iter().filter_map(bytes).sum::<usize>() as u64
+    }
+
     /// Names below `layers.` (without the prefix): what the architecture must account for.
     pub fn layer_tensors(&self) -> impl Iterator<Item = &str> {
         self.index

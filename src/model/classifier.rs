@@ -8,7 +8,8 @@ use tracing::{info, warn};
 
 use super::bundled;
 use super::checkpoint::Checkpoint;
-use super::device::Place;
+use super::device::{self, Place};
+use super::footprint::pass_bytes;
 use super::gemma::{Gemma, PackedRow, PrefixCache};
 use super::linear::LoraMode;
 use super::load::LoadOptions;
@@ -27,6 +28,9 @@ const PASS_TOKENS: usize = 512;
 /// The same on a GPU, which wants large matrices: bounds the activations, not the batch.
 const GPU_PASS_TOKENS: usize = 1 << 15;
 
+/// What a pass may take of a GPU's free memory: the rest is for what cannot be used of it, and for neighbours.
+const SHARE_OF_MEMORY: f64 = 0.8;
+
 /// A loaded model that answers with margins.
 pub struct Classifier {
     model: Gemma,
@@ -34,6 +38,7 @@ pub struct Classifier {
     /// The two labels' rows of the unembedding, hateful first.
     labels: Tensor,
     prompter: Arc<Prompter>,
+    place: Place,
     identity: ModelIdentity,
     description: String,
 }
@@ -60,15 +65,19 @@ impl Classifier {
             ),
         }
         let mut problems = Vec::new();
-        let mut keep = |error: LoadError| problems.extend(error.problems);
-        let place = Place::of(model).map_err(|problem| keep(problem.into())).ok();
         let checkpoint = match Checkpoint::of(model) {
             Ok(checkpoint) => checkpoint,
             Err(error) => {
-                keep(error);
+                // What is wrong with the device is told along.
+                problems.extend(Place::of(model).err());
+                problems.extend(error.problems);
                 return Err(LoadError { problems });
             }
         };
+        let mut keep = |error: LoadError| problems.extend(error.problems);
+        let place = Place::for_checkpoint(model, &checkpoint)
+            .map_err(|problem| keep(problem.into()))
+            .ok();
         let config = checkpoint.config();
         let (base, prompter) = rayon::join(
             || checkpoint.fingerprint(),
@@ -122,7 +131,7 @@ impl Classifier {
             config.family.model_type(),
             config.num_layers(),
             gemma.parameters() as f64 / 1e6,
-            place.name,
+            place.name(),
             place.dtype_name(),
             if model.quantize == Quantize::None {
                 String::new()
@@ -138,7 +147,7 @@ impl Classifier {
             prompt: prompter.content_hash().to_owned(),
             calibration: "identity".to_owned(),
             normalizer: prompter.normalizer().to_owned(),
-            device: place.name.clone(),
+            device: place.name(),
             dtype: place.dtype_name().to_owned(),
             quantization: quantization.to_owned(),
         };
@@ -148,6 +157,7 @@ impl Classifier {
             prefix,
             labels,
             prompter: Arc::new(prompter),
+            place,
             identity,
             description,
         })
@@ -161,6 +171,11 @@ impl Classifier {
     /// Everything that a score depends on, by content hash.
     pub fn identity(&self) -> &ModelIdentity {
         &self.identity
+    }
+
+    /// Where it computes.
+    pub fn place(&self) -> &Place {
+        &self.place
     }
 
     /// For people: architecture, size, device, adapter.
@@ -190,10 +205,20 @@ impl Classifier {
         };
         let begun: CandleResult<Vec<Answer>> = passes(rows, pass_tokens).map(|pass| self.pass(pass)).collect();
         let count = rows.len();
-        match begun {
-            Ok(answers) => Ok(Passes { answers, rows: count }),
-            Err(error) => Err(failed(count, &error)),
+        begun
+            .map(|answers| Passes { answers, rows: count })
+            .map_err(|error| self.failed(count, &error))
+    }
+
+    /// What the device kept of the failed call goes back, so that a smaller one finds room.
+    fn failed(&self, rows: usize, error: &candle_core::Error) -> ScoreError {
+        if let Err(error) = device::release(self.model.device()) {
+            warn!(
+                error = device::first_line(&error),
+                "the device does not give its memory back"
+            );
         }
+        failed(rows, error)
     }
 
     fn pass(&self, rows: &[Row]) -> CandleResult<Answer> {
@@ -212,10 +237,11 @@ impl Classifier {
     }
 }
 
+/// An error of candle's, its backtrace left out.
 fn failed(rows: usize, error: &candle_core::Error) -> ScoreError {
     ScoreError::Failed {
         rows,
-        reason: error.to_string(),
+        reason: device::first_line(error),
     }
 }
 
@@ -257,6 +283,23 @@ impl Running for Passes {
 impl Scorer for Classifier {
     fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
         Box::new(self.passes(rows)?).margins()
+    }
+
+    fn room(&self) -> Option<usize> {
+        let free = match self.place.free_bytes() {
+            Ok(free) => free?,
+            Err(error) => {
+                warn!(
+                    error = device::first_line(&error),
+                    "the device does not tell its free memory"
+                );
+                return None;
+            }
+        };
+        let tokens =
+            (free as f64 * SHARE_OF_MEMORY) as usize / pass_bytes(self.model.config(), self.place.dtype) as usize;
+        // A larger batch is cut into passes.
+        (tokens < GPU_PASS_TOKENS).then_some(tokens)
     }
 
     fn begin(&mut self, rows: &[Row]) -> Result<Begun, ScoreError> {

@@ -188,7 +188,7 @@ mod tests {
             })?;
             inputs.push(output.residual);
             let packed = Packed::new(&rows)?;
-            let angles = model.ropes.gather(&packed.positions, None, 8192)?;
+            let angles = model.ropes.gather(&packed.positions, None)?;
             for (index, pair) in inputs.windows(2).enumerate() {
                 let turn = angles.of(&model.layers[index].config.rope);
                 let rows = Rows {

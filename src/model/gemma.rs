@@ -226,10 +226,9 @@ impl Gemma {
         let spans = PackedSpans::new(packed.spans, group, &self.device, &mut lists)?;
         let sent = self.transfer.send(lists)?;
         let there = positions.map(|positions| sent.get(&positions)).transpose()?;
-        let max = self.config.max_position_embeddings;
         Ok(Inputs {
             tokens: sent.get(&tokens)?,
-            angles: self.ropes.gather(&packed.positions, there.as_ref(), max)?,
+            angles: self.ropes.gather(&packed.positions, there.as_ref())?,
             spans: spans.arrived(&sent)?,
             last: match last {
                 Some((spans, ends)) => Some((spans.arrived(&sent)?, sent.get(&ends)?)),

@@ -48,11 +48,7 @@ impl Gemma {
         };
         let norm = loader.norm("norm", config.hidden_size);
         let layers: Vec<Option<Layer>> = (0..config.num_layers()).map(|index| loader.layer(index)).collect();
-        let ropes = RopeTables::new(config, &device);
-        let ropes = loader.computed("rotary positions", ropes);
-        let (Some(embed_tokens), Some(norm), Some(ropes), true) =
-            (embed_tokens, norm, ropes, loader.problems.is_empty())
-        else {
+        let (Some(embed_tokens), Some(norm), true) = (embed_tokens, norm, loader.problems.is_empty()) else {
             return Err(LoadError {
                 problems: loader.problems,
             });
@@ -63,7 +59,7 @@ impl Gemma {
             lm_head: lm_head.flatten(),
             layers: layers.into_iter().flatten().collect(),
             norm,
-            ropes,
+            ropes: RopeTables::new(config),
             transfer: Transfer::new(&device),
             device,
             dtype: loader.options.place.dtype,

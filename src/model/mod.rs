@@ -11,6 +11,7 @@ pub mod config;
 mod cross_entropy;
 pub mod device;
 mod differentiable;
+mod footprint;
 pub mod gemma;
 pub mod kernels;
 mod linear;

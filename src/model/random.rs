@@ -55,7 +55,7 @@ impl Gemma {
             lm_head: None,
             layers,
             norm: ones(hidden)?,
-            ropes: RopeTables::new(config, device)?,
+            ropes: RopeTables::new(config),
             transfer: Transfer::new(device),
             device: device.clone(),
             dtype: place.dtype,

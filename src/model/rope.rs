@@ -1,5 +1,7 @@
 //! Rotary position embedding: the angles of the packed tokens.
 
+use std::sync::{Mutex, PoisonError};
+
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::config::{GemmaConfig, Rope};
@@ -12,45 +14,82 @@ use super::kernels::Turn;
 #[derive(Debug)]
 pub(super) struct RopeTables {
     frequencies: Vec<(Rope, Vec<f32>)>,
-    /// On a GPU, where tokens take their own: every position's cosines and sines, in the same order.
-    tables: Vec<(Tensor, Tensor)>,
+    max_positions: usize,
+    /// On a GPU, where tokens take their own: cosines and sines of the positions that were seen so far.
+    tables: Mutex<Tables>,
 }
 
+#[derive(Debug, Default)]
+struct Tables {
+    positions: usize,
+    /// By rope, in the order of the frequencies.
+    turns: Vec<(Tensor, Tensor)>,
+}
+
+/// Positions of the first table: prompts are shorter, checkpoints' limits far higher.
+const FIRST_POSITIONS: usize = 1024;
+
 impl RopeTables {
-    pub(super) fn new(config: &GemmaConfig, device: &Device) -> Result<Self> {
+    pub(super) fn new(config: &GemmaConfig) -> Self {
         let mut frequencies: Vec<(Rope, Vec<f32>)> = Vec::new();
         for layer in &config.layers {
             if frequencies.iter().all(|(rope, _)| *rope != layer.rope) {
                 frequencies.push((layer.rope, inverse_frequencies(&layer.rope, config.head_dim)));
             }
         }
-        let mut tables = Vec::new();
-        if !device.is_cpu() {
-            let all: Vec<usize> = (0..config.max_position_embeddings).collect();
-            for (_, frequencies) in &frequencies {
-                let (cos, sin) = angles(&all, frequencies)?;
-                tables.push((cos.to_device(device)?, sin.to_device(device)?));
-            }
+        Self {
+            frequencies,
+            max_positions: config.max_position_embeddings,
+            tables: Mutex::default(),
         }
-        Ok(Self { frequencies, tables })
     }
 
-    /// Angles at the given positions, each below `max`; `there` are the same positions on the GPU, whose kernels
-    /// look them up by themselves.
-    pub(super) fn gather(&self, positions: &[usize], there: Option<&Tensor>, max: usize) -> Result<Angles> {
-        if let Some(position) = positions.iter().find(|&&position| position >= max) {
-            bail!("position {position} is beyond the checkpoint's {max} positions");
+    /// Angles at the given positions; `there` are the same positions on the GPU, whose kernels look them up by
+    /// themselves.
+    pub(super) fn gather(&self, positions: &[usize], there: Option<&Tensor>) -> Result<Angles> {
+        let max = self.max_positions;
+        let highest = positions.iter().copied().max().unwrap_or(0);
+        if highest >= max {
+            bail!("position {highest} is beyond the checkpoint's {max} positions");
         }
-        let mut ropes = Vec::with_capacity(self.frequencies.len());
-        for (index, (rope, frequencies)) in self.frequencies.iter().enumerate() {
-            let (cos, sin) = match (there, self.tables.get(index)) {
-                (Some(_), Some(table)) => table.clone(),
-                _ => angles(positions, frequencies)?,
-            };
+        let turns = match there {
+            Some(there) => self.tables(highest + 1, there.device())?,
+            None => self.turns(positions)?,
+        };
+        let ropes = self.frequencies.iter().zip(turns).map(|((rope, _), (cos, sin))| {
             let positions = there.cloned();
-            ropes.push((*rope, Turn { cos, sin, positions }));
+            (*rope, Turn { cos, sin, positions })
+        });
+        Ok(Angles { ropes: ropes.collect() })
+    }
+
+    /// Tables of at least so many positions.
+    fn tables(&self, positions: usize, device: &Device) -> Result<Vec<(Tensor, Tensor)>> {
+        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+        if tables.positions < positions {
+            let positions = positions
+                .next_power_of_two()
+                .max(FIRST_POSITIONS)
+                .min(self.max_positions);
+            let all: Vec<usize> = (0..positions).collect();
+            let turns = self.turns(&all)?.into_iter();
+            let turns: Result<_> = turns
+                .map(|(cos, sin)| Ok((cos.to_device(device)?, sin.to_device(device)?)))
+                .collect();
+            *tables = Tables {
+                positions,
+                turns: turns?,
+            };
         }
-        Ok(Angles { ropes })
+        Ok(tables.turns.clone())
+    }
+
+    /// Cosines and sines by rope, on the CPU.
+    fn turns(&self, positions: &[usize]) -> Result<Vec<(Tensor, Tensor)>> {
+        let frequencies = self.frequencies.iter();
+        frequencies
+            .map(|(_, frequencies)| angles(positions, frequencies))
+            .collect()
     }
 }
 

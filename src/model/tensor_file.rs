@@ -96,6 +96,12 @@ impl TensorFile {
         self.metadata.info(name).map(|info| info.shape.as_slice())
     }
 
+    /// Bytes of a tensor, if the file has it.
+    pub fn tensor_bytes(&self, name: &str) -> Option<usize> {
+        let (start, end) = self.metadata.info(name)?.data_offsets;
+        Some(end - start)
+    }
+
     /// The whole file.
     pub fn bytes(&self) -> &[u8] {
         self.content.bytes()

@@ -16,6 +16,8 @@ pub const DEAD_LETTERS: &str = "moderatord_dead_letters_total";
 pub const TRANSACTIONS: &str = "moderatord_transactions_total";
 /// Own tokens of a micro-batch.
 pub const BATCH_TOKENS: &str = "moderatord_batch_tokens";
+/// Own tokens that a micro-batch may have, as found at the start.
+pub const BATCH_BUDGET: &str = "moderatord_batch_budget_tokens";
 /// Rows of a micro-batch.
 pub const BATCH_ROWS: &str = "moderatord_batch_rows";
 /// Time of one batch in one `stage`: encode, wait, score, emit, commit.
@@ -48,7 +50,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
     ];
     let sizes = [
-        1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0,
+        1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0,
     ];
     let probabilities: Vec<f64> = (1..=20).map(|twentieth| f64::from(twentieth) / 20.0).collect();
     let full = |name: &str| Matcher::Full(name.to_owned());
@@ -71,6 +73,7 @@ fn describe() {
     describe_counter!(ADAPTER_SWAPS, "Pointers followed while serving, by result.");
     describe_counter!(SCORE_FAILURES, "Failed calls of the scorer, by verdict.");
     describe_histogram!(BATCH_TOKENS, "Own tokens of a micro-batch.");
+    describe_gauge!(BATCH_BUDGET, "Own tokens that a micro-batch may have.");
     describe_histogram!(BATCH_ROWS, "Rows of a micro-batch.");
     describe_histogram!(STAGE_SECONDS, Unit::Seconds, "Time of one batch in one stage.");
     describe_histogram!(

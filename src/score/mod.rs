@@ -67,6 +67,11 @@ pub trait Scorer: Send {
     fn begin(&mut self, rows: &[Row]) -> Result<Begun, ScoreError> {
         self.score(rows).map(Begun::Done)
     }
+
+    /// Own tokens of one call that the device's memory has room for; none where memory is no bound.
+    fn room(&self) -> Option<usize> {
+        None
+    }
 }
 
 /// Rows that were begun.

@@ -13,7 +13,7 @@ use crate::decide::{Calibration, DerivedThresholds, JudgedModel};
 use crate::model::{Classifier, LoadError};
 use crate::prompt::PromptError;
 use crate::registry::{AdapterVersion, Pointer, RecordKind, Registry, RegistryError};
-use crate::score::warm_up::{Warm, warm_up};
+use crate::score::warm_up::{Warm, prove, warm_up};
 use crate::score::{Row, ScoreError, Scorer, canary};
 use golden::{GOLDEN_FILE, GoldenCase};
 
@@ -103,8 +103,6 @@ pub struct Served {
     pub canary: Vec<Row>,
     /// Identity, calibration, derived thresholds.
     pub judged: JudgedModel,
-    /// Own tokens of a micro-batch.
-    pub max_tokens: usize,
 }
 
 /// A loaded model, with the part of its version that deciding needs.
@@ -186,37 +184,29 @@ impl Source {
         })
     }
 
-    /// Makes a loaded model ready: scores the canary and the largest batch, of `max_tokens` at most.
+    /// Makes a loaded model ready and finds its batch budget, of `limit` tokens at most.
     ///
     /// # Errors
     /// [`ServingError`].
-    pub fn warm_up(&self, loaded: Loaded, max_tokens: usize) -> Result<Served, ServingError> {
-        let Loaded {
-            mut classifier,
-            calibration,
-            thresholds,
-        } = loaded;
-        let canary = canary::rows(&classifier.prompter())?;
-        let Warm {
-            max_tokens,
-            tokens_per_second,
-        } = warm_up(&mut classifier, &canary, max_tokens)?;
+    pub fn warm_up(&self, mut loaded: Loaded, limit: usize) -> Result<(Served, Warm), ServingError> {
+        let canary = canary::rows(&loaded.classifier.prompter())?;
+        let warm = warm_up(&mut loaded.classifier, &canary, limit)?;
         let window = self.prompt.max_window_tokens;
-        let seconds = window as f64 / tokens_per_second;
+        let seconds = window as f64 / warm.slowest;
         if seconds > LONGEST_WINDOW.as_secs_f64() {
             return Err(ServingError::Slow { window, seconds });
         }
-        let judged = JudgedModel {
-            identity: classifier.identity().clone(),
-            calibration,
-            derived: thresholds,
-        };
-        Ok(Served {
-            classifier,
-            canary,
-            judged,
-            max_tokens,
-        })
+        Ok((Served::new(loaded, canary), warm))
+    }
+
+    /// Makes a loaded model ready to take the place of one that was served in micro-batches of `max_tokens`.
+    ///
+    /// # Errors
+    /// [`ServingError`].
+    pub fn prove(&self, mut loaded: Loaded, max_tokens: usize) -> Result<Served, ServingError> {
+        let canary = canary::rows(&loaded.classifier.prompter())?;
+        prove(&mut loaded.classifier, &canary, max_tokens)?;
+        Ok(Served::new(loaded, canary))
     }
 
     /// Puts what decisions name by hash where `explain` finds it.
@@ -229,6 +219,26 @@ impl Source {
                 .await?;
         }
         Ok(())
+    }
+}
+
+impl Served {
+    fn new(loaded: Loaded, canary: Vec<Row>) -> Self {
+        let Loaded {
+            classifier,
+            calibration,
+            thresholds,
+        } = loaded;
+        let judged = JudgedModel {
+            identity: classifier.identity().clone(),
+            calibration,
+            derived: thresholds,
+        };
+        Self {
+            classifier,
+            canary,
+            judged,
+        }
     }
 }
 

@@ -78,7 +78,7 @@ impl Watch {
         let start = Instant::now();
         let loaded = runtime.block_on(self.source.load(Some(&self.registry), Some(pointer)));
         // The batch size of the start stays: the base is the same, and so is its speed.
-        let served = loaded.and_then(|loaded| self.source.warm_up(loaded, self.max_tokens));
+        let served = loaded.and_then(|loaded| self.source.prove(loaded, self.max_tokens));
         let served = served.map_err(|error| error.to_string())?;
         let identity = served.judged.identity.clone();
         let version = identity.adapter_version.clone().unwrap_or_else(|| "none".to_owned());
@@ -86,7 +86,6 @@ impl Watch {
             classifier,
             canary,
             judged,
-            ..
         } = served;
         let replacement = Replacement {
             scorer: Box::new(classifier),

@@ -100,14 +100,14 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         Err(error) => bail!(error),
     };
     let description = loaded.classifier.description().to_owned();
-    let served = source.warm_up(loaded, config.batch.max_tokens)?;
+    let (served, warm) = source.warm_up(loaded, config.batch.max_tokens)?;
     let stream = config.require_stream().map_err(Faults::from)?;
     let partitions = Partitions {
         comments: PARTITIONS,
         decisions: PARTITIONS,
         dead_letters: PARTITIONS,
     };
-    let (settings, model) = assemble(served, stream, partitions, &config, never());
+    let (settings, model) = assemble(served, warm.max_tokens, stream, partitions, &config, never());
     let health = Arc::new(Health::new(PATIENCE));
     let pipeline = Pipeline::start(&settings, model, &health)?;
     let demo = Demo {

@@ -285,7 +285,7 @@ impl Session<'_> {
         let options = LoadOptions {
             lora: LoraMode::Unmerged,
             quantize: Quantize::None,
-            place: Place::of(&self.source.model).map_err(LoadError::from)?,
+            place: Place::for_checkpoint(&self.source.model, &checkpoint).map_err(LoadError::from)?,
         };
         let model = Gemma::load(&checkpoint, None, options)?;
         let Some(eos) = prompter.eos_id() else {

@@ -1,0 +1,88 @@
+//! A GPU as candle and CUDA know it: opened with one queue, its memory kept, counted and given back.
+
+use std::ffi::c_void;
+
+use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
+use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute, CUmemoryPool};
+use candle_core::{CudaDevice, Device, Result};
+
+/// Opens a card with a queue of its own that all threads share, so that what one thread gives to it comes
+/// before what another gives later.
+pub(super) fn open(ordinal: usize) -> Result<Device> {
+    let device = Device::new_cuda_with_stream(ordinal)?;
+    let card = device.as_cuda_device()?;
+    #[expect(unsafe_code, reason = "events between queues would be made for every tensor")]
+    // SAFETY: there is one queue, so there is nothing to order between queues.
+    unsafe {
+        card.disable_event_tracking();
+    }
+    keep_memory(card)?;
+    Ok(device)
+}
+
+/// Has freed memory stay with this process until it is asked back: the driver would return it at every wait,
+/// and map it anew for every batch.
+fn keep_memory(card: &CudaDevice) -> Result<()> {
+    if let Some(pool) = pool(card)? {
+        let mut all = u64::MAX;
+        #[expect(unsafe_code, reason = "a foreign call")]
+        // SAFETY: the pool is the device's, and this attribute is a 64-bit number.
+        unsafe {
+            let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+            mem_pool::set_attribute(pool, attribute, (&raw mut all).cast::<c_void>()).w()?;
+        }
+    }
+    Ok(())
+}
+
+/// Bytes that this process could still use: what the card has free, and what it keeps unused.
+pub(super) fn free_bytes(card: &CudaDevice) -> Result<u64> {
+    let (free, _) = card.cuda_stream().context().mem_get_info().w()?;
+    let kept = match pool(card)? {
+        None => 0,
+        Some(pool) => {
+            let reserved = pool_bytes(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?;
+            reserved.saturating_sub(pool_bytes(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?)
+        }
+    };
+    Ok(free as u64 + kept)
+}
+
+/// Waits for the card and gives back what this process keeps unused: after a failure for want of memory others
+/// may be in want too, and libraries take theirs from elsewhere than the pool.
+pub(super) fn release(card: &CudaDevice) -> Result<()> {
+    card.cuda_stream().synchronize().w()?;
+    if let Some(pool) = pool(card)? {
+        #[expect(unsafe_code, reason = "a foreign call")]
+        // SAFETY: the pool is the device's.
+        unsafe {
+            mem_pool::trim_to(pool, 0).w()?;
+        }
+    }
+    Ok(())
+}
+
+/// Where the card's memory comes from; very old ones have none.
+fn pool(card: &CudaDevice) -> Result<Option<CUmemoryPool>> {
+    let stream = card.cuda_stream();
+    let context = stream.context();
+    if !context.has_async_alloc() {
+        return Ok(None);
+    }
+    context.bind_to_thread().w()?;
+    #[expect(unsafe_code, reason = "a foreign call")]
+    // SAFETY: the device is an open context's.
+    let pool = unsafe { device::get_mem_pool(context.cu_device()) };
+    Ok(Some(pool.w()?))
+}
+
+fn pool_bytes(pool: CUmemoryPool, attribute: CUmemPool_attribute) -> Result<u64> {
+    let mut bytes = 0u64;
+    #[expect(unsafe_code, reason = "a foreign call")]
+    // SAFETY: the pool is the device's, and the attributes asked for are 64-bit numbers.
+    unsafe {
+        mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast::<c_void>()).w()?;
+    }
+    Ok(bytes)
+}
