@@ -33,7 +33,7 @@ const SHARE_OF_MEMORY: f64 = 0.8;
 
 /// A loaded model that answers with margins.
 pub struct Classifier {
-    model: Gemma,
+    pub(super) model: Gemma,
     prefix: PrefixCache,
     /// The two labels' rows of the unembedding, hateful first.
     labels: Tensor,

@@ -69,6 +69,9 @@ pub struct Gemma {
     pub(super) transfer: Transfer,
     /// Where all of it is.
     pub(super) device: Device,
+    /// Where tests have it fail.
+    #[cfg(test)]
+    pub(super) starved: super::faults::Starved,
     /// What linear layers compute in; the residual stream, norms, logits and deltas are f32.
     pub(super) dtype: DType,
 }
@@ -266,6 +269,8 @@ impl Gemma {
         };
         let mut normed = rms_norm(&residual, &first.input_layernorm, eps, self.dtype)?;
         for (index, layer) in self.layers.iter().enumerate() {
+            #[cfg(test)]
+            self.starved.check(index, residual.dim(0)?, &self.device)?;
             let mut turn = angles.of(&layer.config.rope).clone();
             let (k, v) = self.keys_values(layer, &normed, &turn)?;
             observe(&residual, &k, &v);
@@ -285,6 +290,8 @@ impl Gemma {
             let prefix = prefix.keys_values(index, rows, &k, &v)?;
             let attention = self.attention(layer, &spans, prefix.as_ref());
             let y = layer.o_proj.forward(&attention.forward(&q, &k, &v)?)?;
+            // The MLP is where a pass holds most: these would stand beside it until the layer's end.
+            drop((q, k, v, prefix));
             let post = layer.post_attention_norm.as_ref();
             (residual, normed) = add_rms_norm(&residual, &y, post, &layer.pre_feedforward_norm, eps)?;
             let hidden = geglu(&layer.gate_proj.forward(&normed)?, &layer.up_proj.forward(&normed)?)?;

@@ -60,6 +60,8 @@ impl Gemma {
             layers: layers.into_iter().flatten().collect(),
             norm,
             ropes: RopeTables::new(config),
+            #[cfg(test)]
+            starved: Default::default(),
             transfer: Transfer::new(&device),
             device,
             dtype: loader.options.place.dtype,

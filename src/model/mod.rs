@@ -11,6 +11,8 @@ pub mod config;
 mod cross_entropy;
 pub mod device;
 mod differentiable;
+#[cfg(test)]
+mod faults;
 mod footprint;
 pub mod gemma;
 pub mod kernels;

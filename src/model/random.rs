@@ -56,6 +56,8 @@ impl Gemma {
             layers,
             norm: ones(hidden)?,
             ropes: RopeTables::new(config),
+            #[cfg(test)]
+            starved: Default::default(),
             transfer: Transfer::new(device),
             device: device.clone(),
             dtype: place.dtype,

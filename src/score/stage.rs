@@ -91,6 +91,19 @@ impl ScoreStage {
         batches: &Receiver<MicroBatch<Pending>>,
         finished: Sender<Vec<Finished>>,
     ) -> Result<(), StreamError> {
+        let ended = self.serve(batches, finished);
+        if ended.is_err() {
+            // The handles of a device at fault panic when they cannot be closed; the process ends anyway.
+            std::mem::forget(self.scorer);
+        }
+        ended
+    }
+
+    fn serve(
+        &mut self,
+        batches: &Receiver<MicroBatch<Pending>>,
+        finished: Sender<Vec<Finished>>,
+    ) -> Result<(), StreamError> {
         let mut between = Between {
             carried: None,
             last_done: Instant::now(),

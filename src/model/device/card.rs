@@ -63,6 +63,25 @@ pub(super) fn release(card: &CudaDevice) -> Result<()> {
     Ok(())
 }
 
+/// Bytes that tensors hold now, and the most that they held since this was asked before.
+#[cfg(test)]
+pub(in crate::model) fn used_bytes(card: &CudaDevice) -> Result<(u64, u64)> {
+    card.cuda_stream().synchronize().w()?;
+    let Some(pool) = pool(card)? else {
+        candle_core::bail!("the card has no memory pool")
+    };
+    let now = pool_bytes(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+    let highest = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    let most = pool_bytes(pool, highest)?;
+    let mut none = 0u64;
+    #[expect(unsafe_code, reason = "a foreign call")]
+    // SAFETY: the pool is the device's, and this attribute is a 64-bit number that zero resets.
+    unsafe {
+        mem_pool::set_attribute(pool, highest, (&raw mut none).cast::<c_void>()).w()?;
+    }
+    Ok((now, most))
+}
+
 /// Where the card's memory comes from; very old ones have none.
 fn pool(card: &CudaDevice) -> Result<Option<CUmemoryPool>> {
     let stream = card.cuda_stream();

@@ -1,7 +1,7 @@
 //! Where a model computes and in what: the settings made true, or refused by name.
 
 #[cfg(feature = "cuda")]
-mod card;
+pub(super) mod card;
 
 use candle_core::{DType, Device, Result as CandleResult};
 use tracing::warn;

@@ -1,0 +1,190 @@
+//! Faults made on purpose, and what becomes of them: compiled for tests only.
+
+use candle_core::{Device, Result, bail};
+
+/// Fails a pass in one layer when it has more own tokens than there is room for.
+#[derive(Debug, Default)]
+pub(super) struct Starved(Option<(usize, usize)>);
+
+impl Starved {
+    /// Called where a layer begins.
+    pub(super) fn check(&self, layer: usize, tokens: usize, device: &Device) -> Result<()> {
+        match self.0 {
+            Some((starved, room)) if layer == starved && tokens > room => out_of_memory(device),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// On a GPU the driver's own error: it is asked for more than any card has.
+fn out_of_memory(device: &Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) => {
+            #[expect(unsafe_code, reason = "nobody reads what is asked for")]
+            // SAFETY: as the reason says.
+            let asked = unsafe { card.alloc::<u8>(1 << 46) };
+            asked.map(|_| ())?;
+            bail!("a card with 64 TiB of memory")
+        }
+        _ => bail!("out of memory"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{Config, DeviceChoice, DtypeChoice, ModelConfig, Sources};
+    use crate::model::Classifier;
+    use crate::score::search::{Search, call};
+    use crate::score::{Row, Scorer};
+
+    fn classifier(family: &str, device: DeviceChoice) -> Classifier {
+        let config = Config::load(&Sources::default()).unwrap();
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let model = ModelConfig {
+            path: Some(fixtures.join(family)),
+            adapter: Some(fixtures.join(family).join("lora_qv")),
+            device,
+            dtype: DtypeChoice::F32,
+            ..config.model
+        };
+        Classifier::load(&model, &config.prompt).unwrap()
+    }
+
+    fn rows(classifier: &Classifier) -> Vec<Row> {
+        let prompter = classifier.prompter();
+        let text = |number: usize| "a word and another ".repeat(1 + number % 7);
+        (0..40)
+            .flat_map(|number| prompter.encode(&text(number)).unwrap().rows)
+            .collect()
+    }
+
+    /// Bytes that tensors hold on a GPU.
+    fn used_bytes(classifier: &Classifier) -> Option<u64> {
+        match classifier.model().device() {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(card) => Some(crate::model::device::card::used_bytes(card).unwrap().0),
+            _ => None,
+        }
+    }
+
+    /// Every layer in turn has too little memory for the whole batch: halves are scored, nothing is lost, and what
+    /// the failed calls held is free again.
+    fn a_starved_layer_loses_nothing(device: DeviceChoice, tolerance: f32) {
+        for family in ["gemma", "gemma2", "gemma3"] {
+            let mut classifier = classifier(family, device);
+            let rows = rows(&classifier);
+            let canary = rows[..1].to_vec();
+            let expected = call(&mut classifier, &rows).unwrap();
+            let room = 4 * rows.iter().map(Row::cost).max().unwrap();
+            for layer in 0..classifier.model().config().num_layers() {
+                let before = used_bytes(&classifier);
+                classifier.model.starved = Starved(Some((layer, room)));
+                let tried = match classifier.begin(&rows) {
+                    Ok(_) => panic!("{family} layer {layer}: expected too little memory"),
+                    Err(error) => Err(error),
+                };
+                let mut search = Search {
+                    scorer: &mut classifier,
+                    canary: &canary,
+                    failures: 0,
+                };
+                let found = search.settle(&rows, tried).unwrap();
+                assert!(search.failures > 1, "{family} layer {layer}: {}", search.failures);
+                assert_eq!(found.len(), expected.len());
+                for (found, expected) in found.into_iter().zip(&expected) {
+                    assert!((found.unwrap() - expected).abs() <= tolerance, "{family} layer {layer}");
+                }
+                classifier.model.starved = Starved::default();
+                super::super::device::release(classifier.model().device()).unwrap();
+                let after = classifier.place().free_bytes().unwrap();
+                assert!(
+                    after >= before,
+                    "{family} layer {layer}: {after:?} free, before {before:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_starved_layer_loses_nothing_on_the_cpu() {
+        a_starved_layer_loses_nothing(DeviceChoice::Cpu, 1e-5);
+    }
+
+    /// On a GPU, which must be there.
+    #[cfg(feature = "cuda")]
+    mod cuda {
+        use std::process::Command;
+
+        use candle_core::cuda_backend::WrapErr;
+        use candle_core::cuda_backend::cudarc::driver::LaunchConfig;
+
+        use super::*;
+        use crate::model::device::card::used_bytes;
+        use crate::model::footprint::pass_bytes;
+
+        const TRAP: &str = ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry trap_all()\n{\n\ttrap;\n}\n";
+
+        #[test]
+        fn a_starved_layer_loses_nothing_on_the_gpu() {
+            a_starved_layer_loses_nothing(DeviceChoice::Cuda(0), 1e-4);
+        }
+
+        #[test]
+        fn a_pass_takes_no_more_than_is_said() {
+            let mut classifier = classifier("gemma3", DeviceChoice::Cuda(0));
+            let many: Vec<Row> = rows(&classifier).into_iter().cycle().take(600).collect();
+            let tokens: usize = many.iter().map(Row::cost).sum();
+            // The first call makes what is made once.
+            call(&mut classifier, &many).unwrap();
+            let card = classifier.model().device().as_cuda_device().unwrap().clone();
+            let (before, _) = used_bytes(&card).unwrap();
+            call(&mut classifier, &many).unwrap();
+            let (_, most) = used_bytes(&card).unwrap();
+            let said = tokens as u64 * pass_bytes(classifier.model().config(), classifier.place().dtype);
+            let took = most - before;
+            assert!(took <= said, "{took} bytes for {tokens} tokens, {said} said");
+        }
+
+        /// A device that fails for good is told from a comment that cannot be scored. It breaks all that its process
+        /// does on the card, so it has a process to itself.
+        #[test]
+        fn a_device_that_fails_for_good_is_a_device_fault() {
+            let child = "model::faults::tests::cuda::breaks_the_device";
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", child, "--ignored", "--nocapture"])
+                .output()
+                .unwrap();
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(text.contains("found a device fault"), "{text}");
+        }
+
+        #[test]
+        #[ignore = "a_device_that_fails_for_good_is_a_device_fault runs it in a process of its own"]
+        fn breaks_the_device() {
+            let mut classifier = classifier("gemma3", DeviceChoice::Cuda(0));
+            let rows = rows(&classifier);
+            let canary = rows[..1].to_vec();
+            call(&mut classifier, &rows).unwrap();
+            let card = classifier.model().device().as_cuda_device().unwrap().clone();
+            let trap = card.get_or_load_custom_func("trap_all", "trap", TRAP).unwrap();
+            let config = LaunchConfig::for_num_elems(1);
+            #[expect(unsafe_code, reason = "a launch is a foreign call")]
+            // SAFETY: the kernel takes nothing and touches nothing.
+            unsafe { trap.builder().launch(config) }.w().unwrap();
+            let tried = call(&mut classifier, &rows);
+            let mut search = Search {
+                scorer: &mut classifier,
+                canary: &canary,
+                failures: 0,
+            };
+            let fault = search.settle(&rows, tried).unwrap_err();
+            println!("found a device fault: {fault}");
+            // The libraries' handles panic when they cannot be closed in order.
+            std::process::exit(0);
+        }
+    }
+}
