@@ -8,7 +8,7 @@ use moderatord::model::lora::Projection;
 use serde_json::{Value, json};
 
 use crate::machine::per_second;
-use crate::work::{PREFIX, Work, score};
+use crate::work::{PREFIX, Work};
 
 const SECONDS: f64 = 0.2;
 
@@ -92,7 +92,7 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
     let rope_q = time(&mut || drop(norm_rope(&q, &turn, norm).unwrap())) * thin;
     let rope_k = time(&mut || drop(norm_rope(&k, &turn, norm).unwrap())) * layers;
 
-    let pass = time(&mut || drop(score(gemma, &work.prefix, batch)));
+    let pass = time(&mut || drop(work.score(gemma, batch)));
     let parts = [
         ("linear layers", linear),
         ("attention", attention),

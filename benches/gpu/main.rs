@@ -28,6 +28,9 @@ use moderatord::model::gemma::Gemma;
 use serde_json::{Value, json};
 use support::random_gemma;
 
+/// As retrain makes them by default.
+const ADAPTER_RANK: usize = 8;
+
 fn main() {
     // `cargo bench` passes a flag of its own.
     let arguments: Vec<String> = std::env::args()
@@ -59,11 +62,14 @@ fn main() {
     for shape in shapes {
         let json = random_gemma::config(&shape).unwrap();
         let config = GemmaConfig::parse(&PathBuf::from("config.json"), &json.to_string()).unwrap();
-        let gemma = Gemma::random(&config, &place).unwrap();
+        let gemma = Gemma::random(&config, &place, None).unwrap();
         let best = serving::throughput(&gemma, rates.matmul, seconds, |figures| {
             results.set(&format!("{shape} throughput"), figures);
         });
         results.set(&format!("{shape} latency"), serving::latency(&gemma, &best, seconds));
+        let adapted = Gemma::random(&config, &place, Some(ADAPTER_RANK)).unwrap();
+        let adapted = serving::with_adapter(&adapted, &best, seconds);
+        results.set(&format!("{shape} with an adapter"), adapted);
         results.set(&format!("{shape} time"), breakdown::measure(&gemma, best.max_tokens));
         results.set(&format!("{shape} training"), training::measure(gemma, rows));
         results.set(&format!("{shape} ready"), ready::measure(&json, &model));

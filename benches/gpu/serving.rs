@@ -1,13 +1,15 @@
 //! Comments per second by batch budget, and what a comment waits at a given load.
 
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use moderatord::batch::{Batcher, Limits};
+use moderatord::model::Answer;
 use moderatord::model::gemma::Gemma;
 use moderatord::score::Row;
 use serde_json::{Value, json};
 
-use crate::work::{PREFIX, Work, score, useful_flops};
+use crate::work::{PREFIX, Work, useful_flops};
 
 /// Own tokens of a micro-batch.
 const BUDGETS: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16384];
@@ -19,6 +21,38 @@ pub struct Best {
     comments_per_second: f64,
 }
 
+/// Comments per second, and the FLOPs that their answers need, in batches of so many own tokens; the next is begun
+/// before the last is waited for, as the daemon does.
+fn rate(gemma: &Gemma, work: &Work, max_tokens: usize, seconds: f64) -> (f64, f64) {
+    let batches = work.batches(max_tokens);
+    work.score(gemma, batches[0]);
+    let (start, mut comments, mut flops, mut underway) = (Instant::now(), 0, 0.0, None);
+    for batch in batches.iter().cycle() {
+        let next = work.begin(gemma, batch.iter().map(Vec::as_slice));
+        if let Some(last) = underway.replace(next) {
+            Answer::wait(last).unwrap();
+        }
+        comments += batch.len();
+        flops += useful_flops(gemma, batch);
+        if start.elapsed().as_secs_f64() >= seconds {
+            break;
+        }
+    }
+    underway.map(Answer::wait).transpose().unwrap();
+    let took = start.elapsed().as_secs_f64();
+    (comments as f64 / took, flops / took)
+}
+
+/// What an adapter on every linear layer leaves of the comments per second.
+pub fn with_adapter(adapted: &Gemma, best: &Best, seconds: f64) -> Value {
+    let (comments, _) = rate(adapted, &Work::new(adapted, COMMENTS), best.max_tokens, seconds / 2.0);
+    json!({
+        "max_tokens": best.max_tokens,
+        "comments_per_s": comments,
+        "share_of_the_base_alone": comments / best.comments_per_second,
+    })
+}
+
 /// Tells the figures after each budget; gives the fastest.
 pub fn throughput(gemma: &Gemma, matmul: f64, seconds: f64, mut tell: impl FnMut(Value)) -> Best {
     let work = Work::new(gemma, COMMENTS);
@@ -28,36 +62,25 @@ pub fn throughput(gemma: &Gemma, matmul: f64, seconds: f64, mut tell: impl FnMut
     };
     let mut figures = Vec::new();
     for max_tokens in BUDGETS {
-        let batches = work.batches(max_tokens);
-        score(gemma, &work.prefix, batches[0]);
-        let (start, mut comments, mut flops) = (Instant::now(), 0, 0.0);
-        for batch in batches.iter().cycle() {
-            score(gemma, &work.prefix, batch);
-            comments += batch.len();
-            flops += useful_flops(gemma, batch);
-            if start.elapsed().as_secs_f64() >= seconds / 2.0 {
-                break;
-            }
-        }
-        let took = start.elapsed().as_secs_f64();
-        let rate = comments as f64 / took;
+        let (comments, flops) = rate(gemma, &work, max_tokens, seconds / 2.0);
         figures.push(json!({
             "max_tokens": max_tokens,
-            "comments_per_s": rate,
-            "useful_share_of_matmul": flops / took / matmul,
+            "comments_per_s": comments,
+            "useful_share_of_matmul": flops / matmul,
         }));
         tell(json!(figures));
-        if rate > best.comments_per_second {
+        if comments > best.comments_per_second {
             best = Best {
                 max_tokens,
-                comments_per_second: rate,
+                comments_per_second: comments,
             };
         }
     }
     best
 }
 
-/// Comments arrive one by one, evenly; each waits for its micro-batch, and that for the one before.
+/// Comments arrive one by one, evenly; each waits for its micro-batch, and that for the one before. Two are under
+/// way at most, as in the daemon.
 pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
     let work = Work::new(gemma, COMMENTS);
     let mut figures = Vec::new();
@@ -68,6 +91,7 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
             linger: LINGER,
         });
         let (start, mut arrived, mut latencies) = (Instant::now(), 0u32, Vec::new());
+        let mut underway: VecDeque<(Answer, Vec<Instant>)> = VecDeque::new();
         while start.elapsed().as_secs_f64() < seconds / 2.0 {
             let now = Instant::now();
             while start + gap * arrived <= now && !batcher.is_full() {
@@ -81,20 +105,21 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
                 batcher.push(arrival, vec![row], arrival);
                 arrived += 1;
             }
-            if !batcher.is_due(now) {
-                std::thread::sleep(Duration::from_micros(100));
-                continue;
+            if batcher.is_due(now) && underway.len() < 2 {
+                let batch = batcher.take().unwrap();
+                let answer = work.begin(gemma, batch.rows.iter().map(|row| &row.tokens[PREFIX..]));
+                underway.push_back((answer, batch.items.iter().map(|(arrival, _)| *arrival).collect()));
             }
-            let batch = batcher.take().unwrap();
-            let comments: Vec<Vec<u32>> = batch.rows.iter().map(|row| row.tokens[PREFIX..].to_vec()).collect();
-            score(gemma, &work.prefix, &comments);
-            let done = Instant::now();
-            latencies.extend(
-                batch
-                    .items
-                    .iter()
-                    .map(|(arrival, _)| (done - *arrival).as_secs_f64() * 1e3),
-            );
+            let is_done = |(answer, _): &(Answer, _)| underway.len() == 2 || answer.is_here();
+            if underway.front().is_some_and(is_done)
+                && let Some((answer, arrivals)) = underway.pop_front()
+            {
+                answer.wait().unwrap();
+                let done = Instant::now();
+                latencies.extend(arrivals.iter().map(|arrival| (done - *arrival).as_secs_f64() * 1e3));
+            } else {
+                std::thread::sleep(Duration::from_micros(100));
+            }
         }
         latencies.sort_by(f64::total_cmp);
         let quantile = |share: f64| latencies.get((latencies.len() as f64 * share) as usize).copied();

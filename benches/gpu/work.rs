@@ -1,5 +1,7 @@
 //! Comments as token ids, of real lengths, and the arithmetic that they cannot do without.
 
+use candle_core::Tensor;
+use moderatord::model::Answer;
 use moderatord::model::gemma::{Gemma, PackedRow, PrefixCache};
 
 use crate::support::{Random, comment_lengths};
@@ -12,6 +14,8 @@ pub const LABELS: [u32; 2] = [1001, 1002];
 
 pub struct Work {
     pub prefix: PrefixCache,
+    /// The labels' rows of the unembedding.
+    labels: Tensor,
     /// Own tokens of each comment: its text and the frame's end.
     pub comments: Vec<Vec<u32>>,
 }
@@ -26,6 +30,7 @@ impl Work {
         let comments = lengths.iter().cycle().take(count).map(|&length| ids(length + SUFFIX));
         Self {
             prefix,
+            labels: gemma.unembedding_of(&LABELS).unwrap(),
             comments: comments.collect(),
         }
     }
@@ -43,15 +48,18 @@ impl Work {
         batches.push(&self.comments[start..]);
         batches
     }
-}
 
-/// Margins of comments, back on the host: what the daemon waits for.
-pub fn score(gemma: &Gemma, prefix: &PrefixCache, comments: &[Vec<u32>]) -> Vec<f32> {
-    let row = |own| PackedRow { own, shared: PREFIX };
-    let rows: Vec<PackedRow<'_>> = comments.iter().map(|own| row(own.as_slice())).collect();
-    let labels = gemma.unembedding_of(&LABELS).unwrap();
-    let logits = gemma.begin(&rows, Some(prefix), &labels).unwrap().wait().unwrap();
-    logits.as_chunks::<2>().0.iter().map(|pair| pair[0] - pair[1]).collect()
+    /// Begins comments as the daemon does: their logits are asked for and not waited for.
+    pub fn begin<'a>(&self, gemma: &Gemma, comments: impl IntoIterator<Item = &'a [u32]>) -> Answer {
+        let row = |own| PackedRow { own, shared: PREFIX };
+        let rows: Vec<PackedRow<'_>> = comments.into_iter().map(row).collect();
+        gemma.begin(&rows, Some(&self.prefix), &self.labels).unwrap()
+    }
+
+    /// Scores comments and waits.
+    pub fn score(&self, gemma: &Gemma, comments: &[Vec<u32>]) -> Vec<f32> {
+        self.begin(gemma, comments.iter().map(Vec::as_slice)).wait().unwrap()
+    }
 }
 
 /// FLOPs that an answer needs: for a comment with t own tokens after a prefix of p, 2t for each linear weight

@@ -9,6 +9,9 @@ use super::lora::LoraWeights;
 /// path three to six times slower, so rows are padded with zeros.
 const QUANTIZED_WIDTH: usize = 256;
 
+/// Half-precision matrix products want rows of whole 16-byte pieces.
+const RANK_MULTIPLE: usize = 8;
+
 /// How a delta meets the frozen weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoraMode {
@@ -29,14 +32,16 @@ pub struct Linear {
 enum Weight {
     /// (outputs, inputs).
     Dense(Tensor),
+    /// A weight that is not f32 with its delta.
+    Widened(Widened),
     /// Rows padded to a multiple of [`QUANTIZED_WIDTH`].
     Quantized { matmul: QMatMul, padding: usize },
 }
 
 impl Linear {
     /// A dense layer with weight (outputs, inputs) and an optional delta, which is brought to where the
-    /// weight is. Beside a weight that is not f32 it stays whatever `mode` says: such a weight would
-    /// round a small delta away.
+    /// weight is. A weight that is not f32 would round a small delta away: there it stays beside the weight,
+    /// whatever `mode` says, in the weight's dtype, which rounds it by its own size only.
     ///
     /// # Errors
     /// candle's, on shapes that do not fit; callers check shapes first.
@@ -50,6 +55,10 @@ impl Linear {
                     lora: None,
                 })
             }
+            (Some(lora), _) if weight.dtype() != DType::F32 => Ok(Self {
+                weight: Weight::Widened(Widened::new(&weight, &lora)?),
+                lora: None,
+            }),
             (lora, _) => Ok(Self {
                 weight: Weight::Dense(weight),
                 lora,
@@ -82,17 +91,20 @@ impl Linear {
     /// # Errors
     /// candle's.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let (Weight::Dense(weight), Some(live)) = (&self.weight, &self.lora)
+            && weight.dtype() != DType::F32
+        {
+            return Widened::new(weight, live)?.forward(x);
+        }
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(&weight.t()?)?,
+            Weight::Widened(widened) => widened.forward(x)?,
             Weight::Quantized { matmul, padding: 0 } => matmul.forward(x)?,
             Weight::Quantized { matmul, padding } => matmul.forward(&x.pad_with_zeros(1, 0, *padding)?)?,
         };
         match &self.lora {
             None => Ok(y),
-            Some(lora) => {
-                let y = (y.to_dtype(DType::F32)? + lora.forward(&x.to_dtype(DType::F32)?)?)?;
-                y.to_dtype(x.dtype())
-            }
+            Some(lora) => y + lora.forward(x)?,
         }
     }
 }
@@ -116,6 +128,36 @@ impl Linear {
             None => Ok(y),
             Some(lora) => y + lora.forward(x)?,
         }
+    }
+}
+
+/// A weight and its delta as one product, `[x, x A'] [W, scale B]'`, in the weight's dtype.
+///
+/// The products are summed in f32 and the sum is rounded once. Added to outputs that were rounded already, a
+/// delta below half of their last place would vanish, as it would in the weight.
+#[derive(Debug)]
+struct Widened {
+    /// (outputs, inputs + rank).
+    weight: Tensor,
+    /// (rank, inputs); the rank is padded with zeros.
+    a: Tensor,
+}
+
+impl Widened {
+    fn new(weight: &Tensor, lora: &LoraWeights) -> Result<Self> {
+        let rank = lora.a.dim(0)?;
+        let padding = rank.next_multiple_of(RANK_MULTIPLE) - rank;
+        let a = lora.a.pad_with_zeros(0, 0, padding)?.to_dtype(weight.dtype())?;
+        let b = (&lora.b * lora.scale)?.pad_with_zeros(1, 0, padding)?;
+        Ok(Self {
+            weight: Tensor::cat(&[weight, &b.to_dtype(weight.dtype())?], 1)?,
+            a,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let low = x.matmul(&self.a.t()?)?;
+        Tensor::cat(&[x, &low], 1)?.matmul(&self.weight.t()?)
     }
 }
 
@@ -178,5 +220,42 @@ impl CustomOp1 for Frozen {
     fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let grad = grad.to_dtype(self.weight.dtype())?.contiguous()?;
         Ok(Some(grad.matmul(&self.weight)?.to_dtype(DType::F32)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::kernels::tests::random;
+
+    /// A delta of a thousandth of the weight, which bf16 would lose in a sum with it.
+    #[test]
+    fn a_small_delta_beside_a_bf16_weight_is_kept() -> Result<()> {
+        for (outputs, inputs, rank) in [(96, 64, 4), (64, 96, 8), (64, 64, 3)] {
+            let bf16 = |x: Tensor| x.to_dtype(DType::BF16);
+            let weight = bf16(random((outputs, inputs), 1)?)?;
+            let lora = LoraWeights {
+                a: random((rank, inputs), 2)?,
+                b: random((outputs, rank), 3)?,
+                scale: 1e-3,
+            };
+            let x = bf16(random((500, inputs), 4)?)?;
+            let wide = x.to_dtype(DType::F32)?;
+            let delta = lora.forward(&wide)?;
+            let expected = (wide.matmul(&weight.to_dtype(DType::F32)?.t()?)? + &delta)?;
+            let found = Linear::dense(weight, Some(&lora), LoraMode::Merged)?.forward(&x)?;
+            assert_eq!(found.dtype(), DType::BF16);
+            let error = (found.to_dtype(DType::F32)? - expected)?;
+            // Rounding has no direction: along the delta, next to nothing of the delta may be missing.
+            let along =
+                (&error * &delta)?.sum_all()?.to_scalar::<f32>()? / delta.sqr()?.sum_all()?.to_scalar::<f32>()?;
+            assert!(
+                along.abs() < 0.1,
+                "{outputs} x {inputs}: {along} of the delta is missing"
+            );
+            let worst = error.abs()?.max_all()?.to_scalar::<f32>()?;
+            assert!(worst < 0.06, "{outputs} x {inputs}: {worst}");
+        }
+        Ok(())
     }
 }

@@ -7,24 +7,33 @@ use super::config::GemmaConfig;
 use super::device::Place;
 use super::gemma::{Gemma, Layer};
 use super::linear::{Linear, LoraMode};
-use super::lora::Projection;
+use super::lora::{LoraWeights, Projection};
 use super::rope::RopeTables;
 use super::transfer::Transfer;
 
 impl Gemma {
-    /// Weights are normal with the variance that keeps activations of order one; the same on no two runs.
+    /// Weights are normal with the variance that keeps activations of order one; the same on no two runs. With a
+    /// rank, every linear layer has a small delta of it, as an adapter would give it.
     ///
     /// # Errors
     /// candle's; too little memory, for one.
-    pub fn random(config: &GemmaConfig, place: &Place) -> Result<Self> {
+    pub fn random(config: &GemmaConfig, place: &Place, rank: Option<usize>) -> Result<Self> {
         let (device, hidden) = (&place.device, config.hidden_size);
         let normal = |shape: [usize; 2], deviation: f64| {
             Tensor::randn(0f32, deviation as f32, &shape[..], device)?.to_dtype(place.dtype)
         };
         let ones = |width: usize| Tensor::ones(width, DType::F32, device);
         let linear = |projection: Projection| {
-            let shape = projection.shape(config);
-            Linear::dense(normal(shape, (shape[1] as f64).powf(-0.5))?, None, LoraMode::Unmerged)
+            let [outputs, inputs] = projection.shape(config);
+            let weight = normal([outputs, inputs], (inputs as f64).powf(-0.5))?;
+            let delta = |rank: usize| -> Result<LoraWeights> {
+                Ok(LoraWeights {
+                    a: Tensor::randn(0f32, (inputs as f32).powf(-0.5), (rank, inputs), device)?,
+                    b: Tensor::randn(0f32, 1.0, (outputs, rank), device)?,
+                    scale: 1e-3,
+                })
+            };
+            Linear::dense(weight, rank.map(delta).transpose()?.as_ref(), LoraMode::Merged)
         };
         let mut layers = Vec::with_capacity(config.num_layers());
         for layer in &config.layers {

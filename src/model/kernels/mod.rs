@@ -37,7 +37,7 @@ fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> R
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use candle_core::{Device, Result, Shape, Tensor};
 
     /// Values in -1 to 1 that depend on the seed only (a 64-bit linear congruential generator with
