@@ -6,6 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::message::ModelIdentity;
 use crate::prompt::Prompter;
 use crate::score::canary::TEXTS;
 use crate::score::search::call;
@@ -18,8 +19,38 @@ pub const GOLDEN_FILE: &str = "golden.json";
 /// 1e-4, another processor's rounding included.
 const TOLERANCE: f32 = 1e-2;
 
-/// The same over quantised weights or in bf16, whose error depends on the device.
+/// The same where either margin comes of quantised weights or of bf16, whose error depends on the device.
 const ROUNDED_TOLERANCE: f32 = 1.0;
+
+/// In what a margin was computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arithmetic {
+    /// f32 throughout.
+    #[default]
+    Exact,
+    /// Over quantised weights, or in bf16.
+    Rounded,
+}
+
+impl Arithmetic {
+    /// A model's.
+    pub fn of(identity: &ModelIdentity) -> Self {
+        if identity.quantization == "none" && identity.dtype == "f32" {
+            Self::Exact
+        } else {
+            Self::Rounded
+        }
+    }
+
+    /// How far a margin computed in it may be from one computed in `other`.
+    fn tolerance(self, other: Self) -> f32 {
+        match (self, other) {
+            (Self::Exact, Self::Exact) => TOLERANCE,
+            _ => ROUNDED_TOLERANCE,
+        }
+    }
+}
 
 /// One case.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +64,9 @@ pub struct GoldenCase {
     pub hateful: Option<bool>,
     /// What the version said.
     pub margin: f32,
+    /// In what it was computed.
+    #[serde(default)]
+    pub arithmetic: Arithmetic,
 }
 
 /// A case before anything was scored.
@@ -56,11 +90,16 @@ pub fn own_questions() -> Vec<Question> {
     TEXTS.iter().enumerate().map(question).collect()
 }
 
-/// Scores questions.
+/// Scores questions, in the scorer's arithmetic.
 ///
 /// # Errors
 /// In words, the first that has no margin.
-pub fn ask(scorer: &mut dyn Scorer, prompter: &Prompter, questions: Vec<Question>) -> Result<Vec<GoldenCase>, String> {
+pub fn ask(
+    scorer: &mut dyn Scorer,
+    prompter: &Prompter,
+    questions: Vec<Question>,
+    arithmetic: Arithmetic,
+) -> Result<Vec<GoldenCase>, String> {
     let mut cases = Vec::with_capacity(questions.len());
     for Question { id, text, hateful } in questions {
         let margin = margin(scorer, prompter, &text).map_err(|error| format!("case {id}: {error}"))?;
@@ -69,6 +108,7 @@ pub fn ask(scorer: &mut dyn Scorer, prompter: &Prompter, questions: Vec<Question
             text,
             hateful,
             margin,
+            arithmetic,
         });
     }
     Ok(cases)
@@ -80,7 +120,7 @@ pub fn wrong(cases: &[GoldenCase]) -> Vec<String> {
     cases.iter().filter(is_wrong).map(|case| case.id.clone()).collect()
 }
 
-/// Proves that a loaded version says what it said when it was made.
+/// Proves that a loaded version says what it said when it was made, in the scorer's arithmetic.
 ///
 /// # Errors
 /// In words, the first case that differs.
@@ -88,10 +128,10 @@ pub fn prove(
     scorer: &mut dyn Scorer,
     prompter: &Prompter,
     cases: &[GoldenCase],
-    is_rounded: bool,
+    arithmetic: Arithmetic,
 ) -> Result<(), String> {
-    let tolerance = if is_rounded { ROUNDED_TOLERANCE } else { TOLERANCE };
     for case in cases {
+        let tolerance = case.arithmetic.tolerance(arithmetic);
         let found = margin(scorer, prompter, &case.text).map_err(|error| format!("case {}: {error}", case.id))?;
         if (found - case.margin).abs() > tolerance {
             let (id, expected) = (&case.id, case.margin);
@@ -117,6 +157,22 @@ fn margin(scorer: &mut dyn Scorer, prompter: &Prompter, text: &str) -> Result<f3
 mod tests {
     use super::*;
 
+    /// A version that was made on a GPU serves on a CPU, and the other way round.
+    #[test]
+    fn rounding_on_either_side_widens_the_tolerance() {
+        use Arithmetic::{Exact, Rounded};
+        for (made, served, expected) in [
+            (Exact, Exact, TOLERANCE),
+            (Rounded, Exact, ROUNDED_TOLERANCE),
+            (Exact, Rounded, ROUNDED_TOLERANCE),
+            (Rounded, Rounded, ROUNDED_TOLERANCE),
+        ] {
+            assert_eq!(made.tolerance(served), expected);
+        }
+        let before: GoldenCase = serde_json::from_str(r#"{"id": "a", "text": "b", "margin": 1.5}"#).unwrap();
+        assert_eq!(before.arithmetic, Exact);
+    }
+
     #[test]
     fn only_a_right_answer_can_be_missed() {
         let case = |id: &str, hateful, margin| GoldenCase {
@@ -124,6 +180,7 @@ mod tests {
             text: String::new(),
             hateful,
             margin,
+            arithmetic: Arithmetic::Exact,
         };
         let cases = [
             case("a", None, -1.0),

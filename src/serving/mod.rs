@@ -15,7 +15,7 @@ use crate::prompt::PromptError;
 use crate::registry::{AdapterVersion, Pointer, RecordKind, Registry, RegistryError};
 use crate::score::warm_up::{Warm, prove, warm_up};
 use crate::score::{Row, ScoreError, Scorer, canary};
-use golden::{GOLDEN_FILE, GoldenCase};
+use golden::{Arithmetic, GOLDEN_FILE, GoldenCase};
 
 /// A single row may take this long: well below what the watchdog takes for a stall.
 const LONGEST_WINDOW: Duration = Duration::from_secs(10);
@@ -173,9 +173,9 @@ impl Source {
         if let Some(json) = files.get(GOLDEN_FILE) {
             let cases: Vec<GoldenCase> =
                 serde_json::from_slice(json).map_err(|error| failed(format!("cannot read {GOLDEN_FILE}: {error}")))?;
-            let is_rounded = identity.quantization != "none" || identity.dtype != "f32";
+            let arithmetic = Arithmetic::of(identity);
             let prompter = classifier.prompter();
-            golden::prove(&mut classifier, &prompter, &cases, is_rounded).map_err(failed)?;
+            golden::prove(&mut classifier, &prompter, &cases, arithmetic).map_err(failed)?;
         }
         Ok(Loaded {
             classifier,

@@ -33,7 +33,7 @@ use crate::model::{Classifier, LoadError, LoadOptions, LoraMode};
 use crate::prompt::Prompter;
 use crate::registry::{ADAPTER_FILES, AdapterVersion, Draft, Facts, Manifest, Pointer, RecordKind, Registry};
 use crate::serving::Source;
-use crate::serving::golden::{self, GOLDEN_FILE, Question};
+use crate::serving::golden::{self, Arithmetic, GOLDEN_FILE, Question};
 
 /// Name of the file with the training part's signatures, by which the next retraining knows what this
 /// version was trained on.
@@ -152,7 +152,8 @@ impl Session<'_> {
         let measured = self.measured(&dataset, test, fitted.calibration, derived)?;
         let mut questions = golden::own_questions();
         questions.append(&mut self.questions);
-        let cases = golden::ask(&mut challenger, &prompter, questions).map_err(anyhow::Error::msg)?;
+        let arithmetic = Arithmetic::of(challenger.identity());
+        let cases = golden::ask(&mut challenger, &prompter, questions, arithmetic).map_err(anyhow::Error::msg)?;
         let verdict = self.verdict(&dataset, &champion_measured, &measured, signatures.len(), &cases);
 
         let adapter = crate::message::adapter_hash(&files.config, &files.weights);
