@@ -1,40 +1,56 @@
-//! With the feature `cuda`: our kernels from their sources to PTX, which the driver finishes for the card.
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-const KERNELS: [&str; 4] = ["geglu", "norm", "norm_rope", "attention"];
-
-/// The oldest cards with bf16 tensor cores (Ampere); later ones run it too.
-const ARCHITECTURE: &str = "compute_80";
+//! With the feature `cuda`: our kernels from their sources to PTX, which the driver finishes for the card, and what
+//! finds the driver when the program starts.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
-    println!("cargo::rerun-if-changed=src/model/kernels/cuda");
-    if std::env::var_os("CARGO_FEATURE_CUDA").is_none() {
-        return;
-    }
-    println!("cargo::rerun-if-env-changed=NVCC");
-    println!("cargo::rerun-if-env-changed=CUDA_HOME");
-    let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
-    for kernel in KERNELS {
-        let source = Path::new("src/model/kernels/cuda").join(format!("{kernel}.cu"));
-        let target = out.join(format!("{kernel}.ptx"));
-        let mut command = Command::new(nvcc());
-        command.args(["-ptx", "-std=c++17", "-O3", "-arch", ARCHITECTURE, "-o"]);
-        let status = command.arg(&target).arg(&source).status();
-        match status {
-            Ok(status) if status.success() => {}
-            Ok(status) => panic!("{command:?} ended with {status}"),
-            Err(error) => panic!("cannot run {command:?}: {error}; README.md says how to get nvcc without root"),
-        }
-    }
+    #[cfg(feature = "cuda")]
+    cuda::build();
 }
 
-fn nvcc() -> PathBuf {
-    let home = || std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
-    std::env::var_os("NVCC")
-        .map(PathBuf::from)
-        .or_else(home)
-        .unwrap_or_else(|| "nvcc".into())
+#[cfg(feature = "cuda")]
+mod cuda {
+    use std::path::{Path, PathBuf};
+    use std::process::Command;
+
+    const KERNELS: [&str; 4] = ["geglu", "norm", "norm_rope", "attention"];
+
+    /// The oldest cards with bf16 tensor cores (Ampere); later ones run it too.
+    const ARCHITECTURE: &str = "compute_80";
+
+    pub fn build() {
+        println!("cargo::rerun-if-changed=src/model/kernels/cuda");
+        println!("cargo::rerun-if-changed=src/model/device/driver.c");
+        println!("cargo::rerun-if-env-changed=NVCC");
+        println!("cargo::rerun-if-env-changed=CUDA_HOME");
+        kernels();
+        // The whole of it, and before the driver's library: else the linker takes that one's functions.
+        cc::Build::new()
+            .file("src/model/device/driver.c")
+            .link_lib_modifier("+whole-archive")
+            .compile("moderatord_driver");
+    }
+
+    fn kernels() {
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+        for kernel in KERNELS {
+            let source = Path::new("src/model/kernels/cuda").join(format!("{kernel}.cu"));
+            let target = out.join(format!("{kernel}.ptx"));
+            let mut command = Command::new(nvcc());
+            command.args(["-ptx", "-std=c++17", "-O3", "-arch", ARCHITECTURE, "-o"]);
+            let status = command.arg(&target).arg(&source).status();
+            match status {
+                Ok(status) if status.success() => {}
+                Ok(status) => panic!("{command:?} ended with {status}"),
+                Err(error) => panic!("cannot run {command:?}: {error}; README.md says how to get nvcc without root"),
+            }
+        }
+    }
+
+    fn nvcc() -> PathBuf {
+        let home = || std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
+        std::env::var_os("NVCC")
+            .map(PathBuf::from)
+            .or_else(home)
+            .unwrap_or_else(|| "nvcc".into())
+    }
 }

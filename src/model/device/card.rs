@@ -1,11 +1,29 @@
 //! A GPU as candle and CUDA know it: opened with one queue, its memory kept, counted and given back.
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_char, c_void};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute, CUmemoryPool};
 use candle_core::{CudaDevice, Device, Result};
+
+#[expect(unsafe_code, reason = "a foreign call")]
+unsafe extern "C" {
+    /// Of driver.c: why there is no driver; null where there is one.
+    safe fn moderatord_no_driver() -> *const c_char;
+}
+
+/// Why there is no driver, if there is none.
+pub(super) fn missing_driver() -> Option<String> {
+    let reason = moderatord_no_driver();
+    if reason.is_null() {
+        return None;
+    }
+    #[expect(unsafe_code, reason = "a string of C")]
+    // SAFETY: it is a constant, ended by zero, once the program has started.
+    let reason = unsafe { CStr::from_ptr(reason) };
+    Some(reason.to_string_lossy().into_owned())
+}
 
 /// Opens a card with a queue of its own that all threads share, so that what one thread gives to it comes
 /// before what another gives later.

@@ -170,6 +170,9 @@ fn cuda(_ordinal: usize) -> Result<Place, String> {
 /// the kernels are not compiled for, show.
 #[cfg(feature = "cuda")]
 fn cuda(ordinal: usize) -> Result<Place, String> {
+    if let Some(reason) = card::missing_driver() {
+        return Err(format!("needs NVIDIA's driver, and there is none: {reason}"));
+    }
     let device = card::open(ordinal).map_err(|error| format!("cannot be opened: {}", first_line(&error)))?;
     let probe = || {
         let x = candle_core::Tensor::ones((1, 32), DType::BF16, &device)?;

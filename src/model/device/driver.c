@@ -1,0 +1,63 @@
+// The functions of NVIDIA's driver that we call, found when the program starts.
+//
+// candle links with libcuda.so.1, which comes with the driver: without one the loader would end the daemon before
+// its first line. These definitions come before that library's, so the linker drops it. Each is a jump to what
+// dlopen finds; where it finds nothing, every function answers with an error, and the daemon says what is missing
+// or computes on the CPU. `readelf -d` must not name libcuda; benches/gpu/run pack looks.
+
+#include <dlfcn.h>
+#include <stdio.h>
+
+#define FUNCTIONS(F)                                                                                                  \
+    F(cuCtxDestroy_v2) F(cuCtxGetCurrent) F(cuCtxSetCurrent) F(cuCtxSynchronize) F(cuDeviceGet)                       \
+    F(cuDeviceGetAttribute) F(cuDeviceGetMemPool) F(cuDevicePrimaryCtxRelease_v2) F(cuDevicePrimaryCtxRetain)         \
+    F(cuEventCreate) F(cuEventDestroy_v2) F(cuEventQuery) F(cuEventRecord) F(cuEventSynchronize)                      \
+    F(cuGetErrorName) F(cuGetErrorString) F(cuInit) F(cuLaunchKernel) F(cuMemAllocAsync) F(cuMemAlloc_v2)             \
+    F(cuMemFreeAsync) F(cuMemFreeHost) F(cuMemFree_v2) F(cuMemGetInfo_v2) F(cuMemHostAlloc)                           \
+    F(cuMemPoolGetAttribute) F(cuMemPoolSetAttribute) F(cuMemPoolTrimTo) F(cuMemcpyDtoDAsync_v2)                      \
+    F(cuMemcpyDtoHAsync_v2) F(cuMemcpyHtoDAsync_v2) F(cuMemcpyPeerAsync) F(cuMemsetD8Async)                           \
+    F(cuModuleGetFunction) F(cuModuleLoad) F(cuModuleLoadData) F(cuModuleUnload) F(cuStreamCreate)                    \
+    F(cuStreamDestroy_v2) F(cuStreamIsCapturing) F(cuStreamSynchronize) F(cuStreamWaitEvent)
+
+// What CUDA's own stub of the driver answers: CUDA_ERROR_STUB_LIBRARY.
+static int missing(void) {
+    return 34;
+}
+
+#if defined(__x86_64__)
+#define JUMP(target) "jmp *" target "(%rip)\n"
+#elif defined(__aarch64__)
+#define JUMP(target) "adrp x16, " target "\nldr x16, [x16, :lo12:" target "]\nbr x16\n"
+#else
+#error "NVIDIA's driver is for x86-64 and AArch64"
+#endif
+
+#define DEFINE(name)                                                                                                  \
+    __attribute__((visibility("hidden"), used)) void *moderatord_##name = (void *)missing;                            \
+    __asm__(".pushsection .text\n.globl " #name "\n.type " #name ", %function\n" #name ":\n" JUMP("moderatord_" #name) \
+            ".size " #name ", . - " #name "\n.popsection\n");
+
+FUNCTIONS(DEFINE)
+
+static char why[256];
+
+// Why there is no driver; null where there is one.
+const char *moderatord_no_driver(void) {
+    return why[0] ? why : 0;
+}
+
+#define FIND(name)                                                                                                    \
+    {                                                                                                                 \
+        void *function = dlsym(driver, #name);                                                                        \
+        if (function) moderatord_##name = function;                                                                   \
+    }
+
+__attribute__((constructor)) static void find_driver(void) {
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!driver) {
+        const char *error = dlerror();
+        snprintf(why, sizeof why, "%s", error ? error : "libcuda.so.1 cannot be opened");
+        return;
+    }
+    FUNCTIONS(FIND)
+}
