@@ -118,7 +118,7 @@ fn training_on_the_gpu_follows_the_cpu() {
             place: Place::of(model).unwrap(),
         };
         let gemma = Gemma::load(&Checkpoint::of(model).unwrap(), None, options).unwrap();
-        let rows: Vec<TrainingRow> = (0..64)
+        let rows: Vec<TrainingRow> = (0..24)
             .map(|number| {
                 let event: serde_json::Value = serde_json::from_str(&label(number).1).unwrap();
                 TrainingRow {

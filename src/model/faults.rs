@@ -56,8 +56,8 @@ mod tests {
 
     fn rows(classifier: &Classifier) -> Vec<Row> {
         let prompter = classifier.prompter();
-        let text = |number: usize| "a word and another ".repeat(1 + number % 7);
-        (0..40)
+        let text = |number: usize| "a word and another ".repeat(1 + number % 4);
+        (0..16)
             .flat_map(|number| prompter.encode(&text(number)).unwrap().rows)
             .collect()
     }
@@ -136,7 +136,7 @@ mod tests {
         #[test]
         fn a_pass_takes_no_more_than_is_said() {
             let mut classifier = classifier("gemma3", DeviceChoice::Cuda(0));
-            let many: Vec<Row> = rows(&classifier).into_iter().cycle().take(600).collect();
+            let many: Vec<Row> = rows(&classifier).into_iter().cycle().take(60).collect();
             let tokens: usize = many.iter().map(Row::cost).sum();
             // The first call makes what is made once.
             call(&mut classifier, &many).unwrap();

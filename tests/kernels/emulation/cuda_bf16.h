@@ -7,7 +7,10 @@
 #pragma once
 
 #include <stdint.h>
+
+#if !defined(__x86_64__)
 #include <ucontext.h>
+#endif
 
 #include <cmath>
 #include <cstdio>
@@ -27,7 +30,7 @@
 struct Dim3 {
     uint32_t x, y;
 };
-inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
+static Dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 struct uint4 {
     uint32_t x, y, z, w;
@@ -55,46 +58,111 @@ inline float __expf(float x) { return std::exp(x); }
 
 namespace emulation {
 
-struct Fiber {
+#if defined(__x86_64__)
+// Stores the registers that the callee keeps, as the System V convention names them, and goes on where `to` was
+// left. The system's swapcontext asks the kernel for the signal mask each time, which takes most of a run.
+struct Context {
+    void *stack = nullptr;
+};
+extern "C" void emulation_switch(void **from, void *to);
+asm(R"(
+.pushsection .text
+.weak emulation_switch
+.type emulation_switch, @function
+emulation_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.popsection
+)");
+inline void go(Context &from, Context &to) { emulation_switch(&from.stack, to.stack); }
+inline void prepare(Context &context, char *stack, size_t size, void (*entry)()) {
+    void **top = (void **)((uintptr_t)(stack + size) & ~(uintptr_t)15);
+    *--top = nullptr;
+    *--top = (void *)entry;
+    context.stack = top - 6;
+}
+#else
+struct Context {
     ucontext_t context;
-    std::vector<char> stack;
+};
+inline void go(Context &from, Context &to) { swapcontext(&from.context, &to.context); }
+inline void prepare(Context &context, char *stack, size_t size, void (*entry)()) {
+    getcontext(&context.context);
+    context.context.uc_stack.ss_sp = stack;
+    context.context.uc_stack.ss_size = size;
+    makecontext(&context.context, entry, 0);
+}
+#endif
+
+constexpr size_t STACK = 64 << 10;
+
+struct Fiber {
+    Context context;
+    std::unique_ptr<char[]> stack{new char[STACK]};
     bool is_done = false;
-    // Barriers and operations of the warp that it has come to.
-    uint64_t block_waits = 0, warp_waits = 0;
+    // Operations of its warp that it has been in: odd and even ones use lanes of their own.
+    uint32_t operations = 0;
 };
 
-inline ucontext_t scheduler;
-inline std::vector<std::unique_ptr<Fiber>> fibers;
-inline uint32_t current;
-inline std::function<void()> body;
-// What the lanes of each warp give each other.
-inline std::vector<uint32_t> lanes;
+// Threads that wait for each other.
+struct Barrier {
+    uint32_t size = 0, arrived = 0, ended = 0;
+    uint64_t generation = 0;
+};
 
-inline void yield() { swapcontext(&fibers[current]->context, &scheduler); }
+static Context scheduler;
+static std::vector<Fiber> fibers;
+static Barrier block;
+static std::vector<Barrier> warps;
+static uint32_t current;
+static std::function<void()> body;
+// What the lanes of each warp give each other.
+static std::vector<uint32_t> lanes;
+
+inline void yield() { go(fibers[current].context, scheduler); }
 
 inline void fail(const char *what) {
     fprintf(stderr, "kernel: %s\n", what);
     exit(1);
 }
 
-// Goes on when all threads from `first` on have come as far.
-template <uint64_t Fiber::*Waits>
-inline void wait(uint32_t first, uint32_t count) {
-    Fiber &own = *fibers[current];
-    own.*Waits += 1;
-    for (uint32_t i = first; i < first + count; i++) {
-        while (*&(fibers[i].get()->*Waits) < own.*Waits) {
-            if (fibers[i]->is_done) fail("a thread ended before a barrier of others");
-            yield();
-        }
+// Goes on when all threads of the barrier have come to it.
+inline void wait(Barrier &barrier) {
+    const uint64_t own = barrier.generation;
+    if (++barrier.arrived == barrier.size) {
+        barrier.arrived = 0;
+        barrier.generation++;
+        return;
+    }
+    while (barrier.generation == own) {
+        if (barrier.ended) fail("a thread ended before a barrier of others");
+        yield();
     }
 }
 
-inline void wait_warp() { wait<&Fiber::warp_waits>(current / 32 * 32, 32); }
+// Where this thread leaves 8 words for the others of its warp, and finds those of `lane`.
+inline uint32_t *words(uint32_t lane) {
+    return &lanes[((fibers[current].operations % 2) * fibers.size() + current / 32 * 32 + lane) * 8];
+}
 
 inline void entry() {
     body();
-    fibers[current]->is_done = true;
+    fibers[current].is_done = true;
+    block.ended++;
+    warps[current / 32].ended++;
     yield();
 }
 
@@ -103,27 +171,25 @@ inline void launch(Dim3 grid, uint32_t threads, std::function<void()> kernel) {
     body = kernel;
     blockDim = {threads, 1};
     gridDim = grid;
-    lanes.assign(threads * 8, 0);
+    if (fibers.size() < threads) fibers = std::vector<Fiber>(threads);
+    lanes.assign(2 * fibers.size() * 8, 0);
     for (uint32_t y = 0; y < grid.y; y++) {
         for (uint32_t x = 0; x < grid.x; x++) {
             blockIdx = {x, y};
-            fibers.clear();
+            block = {threads};
+            warps.assign(threads / 32, {32});
             for (uint32_t i = 0; i < threads; i++) {
-                fibers.push_back(std::make_unique<Fiber>());
-                Fiber &fiber = *fibers.back();
-                fiber.stack.resize(64 << 10);
-                getcontext(&fiber.context);
-                fiber.context.uc_stack.ss_sp = fiber.stack.data();
-                fiber.context.uc_stack.ss_size = fiber.stack.size();
-                makecontext(&fiber.context, entry, 0);
+                Fiber &fiber = fibers[i];
+                fiber.is_done = false;
+                prepare(fiber.context, fiber.stack.get(), STACK, entry);
             }
             for (uint32_t left = threads; left > 0;) {
                 left = 0;
                 for (current = 0; current < threads; current++) {
-                    if (fibers[current]->is_done) continue;
+                    if (fibers[current].is_done) continue;
                     threadIdx = {current, 0};
-                    swapcontext(&scheduler, &fibers[current]->context);
-                    left += !fibers[current]->is_done;
+                    go(scheduler, fibers[current].context);
+                    left += !fibers[current].is_done;
                 }
             }
         }
@@ -132,37 +198,37 @@ inline void launch(Dim3 grid, uint32_t threads, std::function<void()> kernel) {
 
 }  // namespace emulation
 
-inline void __syncthreads() { emulation::wait<&emulation::Fiber::block_waits>(0, blockDim.x); }
+inline void __syncthreads() { emulation::wait(emulation::block); }
 
 inline float __shfl_xor_sync(uint32_t, float x, int other) {
     using namespace emulation;
     const uint32_t own = current;
-    memcpy(&lanes[own * 8], &x, 4);
-    wait_warp();
+    memcpy(words(own % 32), &x, 4);
+    wait(warps[own / 32]);
     float out;
-    memcpy(&out, &lanes[(own ^ other) * 8], 4);
-    wait_warp();
+    memcpy(&out, words(own % 32 ^ other), 4);
+    fibers[own].operations++;
     return out;
 }
 
 // mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32, as the PTX manual lays its fragments out.
 inline void emulated_mma(float c[4], const uint32_t a[4], const uint32_t b[2]) {
     using namespace emulation;
-    const uint32_t own = current, warp = own / 32 * 32;
-    memcpy(&lanes[own * 8], a, 16);
-    memcpy(&lanes[own * 8 + 4], b, 8);
-    wait_warp();
+    const uint32_t own = current, lane = own % 32;
+    memcpy(words(lane), a, 16);
+    memcpy(words(lane) + 4, b, 8);
+    wait(warps[own / 32]);
     const auto half = [](uint32_t word, uint32_t index) {
         return __bfloat162float({(uint16_t)(index ? word >> 16 : word)});
     };
     for (int i = 0; i < 4; i++) {
-        const uint32_t lane = own % 32, row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+        const uint32_t row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
         for (uint32_t k = 0; k < 16; k++) {
             const uint32_t word = (row >= 8) + 2 * (k >= 8);
-            const uint32_t left = lanes[(warp + row % 8 * 4 + k % 8 / 2) * 8 + word];
-            const uint32_t right = lanes[(warp + column * 4 + k % 8 / 2) * 8 + 4 + (k >= 8)];
+            const uint32_t left = words(row % 8 * 4 + k % 8 / 2)[word];
+            const uint32_t right = words(column * 4 + k % 8 / 2)[4 + (k >= 8)];
             c[i] += half(left, k % 2) * half(right, k % 2);
         }
     }
-    wait_warp();
+    fibers[own].operations++;
 }

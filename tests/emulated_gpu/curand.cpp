@@ -1,0 +1,13 @@
+// cuRAND as far as candle opens it; nothing that is tried draws numbers on the device.
+
+extern "C" {
+
+int curandCreateGenerator(void **generator, int) {
+    *generator = nullptr;
+    return 0;
+}
+int curandDestroyGenerator(void *) { return 0; }
+int curandSetPseudoRandomGeneratorSeed(void *, unsigned long long) { return 0; }
+int curandSetStream(void *, void *) { return 0; }
+
+}

@@ -1,0 +1,395 @@
+// NVIDIA's driver as far as candle and we call it, on the CPU: for trying the code that talks to a GPU where there
+// is none. It says nothing about speed.
+//
+// What a card is unforgiving of shows here too. Work that is given to a queue is done late, when somebody waits
+// for it or asks, so what is read too early or written again too early is wrong. New memory holds NaN, freed
+// memory is taken away, and behind each piece there is a page that nobody may touch.
+
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <deque>
+#include <mutex>
+#include <set>
+
+#include "kernels.h"
+
+void add_ours();
+void add_candles();
+
+std::map<std::string, Bind> &kernels() {
+    static std::map<std::string, Bind> all;
+    return all;
+}
+
+namespace {
+
+enum { OK = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_DEVICE = 101, NOT_FOUND = 500, NOT_READY = 600, TRAPPED = 719 };
+
+uint64_t total_bytes() {
+    const char *set = getenv("EMULATED_GPU_BYTES");
+    return set ? strtoull(set, nullptr, 10) : 4ull << 30;
+}
+constexpr size_t PAGE = 4096;
+
+// One driver, whatever the thread.
+std::recursive_mutex mutex;
+using Lock = std::lock_guard<std::recursive_mutex>;
+
+// What is left of the device once a kernel has failed: every call says so.
+int fault = OK;
+std::string running;
+
+struct Piece {
+    char *map;
+    size_t mapped, bytes;
+};
+std::map<uint64_t, Piece> pieces;
+uint64_t used_bytes = 0, most_bytes = 0;
+std::map<char *, size_t> pinned;
+
+// Whether the driver knows host memory to be page-locked; it then reads and writes it when the work's turn comes.
+bool is_pinned(const void *at) {
+    auto next = pinned.upper_bound((char *)at);
+    if (next == pinned.begin()) return false;
+    --next;
+    return (char *)at < next->first + next->second;
+}
+
+struct Queue {
+    std::deque<std::function<void()>> work;
+    uint64_t given = 0, done = 0;
+
+    void give(std::function<void()> one) {
+        work.push_back(std::move(one));
+        given++;
+    }
+    void run_one() {
+        auto one = std::move(work.front());
+        work.pop_front();
+        if (fault == OK) one();
+        done++;
+    }
+    void run_until(uint64_t count) {
+        while (done < count) run_one();
+    }
+};
+
+struct Event {
+    Queue *queue = nullptr;
+    uint64_t count = 0;
+};
+
+struct Function {
+    std::string name;
+};
+struct Module {
+    std::map<std::string, Function> functions;
+};
+
+std::set<Queue *> queues;
+
+Queue *queue_of(void *stream) {
+    // The default streams of a context and of a thread.
+    static Queue shared;
+    return (uintptr_t)stream <= 2 ? &shared : (Queue *)stream;
+}
+
+int allocate(uint64_t *out, size_t bytes) {
+    if (used_bytes + bytes > total_bytes()) return OUT_OF_MEMORY;
+    // The end at the page that nobody may touch; the beginning as aligned as the widest load.
+    const size_t size = (bytes + 15) / 16 * 16, mapped = (size + PAGE - 1) / PAGE * PAGE + PAGE;
+    char *map = (char *)mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (map == MAP_FAILED) return OUT_OF_MEMORY;
+    mprotect(map + mapped - PAGE, PAGE, PROT_NONE);
+    char *at = map + mapped - PAGE - size;
+    memset(at, 0xff, size);
+    pieces[(uint64_t)at] = {map, mapped, bytes};
+    used_bytes += bytes;
+    if (used_bytes > most_bytes) most_bytes = used_bytes;
+    *out = (uint64_t)at;
+    return OK;
+}
+
+// To be taken away when `queue` comes to it. It counts as free at once: work that is given later may have it.
+int release(uint64_t at, Queue *queue) {
+    auto found = pieces.find(at);
+    if (found == pieces.end()) return INVALID_VALUE;
+    const Piece piece = found->second;
+    pieces.erase(found);
+    used_bytes -= piece.bytes;
+    queue->give([piece] { munmap(piece.map, piece.mapped); });
+    return OK;
+}
+
+void on_bad_address(int) {
+    fprintf(stderr, "emulated GPU: memory that is not there is touched, in or after `%s`\n", running.c_str());
+    _exit(99);
+}
+
+}  // namespace
+
+#define CALL                \
+    Lock lock(mutex);       \
+    if (fault) return fault
+
+extern "C" {
+
+int cuInit(unsigned) {
+    Lock lock(mutex);
+    if (kernels().empty()) {
+        add_ours();
+        add_candles();
+        signal(SIGSEGV, on_bad_address);
+        fprintf(stderr, "emulated GPU: this is no GPU, the driver is emulated on the CPU\n");
+    }
+    return OK;
+}
+int cuDeviceGet(int *device, int ordinal) {
+    *device = ordinal;
+    return ordinal == 0 ? OK : INVALID_DEVICE;
+}
+int cuDeviceGetAttribute(int *value, int attribute, int) {
+    // Memory pools are there (115), and the compute capability is 9.0 (75, 76).
+    *value = attribute == 115 ? 1 : attribute == 75 ? 9 : 0;
+    return OK;
+}
+int cuDevicePrimaryCtxRetain(void **context, int) {
+    static int only;
+    *context = &only;
+    return OK;
+}
+int cuDevicePrimaryCtxRelease_v2(int) { return OK; }
+static thread_local void *context;
+int cuCtxGetCurrent(void **out) {
+    *out = context;
+    return OK;
+}
+int cuCtxSetCurrent(void *next) {
+    context = next;
+    return OK;
+}
+int cuCtxDestroy_v2(void *) { return OK; }
+int cuCtxSynchronize() {
+    CALL;
+    for (Queue *queue : queues) queue->run_until(queue->given);
+    queue_of(nullptr)->run_until(queue_of(nullptr)->given);
+    return fault;
+}
+
+int cuMemAllocAsync(uint64_t *out, size_t bytes, void *) {
+    CALL;
+    return allocate(out, bytes);
+}
+int cuMemAlloc_v2(uint64_t *out, size_t bytes) {
+    CALL;
+    return allocate(out, bytes);
+}
+int cuMemFreeAsync(uint64_t at, void *stream) {
+    CALL;
+    return release(at, queue_of(stream));
+}
+int cuMemFree_v2(uint64_t at) {
+    CALL;
+    return release(at, queue_of(nullptr));
+}
+int cuMemHostAlloc(void **out, size_t bytes, unsigned) {
+    CALL;
+    *out = malloc(bytes);
+    pinned[(char *)*out] = bytes;
+    return OK;
+}
+int cuMemFreeHost(void *at) {
+    Lock lock(mutex);
+    if (!pinned.erase((char *)at)) return INVALID_VALUE;
+    free(at);
+    return fault;
+}
+int cuMemGetInfo_v2(size_t *free, size_t *total) {
+    CALL;
+    *total = total_bytes();
+    *free = *total - used_bytes;
+    return OK;
+}
+int cuDeviceGetMemPool(void **pool, int) {
+    static int only;
+    *pool = &only;
+    return OK;
+}
+int cuMemPoolGetAttribute(void *, int attribute, void *value) {
+    CALL;
+    // Used now (7) and at most (8); nothing is reserved beyond.
+    *(uint64_t *)value = attribute == 8 ? most_bytes : used_bytes;
+    return OK;
+}
+int cuMemPoolSetAttribute(void *, int attribute, void *value) {
+    CALL;
+    if (attribute == 8) {
+        if (*(uint64_t *)value != 0) return INVALID_VALUE;
+        most_bytes = used_bytes;
+    }
+    return OK;
+}
+int cuMemPoolTrimTo(void *, size_t) {
+    CALL;
+    return OK;
+}
+
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
+    CALL;
+    if (is_pinned(from)) {
+        queue_of(stream)->give([=] { memcpy((void *)to, from, bytes); });
+    } else {
+        // Other memory is read before the call returns.
+        std::string staged((const char *)from, bytes);
+        queue_of(stream)->give([=] { memcpy((void *)to, staged.data(), bytes); });
+    }
+    return OK;
+}
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
+    CALL;
+    Queue *queue = queue_of(stream);
+    queue->give([=] { memcpy(to, (void *)from, bytes); });
+    // Other memory is written before the call returns.
+    if (!is_pinned(to)) queue->run_until(queue->given);
+    return fault;
+}
+int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
+    CALL;
+    queue_of(stream)->give([=] { memmove((void *)to, (void *)from, bytes); });
+    return OK;
+}
+int cuMemcpyPeerAsync(uint64_t, void *, uint64_t, void *, size_t, void *) { return INVALID_VALUE; }
+int cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, void *stream) {
+    CALL;
+    queue_of(stream)->give([=] { memset((void *)at, value, bytes); });
+    return OK;
+}
+
+int cuModuleLoadData(void **module, const void *) {
+    CALL;
+    *module = new Module;
+    return OK;
+}
+int cuModuleLoad(void **, const char *) { return NOT_FOUND; }
+int cuModuleUnload(void *module) {
+    Lock lock(mutex);
+    delete (Module *)module;
+    return fault;
+}
+int cuModuleGetFunction(void **function, void *module, const char *name) {
+    CALL;
+    if (!kernels().count(name) && strcmp(name, "trap_all") != 0) {
+        fprintf(stderr, "emulated GPU: there is no kernel `%s`\n", name);
+        return NOT_FOUND;
+    }
+    Function &found = ((Module *)module)->functions[name];
+    found.name = name;
+    *function = &found;
+    return OK;
+}
+int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
+                   unsigned block_z, unsigned, void *stream, void **parameters, void **) {
+    CALL;
+    const std::string name = ((Function *)function)->name;
+    if (grid_x == 0 || grid_y == 0 || grid_y > 65535 || grid_z != 1 || block_x == 0 || block_x > 1024 || block_y != 1 ||
+        block_z != 1) {
+        fprintf(stderr, "emulated GPU: `%s` is launched with blocks that no card takes\n", name.c_str());
+        return INVALID_VALUE;
+    }
+    if (name == "trap_all") {
+        queue_of(stream)->give([] { fault = TRAPPED; });
+        return OK;
+    }
+    const Run run = kernels()[name](parameters);
+    queue_of(stream)->give([=] {
+        running = name;
+        run({grid_x, grid_y, block_x});
+    });
+    return OK;
+}
+
+int cuStreamCreate(void **stream, unsigned) {
+    CALL;
+    Queue *queue = new Queue;
+    queues.insert(queue);
+    *stream = queue;
+    return OK;
+}
+int cuStreamDestroy_v2(void *stream) {
+    Lock lock(mutex);
+    // As on a card, what was given is still done.
+    Queue *queue = (Queue *)stream;
+    queue->run_until(queue->given);
+    return fault;
+}
+int cuStreamSynchronize(void *stream) {
+    CALL;
+    Queue *queue = queue_of(stream);
+    queue->run_until(queue->given);
+    return fault;
+}
+int cuStreamWaitEvent(void *, void *event, unsigned) {
+    CALL;
+    Event *own = (Event *)event;
+    if (own->queue) own->queue->run_until(own->count);
+    return fault;
+}
+int cuStreamIsCapturing(void *, int *status) {
+    *status = 0;
+    return fault;
+}
+int cuEventCreate(void **event, unsigned) {
+    CALL;
+    *event = new Event;
+    return OK;
+}
+int cuEventDestroy_v2(void *event) {
+    Lock lock(mutex);
+    delete (Event *)event;
+    return fault;
+}
+int cuEventRecord(void *event, void *stream) {
+    CALL;
+    Queue *queue = queue_of(stream);
+    *(Event *)event = {queue, queue->given};
+    return OK;
+}
+int cuEventSynchronize(void *event) {
+    CALL;
+    Event *own = (Event *)event;
+    if (own->queue) own->queue->run_until(own->count);
+    return fault;
+}
+int cuEventQuery(void *event) {
+    CALL;
+    Event *own = (Event *)event;
+    if (!own->queue || own->queue->done >= own->count) return OK;
+    own->queue->run_one();
+    return fault ? fault : NOT_READY;
+}
+
+// For the emulated cuBLAS.
+int emulated_give(void *stream, void (*run)(void *), void *argument) {
+    CALL;
+    queue_of(stream)->give([=] {
+        running = "a matrix product";
+        run(argument);
+    });
+    return OK;
+}
+
+int cuGetErrorName(int error, const char **name) {
+    *name = error == OUT_OF_MEMORY ? "CUDA_ERROR_OUT_OF_MEMORY" : error == TRAPPED ? "CUDA_ERROR_LAUNCH_FAILED" : "CUDA_ERROR";
+    return OK;
+}
+int cuGetErrorString(int error, const char **text) {
+    *text = error == OUT_OF_MEMORY ? "out of memory" : error == TRAPPED ? "unspecified launch failure" : "an error";
+    return OK;
+}
+
+}

@@ -1,0 +1,37 @@
+// What the emulated driver asks the kernels for: a name and the arguments of a launch, to what runs it.
+
+#pragma once
+
+#include <stdint.h>
+
+#include <functional>
+#include <map>
+#include <string>
+#include <tuple>
+#include <utility>
+
+struct Grid {
+    uint32_t x, y, threads;
+};
+
+using Run = std::function<void(Grid)>;
+// Copies the arguments that `parameters` point to, as a launch does, and gives what runs the kernel with them.
+using Bind = std::function<Run(void **parameters)>;
+
+std::map<std::string, Bind> &kernels();
+
+template <typename... Arguments, size_t... Index>
+std::tuple<Arguments...> copied(void **parameters, std::index_sequence<Index...>) {
+    return {*(Arguments *)parameters[Index]...};
+}
+
+// A kernel that is told the grid and runs all of it.
+template <typename... Arguments>
+void add(const std::string &name, void (*kernel)(Grid, Arguments...)) {
+    kernels()[name] = [kernel](void **parameters) -> Run {
+        const auto arguments = copied<Arguments...>(parameters, std::index_sequence_for<Arguments...>());
+        return [kernel, arguments](Grid grid) {
+            std::apply(kernel, std::tuple_cat(std::make_tuple(grid), arguments));
+        };
+    };
+}
