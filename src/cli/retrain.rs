@@ -65,7 +65,7 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
         prompt: config.prompt.clone(),
     };
     let session = Session {
-        source: &source,
+        source,
         config: &config.retrain,
         policy: &config.policy,
         registry: &registry,

@@ -173,6 +173,18 @@ impl Classifier {
         &self.identity
     }
 
+    /// Gives memory back that warming up took and that serving batches of so many own tokens does not need.
+    ///
+    /// # Errors
+    /// What failed on the device.
+    pub fn keep_memory_for(&self, max_tokens: usize) -> CandleResult<()> {
+        let tokens = max_tokens.min(GPU_PASS_TOKENS) as u64;
+        device::keep_memory(
+            self.model.device(),
+            tokens * pass_bytes(self.model.config(), self.place.dtype),
+        )
+    }
+
     /// Where it computes.
     pub fn place(&self) -> &Place {
         &self.place
@@ -234,6 +246,12 @@ impl Classifier {
             });
         }
         self.model.begin(&packed, Some(&self.prefix), &self.labels)
+    }
+}
+
+impl Drop for Classifier {
+    fn drop(&mut self) {
+        device::keep_open_if_failed(self.model.device());
     }
 }
 

@@ -20,7 +20,9 @@ pub(super) fn bytes_needed(checkpoint: &Checkpoint, dtype: DType) -> u64 {
         .iter()
         .map(|projection| projection.shape(config).iter().product::<usize>())
         .sum();
-    let linear = (config.num_layers() * linear * dtype.size_in_bytes()) as u64;
+    // One more of the largest: a weight and its delta are joined in a copy.
+    let largest = config.hidden_size * config.intermediate_size;
+    let linear = ((config.num_layers() * linear + largest) * dtype.size_in_bytes()) as u64;
     linear + checkpoint.embedding_bytes() + SMALLEST_PASS * pass_bytes(config, dtype) + OVERHEAD_BYTES
 }
 

@@ -72,7 +72,7 @@ pub struct Gemma {
     /// Where tests have it fail.
     #[cfg(test)]
     pub(super) starved: super::faults::Starved,
-    /// What linear layers compute in; the residual stream, norms, logits and deltas are f32.
+    /// What linear layers and their deltas compute in; the residual stream, norms and logits are f32.
     pub(super) dtype: DType,
 }
 
@@ -136,7 +136,7 @@ impl Gemma {
                 values: values.clone(),
             });
         })?;
-        // A GPU runs each thread's work in a queue of its own: what another thread will read must be done.
+        // What failed on the way here shows now, not in the first batch.
         self.device.synchronize()?;
         Ok(PrefixCache {
             tokens: tokens.to_vec(),

@@ -118,10 +118,10 @@ impl Linear {
     /// As [`Linear::forward`], with gradients to `x` and to the delta, and none to the weight.
     ///
     /// # Errors
-    /// candle's; a quantised weight.
+    /// candle's; a quantised weight, or one that was loaded with a delta.
     pub(super) fn differentiable(&self, x: &Tensor) -> Result<Tensor> {
         let Weight::Dense(weight) = &self.weight else {
-            bail!("training needs weights that are not quantised")
+            bail!("training needs plain weights, neither quantised nor joined with a delta")
         };
         let y = x.apply_op1(Frozen { weight: weight.clone() })?;
         match &self.lora {
@@ -161,8 +161,8 @@ impl Widened {
     }
 }
 
-/// `x W'`, f32 whatever the weight is, whose backward gives the gradient of `x` only: a frozen weight's would be as large as the
-/// weight, computed and thrown away.
+/// `x W'`, f32 whatever the weight is, whose backward gives the gradient of `x` only: a frozen weight's would be as
+/// large as the weight, computed and thrown away.
 struct Frozen {
     weight: Tensor,
 }

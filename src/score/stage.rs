@@ -75,8 +75,8 @@ impl Underway {
 /// What the stage keeps from one micro-batch to the next.
 struct Between {
     carried: Carried,
-    /// When the last micro-batch was done: the next one's time counts from there.
-    last_done: Instant,
+    /// When the last micro-batch was handed over: the time of one that was begun before counts from there.
+    free_since: Instant,
     /// Where scored comments go.
     finished: Sender<Vec<Finished>>,
 }
@@ -91,22 +91,9 @@ impl ScoreStage {
         batches: &Receiver<MicroBatch<Pending>>,
         finished: Sender<Vec<Finished>>,
     ) -> Result<(), StreamError> {
-        let ended = self.serve(batches, finished);
-        if ended.is_err() {
-            // The handles of a device at fault panic when they cannot be closed; the process ends anyway.
-            std::mem::forget(self.scorer);
-        }
-        ended
-    }
-
-    fn serve(
-        &mut self,
-        batches: &Receiver<MicroBatch<Pending>>,
-        finished: Sender<Vec<Finished>>,
-    ) -> Result<(), StreamError> {
         let mut between = Between {
             carried: None,
-            last_done: Instant::now(),
+            free_since: Instant::now(),
             finished,
         };
         let mut underway: Option<Underway> = None;
@@ -178,8 +165,7 @@ impl ScoreStage {
         }
         let done = Instant::now();
         self.health.scored(done);
-        histogram!(names::STAGE_SECONDS, "stage" => "score").record(done - since.max(between.last_done));
-        between.last_done = done;
+        histogram!(names::STAGE_SECONDS, "stage" => "score").record(done - since.max(between.free_since));
         let (at, judge) = (SystemTime::now(), self.judge.get());
         let mut margins = margins.into_iter();
         let items = batch.items.into_iter();
@@ -192,7 +178,9 @@ impl ScoreStage {
         if margins.len() > 0 {
             between.carried = largest(between.carried.take(), margins);
         }
-        self.hand_over(scored, &between.finished)
+        let goes_on = self.hand_over(scored, &between.finished);
+        between.free_since = Instant::now();
+        goes_on
     }
 
     /// Waits for room at the emitter. It may have none for long, when Kafka is away; the scorer works

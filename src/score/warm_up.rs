@@ -37,7 +37,8 @@ pub struct Warm {
 }
 
 /// Scores the canary, and then batches of growing size: up to `limit` own tokens, what the device's memory has
-/// room for, and what takes a second. The budget is the smallest that is about as fast as the fastest.
+/// room for, and what takes a second; the smallest may take longer. The budget is the smallest that is about as fast
+/// as the fastest.
 ///
 /// # Errors
 /// The scorer fails on the canary or on the smallest batch.
@@ -63,17 +64,19 @@ pub fn warm_up(scorer: &mut dyn Scorer, canary: &[Row], limit: usize) -> Result<
     })
 }
 
-/// Scores the canary and one batch of `max_tokens` own tokens.
+/// Scores the canary and one batch of `max_tokens` own tokens, or of what there is room for: beside it another
+/// model may still be served.
 ///
 /// # Errors
 /// The scorer fails.
 pub fn prove(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<(), ScoreError> {
     call(scorer, canary)?;
+    let max_tokens = scorer.room().map_or(max_tokens, |room| room.min(max_tokens));
     call(scorer, &fill(canary, max_tokens))?;
     Ok(())
 }
 
-/// One batch timed, the second time where the first was quick: it makes room and chooses kernels.
+/// One batch timed, a second time unless that takes long: the first makes room, and loads and chooses kernels.
 fn measure(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<Tried, ScoreError> {
     let rows = fill(canary, max_tokens);
     let mut time = || {
@@ -82,8 +85,8 @@ fn measure(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result
         Ok(start.elapsed())
     };
     let mut took = time()?;
-    if took < LONGEST_BATCH / 2 {
-        took = time()?;
+    if took < 3 * LONGEST_BATCH {
+        took = took.min(time()?);
     }
     let tokens: usize = rows.iter().map(Row::cost).sum();
     Ok(Tried {
@@ -109,10 +112,11 @@ fn next(tried: &[Tried], limit: usize) -> Option<usize> {
 }
 
 fn choose(tried: &[Tried]) -> Tried {
-    let best = tried.iter().map(|batch| batch.tokens_per_second).fold(0.0, f64::max);
+    let in_time = || tried.iter().filter(|batch| batch.took <= LONGEST_BATCH);
+    let best = in_time().map(|batch| batch.tokens_per_second).fold(0.0, f64::max);
     let fast = |batch: &&Tried| batch.tokens_per_second >= GOOD_ENOUGH * best;
-    // The fastest is as fast as itself.
-    *tried.iter().find(fast).unwrap_or(&tried[0])
+    // On a slow device even the smallest may take too long.
+    *in_time().find(fast).unwrap_or(&tried[0])
 }
 
 /// Rows of the canary over and over, up to `tokens`.
@@ -212,8 +216,11 @@ mod tests {
         };
         check(&[(512, 1000.0)], 512);
         check(&[(512, 1000.0), (1024, 1040.0)], 512);
-        check(&[(512, 1000.0), (1024, 1900.0), (2048, 2000.0)], 1024);
-        check(&[(512, 1000.0), (1024, 900.0), (2048, 1100.0)], 2048);
+        check(&[(512, 1e4), (1024, 1.9e4), (2048, 2e4)], 1024);
+        check(&[(512, 1e4), (1024, 9e3), (2048, 1.1e4)], 2048);
+        // Of those that take no longer than a second.
+        check(&[(512, 600.0), (1024, 900.0)], 512);
+        check(&[(512, 100.0)], 512);
     }
 
     #[test]

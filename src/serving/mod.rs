@@ -40,6 +40,9 @@ pub enum ServingError {
     /// It cannot score what any model can.
     #[error("cannot score a known good comment: {0}")]
     Score(#[from] ScoreError),
+    /// The device fails otherwise.
+    #[error("the device fails: {0}")]
+    Device(String),
     /// Nor prompt it.
     #[error("cannot prompt a known good comment: {0}")]
     Prompt(#[from] PromptError),
@@ -196,6 +199,8 @@ impl Source {
         if seconds > LONGEST_WINDOW.as_secs_f64() {
             return Err(ServingError::Slow { window, seconds });
         }
+        let kept = loaded.classifier.keep_memory_for(warm.max_tokens);
+        kept.map_err(|error| ServingError::Device(error.to_string()))?;
         Ok((Served::new(loaded, canary), warm))
     }
 

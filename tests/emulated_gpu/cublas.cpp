@@ -96,6 +96,7 @@ int cublasSetStream_v2(void *handle, void *stream) {
     ((Handle *)handle)->stream = stream;
     return 0;
 }
+int cublasSetMathMode(void *, int) { return 0; }
 int cublasGemmStridedBatchedEx(void *handle, int a_operation, int b_operation, int m, int n, int k, const void *alpha,
                                const void *a, int a_type, int lda, long long a_stride, const void *b, int b_type, int ldb,
                                long long b_stride, const void *beta, void *c, int c_type, int ldc, long long c_stride,

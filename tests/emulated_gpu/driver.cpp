@@ -10,6 +10,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
@@ -50,6 +51,13 @@ struct Piece {
 };
 std::map<uint64_t, Piece> pieces;
 uint64_t used_bytes = 0, most_bytes = 0;
+// What the pool has taken of the card: freed pieces count until it gives them back, which it does whenever somebody
+// waits, down to the threshold.
+uint64_t reserved_bytes = 0, threshold_bytes = 0;
+
+void give_back(uint64_t keep) {
+    if (reserved_bytes > keep) reserved_bytes = std::max(used_bytes, keep);
+}
 std::map<char *, size_t> pinned;
 
 // Whether the driver knows host memory to be page-locked; it then reads and writes it when the work's turn comes.
@@ -110,7 +118,8 @@ int allocate(uint64_t *out, size_t bytes) {
     memset(at, 0xff, size);
     pieces[(uint64_t)at] = {map, mapped, bytes};
     used_bytes += bytes;
-    if (used_bytes > most_bytes) most_bytes = used_bytes;
+    most_bytes = std::max(most_bytes, used_bytes);
+    reserved_bytes = std::max(reserved_bytes, used_bytes);
     *out = (uint64_t)at;
     return OK;
 }
@@ -212,7 +221,7 @@ int cuMemFreeHost(void *at) {
 int cuMemGetInfo_v2(size_t *free, size_t *total) {
     CALL;
     *total = total_bytes();
-    *free = *total - used_bytes;
+    *free = *total - reserved_bytes;
     return OK;
 }
 int cuDeviceGetMemPool(void **pool, int) {
@@ -222,20 +231,25 @@ int cuDeviceGetMemPool(void **pool, int) {
 }
 int cuMemPoolGetAttribute(void *, int attribute, void *value) {
     CALL;
-    // Used now (7) and at most (8); nothing is reserved beyond.
-    *(uint64_t *)value = attribute == 8 ? most_bytes : used_bytes;
+    // The threshold (4), reserved now (5), used now (7) and at most (8).
+    *(uint64_t *)value = attribute == 4   ? threshold_bytes
+                         : attribute == 5 ? reserved_bytes
+                         : attribute == 7 ? used_bytes
+                                          : most_bytes;
     return OK;
 }
 int cuMemPoolSetAttribute(void *, int attribute, void *value) {
     CALL;
+    if (attribute == 4) threshold_bytes = *(uint64_t *)value;
     if (attribute == 8) {
         if (*(uint64_t *)value != 0) return INVALID_VALUE;
         most_bytes = used_bytes;
     }
     return OK;
 }
-int cuMemPoolTrimTo(void *, size_t) {
+int cuMemPoolTrimTo(void *, size_t keep) {
     CALL;
+    give_back(keep);
     return OK;
 }
 
@@ -331,6 +345,7 @@ int cuStreamSynchronize(void *stream) {
     CALL;
     Queue *queue = queue_of(stream);
     queue->run_until(queue->given);
+    give_back(threshold_bytes);
     return fault;
 }
 int cuStreamWaitEvent(void *, void *event, unsigned) {

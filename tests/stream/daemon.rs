@@ -13,6 +13,7 @@ use moderatord::ops::health::Health;
 use moderatord::pipeline::{Model, Pipeline, Settings};
 use moderatord::prompt::Prompter;
 use moderatord::score::{Begun, Row, Running, ScoreError, Scorer, canary};
+use moderatord::serving::Replacement;
 use moderatord::stream::StreamError;
 
 use crate::broker::{Broker, PATIENCE, unique};
@@ -119,6 +120,16 @@ impl Setup {
     }
 
     pub fn try_start(&self, broker: &Broker, scorer: impl Scorer + 'static) -> Result<Daemon, StreamError> {
+        self.start_to_swap(broker, scorer, crossbeam_channel::never())
+    }
+
+    /// With where another scorer may come from.
+    pub fn start_to_swap(
+        &self,
+        broker: &Broker,
+        scorer: impl Scorer + 'static,
+        swap: crossbeam_channel::Receiver<Replacement>,
+    ) -> Result<Daemon, StreamError> {
         let config = self.config(broker);
         // For whoever looks for the reason of a failure.
         if std::env::var_os("MODERATORD_TEST_LOG").is_some() {
@@ -143,7 +154,7 @@ impl Setup {
             canary: canary::rows(&prompter).unwrap(),
             prompter,
             judge: Arc::new(judge()),
-            swap: crossbeam_channel::never(),
+            swap,
             scorer: Box::new(scorer),
         };
         let health = Arc::new(Health::new(PATIENCE));
@@ -199,8 +210,7 @@ impl Scorer for Scripted {
 /// A scripted scorer behind a queue, which is how a GPU works: rows are begun, and done one batch after another.
 pub struct Queued {
     work: crossbeam_channel::Sender<Work>,
-    /// Batches that were begun.
-    pub begun: Arc<AtomicUsize>,
+    begun: Arc<AtomicUsize>,
 }
 
 struct Work {
@@ -211,7 +221,8 @@ struct Work {
 struct Answer(crossbeam_channel::Receiver<Result<Vec<f32>, ScoreError>>);
 
 impl Queued {
-    pub fn new(mut scorer: Scripted) -> Self {
+    /// `begun` counts the batches that were begun.
+    pub fn new(mut scorer: Scripted, begun: &Arc<AtomicUsize>) -> Self {
         let (work, queue) = crossbeam_channel::unbounded::<Work>();
         std::thread::spawn(move || {
             for Work { rows, answer } in queue {
@@ -220,7 +231,7 @@ impl Queued {
         });
         Self {
             work,
-            begun: Arc::default(),
+            begun: Arc::clone(begun),
         }
     }
 
@@ -272,7 +283,6 @@ pub fn prompter(max_windows: usize) -> Prompter {
 }
 
 pub fn judge() -> CurrentJudge {
-    let none = || "none".to_owned();
     let policy = PolicyConfig {
         from_adapter: false,
         thresholds: Thresholds {
@@ -281,8 +291,14 @@ pub fn judge() -> CurrentJudge {
         },
         communities: Default::default(),
     };
+    CurrentJudge::new(policy, judged("scripted"))
+}
+
+/// A model by the name of its base.
+pub fn judged(base: &str) -> JudgedModel {
+    let none = || "none".to_owned();
     let identity = ModelIdentity {
-        base: "scripted".into(),
+        base: base.into(),
         adapter: none(),
         adapter_version: None,
         prompt: none(),
@@ -292,14 +308,11 @@ pub fn judge() -> CurrentJudge {
         dtype: "f32".into(),
         quantization: none(),
     };
-    CurrentJudge::new(
-        policy,
-        JudgedModel {
-            identity,
-            calibration: Calibration::Identity,
-            derived: Default::default(),
-        },
-    )
+    JudgedModel {
+        identity,
+        calibration: Calibration::Identity,
+        derived: Default::default(),
+    }
 }
 
 /// Waits until something holds.

@@ -1,13 +1,15 @@
 //! When scoring fails: a comment's fault, or the device's.
 
+use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use moderatord::score::{Row, ScoreError, Scorer};
+use moderatord::serving::Replacement;
 use moderatord::stream::StreamError;
 
-use crate::broker::Broker;
-use crate::daemon::{Names, Queued, Scripted, Setup, eventually, margin, prompter};
+use crate::broker::{Broker, PATIENCE};
+use crate::daemon::{Names, Queued, Scripted, Setup, eventually, is_canary, judged, margin, prompter};
 use crate::flow::{assert_each_once, await_committed, comment};
 
 #[test]
@@ -17,7 +19,7 @@ fn a_comment_that_cannot_be_scored_stands_alone() {
 
 #[test]
 fn so_it_does_on_a_device_that_works_by_itself() {
-    poison_stands_alone("poison-queued", Queued::new);
+    poison_stands_alone("poison-queued", |scorer| Queued::new(scorer, &Arc::default()));
 }
 
 fn poison_stands_alone<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted) -> S) {
@@ -52,18 +54,20 @@ fn poison_stands_alone<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted
 
 #[test]
 fn a_device_that_fails_ends_the_daemon_and_loses_nothing() {
-    fault_loses_nothing("device", |scorer| scorer);
+    fault_loses_nothing("device", &Arc::default(), |scorer| scorer);
 }
 
 #[test]
 fn so_does_a_device_that_fails_while_the_next_batch_waits_on_it() {
-    fault_loses_nothing("device-queued", Queued::new);
+    let begun = Arc::default();
+    fault_loses_nothing("device-queued", &begun, |scorer| Queued::new(scorer, &begun));
 }
 
-fn fault_loses_nothing<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted) -> S) {
+/// Where batches are begun, the one that fails does so when the next was begun.
+fn fault_loses_nothing<S: Scorer + 'static>(test: &str, begun: &Arc<AtomicUsize>, scorer: impl Fn(Scripted) -> S) {
     let broker = Broker::start();
     let names = Names::create(&broker, test, 2);
-    let values: Vec<Vec<u8>> = (0..200).map(|id| comment(id, "hello")).collect();
+    let values: Vec<Vec<u8>> = (0..400).map(|id| comment(id, "hello")).collect();
     let records = || {
         (0..)
             .zip(&values)
@@ -71,12 +75,15 @@ fn fault_loses_nothing<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted
     };
     broker.produce(&names.comments, records());
     let is_well = Arc::new(AtomicBool::new(true));
-    let dies = Arc::clone(&is_well);
-    let mut scored = 0;
+    let (dies, begun) = (Arc::clone(&is_well), Arc::clone(begun));
+    let (mut scored, mut batches) = (0, 0);
     let script = move |rows: &[Row]| {
-        scored += rows.len();
-        if scored > 100 {
-            dies.store(false, Ordering::Relaxed);
+        if !is_canary(rows) {
+            scored += rows.len();
+            batches += 1;
+        }
+        if scored > 100 && dies.swap(false, Ordering::Relaxed) && begun.load(Ordering::Relaxed) > 0 {
+            eventually("the next batch is begun", || begun.load(Ordering::Relaxed) > batches);
         }
         if dies.load(Ordering::Relaxed) {
             Ok(rows.iter().map(margin).collect())
@@ -96,11 +103,11 @@ fn fault_loses_nothing<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted
     assert!(!is_well.load(Ordering::Relaxed));
     // A sound one goes on where the broken one stood.
     let daemon = Setup::new(&broker, &names).start(&broker, Scripted::by_length());
-    await_committed(&broker, &names, &[100, 100]);
+    await_committed(&broker, &names, &[200, 200]);
     daemon.stop().unwrap();
     let decisions = broker.read(&names.decisions);
     if broker.is_apache() {
-        assert_each_once(&decisions, &[], &[100, 100]);
+        assert_each_once(&decisions, &[], &[200, 200]);
     } else {
         let mut ids: Vec<_> = decisions
             .iter()
@@ -108,7 +115,7 @@ fn fault_loses_nothing<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted
             .collect();
         ids.sort_unstable();
         ids.dedup();
-        assert_eq!(ids.len(), 200);
+        assert_eq!(ids.len(), 400);
     }
 }
 
@@ -118,25 +125,68 @@ fn fault_loses_nothing<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted
 fn the_next_batch_is_begun_while_a_device_works() {
     let broker = Broker::start();
     let names = Names::create(&broker, "overlap", 1);
-    let values: Vec<Vec<u8>> = (0..400).map(|id| comment(id, "hello")).collect();
+    produce(&broker, &names, 0..400);
+    let begun = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&begun);
+    let script = first_waits_for("the second is begun", move || counted.load(Ordering::Relaxed) >= 2);
+    let daemon = Setup::new(&broker, &names).start(&broker, Queued::new(script, &begun));
+    await_committed(&broker, &names, &[400]);
+    daemon.stop().unwrap();
+    assert_each_once(&broker.read(&names.decisions), &[], &[400]);
+}
+
+/// The first micro-batch is not done before another model came: it is still decided by the old one.
+#[test]
+fn a_swap_waits_for_what_a_device_works_on() {
+    let broker = Broker::start();
+    let names = Names::create(&broker, "swap-queued", 1);
+    // One batch: with another behind it, the stage waits for the first and looks for no swap.
+    produce(&broker, &names, 0..10);
+    let (begun, came) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let seen = Arc::clone(&came);
+    let script = first_waits_for("the other came", move || seen.load(Ordering::Relaxed));
+    let (swap, swaps) = crossbeam_channel::bounded(0);
+    let scorer = Queued::new(script, &begun);
+    let daemon = Setup::new(&broker, &names)
+        .start_to_swap(&broker, scorer, swaps)
+        .unwrap();
+    eventually("a batch is begun", || begun.load(Ordering::Relaxed) >= 1);
+    let replacement = Replacement {
+        scorer: Box::new(Queued::new(Scripted::by_length(), &Arc::default())),
+        canary: prompter(8).encode("hello").unwrap().rows,
+        judged: judged("another"),
+    };
+    assert!(swap.send_timeout(replacement, PATIENCE).is_ok());
+    came.store(true, Ordering::Relaxed);
+    produce(&broker, &names, 10..400);
+    await_committed(&broker, &names, &[400]);
+    daemon.stop().unwrap();
+    let decisions = broker.read(&names.decisions);
+    assert_each_once(&decisions, &[], &[400]);
+    let mut bases: Vec<String> = decisions
+        .iter()
+        .map(|decision| decision.json()["model"]["base"].as_str().unwrap().to_owned())
+        .collect();
+    bases.dedup();
+    assert_eq!(bases, ["scripted", "another"]);
+}
+
+/// Comments to the first partition.
+fn produce(broker: &Broker, names: &Names, ids: Range<usize>) {
+    let values: Vec<Vec<u8>> = ids.map(|id| comment(id, "hello")).collect();
     broker.produce(
         &names.comments,
         values.iter().map(|value| (0, "k", Some(value.as_slice()))),
     );
-    let second = Arc::new(OnceLock::<Arc<AtomicUsize>>::new());
-    let begun = Arc::clone(&second);
+}
+
+/// Scores by length, the first batch not before something holds.
+fn first_waits_for(what: &'static str, holds: impl Fn() -> bool + Send + 'static) -> Scripted {
     let mut is_first = true;
-    let scorer = Queued::new(Scripted::new(move |rows| {
-        if std::mem::take(&mut is_first) {
-            eventually("a second batch is begun", || {
-                begun.get().is_some_and(|begun| begun.load(Ordering::Relaxed) >= 2)
-            });
+    Scripted::new(move |rows| {
+        if !is_canary(rows) && std::mem::take(&mut is_first) {
+            eventually(what, &holds);
         }
         Ok(rows.iter().map(margin).collect())
-    }));
-    second.set(Arc::clone(&scorer.begun)).unwrap();
-    let daemon = Setup::new(&broker, &names).start(&broker, scorer);
-    await_committed(&broker, &names, &[400]);
-    daemon.stop().unwrap();
-    assert_each_once(&broker.read(&names.decisions), &[], &[400]);
+    })
 }

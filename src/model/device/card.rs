@@ -3,6 +3,7 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use candle_core::cuda_backend::WrapErr;
+use candle_core::cuda_backend::cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute, CUmemoryPool};
 use candle_core::{CudaDevice, Device, Result};
@@ -35,23 +36,37 @@ pub(super) fn open(ordinal: usize) -> Result<Device> {
     unsafe {
         card.disable_event_tracking();
     }
-    keep_memory(card)?;
+    sum_in_f32(card)?;
+    if let Some(pool) = pool(card)?
+        && pool_bytes(pool, THRESHOLD)? == 0
+    {
+        // Until somebody says how much is worth keeping.
+        set_pool_bytes(pool, THRESHOLD, u64::MAX)?;
+    }
     Ok(device)
 }
 
-/// Has freed memory stay with this process until it is asked back: the driver would return it at every wait,
-/// and map it anew for every batch.
-fn keep_memory(card: &CudaDevice) -> Result<()> {
+/// Freed memory up to here stays with this process. The driver's default is none: it would return it at every
+/// wait, and map it anew for every batch.
+const THRESHOLD: CUmemPool_attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+
+/// Keeps so many bytes beside what is in use now, and gives back what is more.
+pub(super) fn keep_memory(card: &CudaDevice, bytes: u64) -> Result<()> {
     if let Some(pool) = pool(card)? {
-        let mut all = u64::MAX;
-        #[expect(unsafe_code, reason = "a foreign call")]
-        // SAFETY: the pool is the device's, and this attribute is a 64-bit number.
-        unsafe {
-            let attribute = CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-            mem_pool::set_attribute(pool, attribute, (&raw mut all).cast::<c_void>()).w()?;
-        }
+        let used = pool_bytes(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
+        set_pool_bytes(pool, THRESHOLD, used + bytes)?;
     }
-    Ok(())
+    release(card)
+}
+
+/// Has matrix products in half precision add up what they computed in parts in f32, and not in half precision too.
+fn sum_in_f32(card: &CudaDevice) -> Result<()> {
+    let mode = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+    #[expect(unsafe_code, reason = "a foreign call")]
+    // SAFETY: the handle is open as long as the device is.
+    unsafe { cublasSetMathMode(*card.cublas_handle().handle(), mode) }
+        .result()
+        .w()
 }
 
 /// Bytes that this process could still use: what the card has free, and what it keeps unused.
@@ -91,12 +106,8 @@ pub(in crate::model) fn used_bytes(card: &CudaDevice) -> Result<(u64, u64)> {
     let now = pool_bytes(pool, CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?;
     let highest = CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
     let most = pool_bytes(pool, highest)?;
-    let mut none = 0u64;
-    #[expect(unsafe_code, reason = "a foreign call")]
-    // SAFETY: the pool is the device's, and this attribute is a 64-bit number that zero resets.
-    unsafe {
-        mem_pool::set_attribute(pool, highest, (&raw mut none).cast::<c_void>()).w()?;
-    }
+    // Zero resets it.
+    set_pool_bytes(pool, highest, 0)?;
     Ok((now, most))
 }
 
@@ -112,6 +123,12 @@ fn pool(card: &CudaDevice) -> Result<Option<CUmemoryPool>> {
     // SAFETY: the device is an open context's.
     let pool = unsafe { device::get_mem_pool(context.cu_device()) };
     Ok(Some(pool.w()?))
+}
+
+fn set_pool_bytes(pool: CUmemoryPool, attribute: CUmemPool_attribute, mut bytes: u64) -> Result<()> {
+    #[expect(unsafe_code, reason = "a foreign call")]
+    // SAFETY: the pool is the device's, and the attributes set are 64-bit numbers.
+    unsafe { mem_pool::set_attribute(pool, attribute, (&raw mut bytes).cast::<c_void>()) }.w()
 }
 
 fn pool_bytes(pool: CUmemoryPool, attribute: CUmemPool_attribute) -> Result<u64> {

@@ -72,7 +72,11 @@ impl Place {
         let free = place
             .free_bytes()
             .map_err(|error| problem(format!("does not tell its free memory: {}", first_line(&error))))?;
-        match (room(free, bytes_needed(checkpoint, place.dtype)), model.device) {
+        let adapter = model.adapter.as_ref();
+        let adapter = adapter.and_then(|folder| std::fs::metadata(folder.join("adapter_model.safetensors")).ok());
+        // What is wrong with its file is told when it is read.
+        let needed = bytes_needed(checkpoint, place.dtype) + adapter.map_or(0, |file| file.len());
+        match (room(free, needed), model.device) {
             (Ok(()), _) => Ok(place),
             (Err(reason), DeviceChoice::Auto) => {
                 warn!(
@@ -133,6 +137,32 @@ pub(super) fn release(device: &Device) -> CandleResult<()> {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => card::release(device),
         _ => Ok(()),
+    }
+}
+
+/// Keeps so much memory of a GPU ready beside what tensors hold now; more goes back when the device is waited for.
+///
+/// # Errors
+/// The driver's.
+#[cfg_attr(
+    not(feature = "cuda"),
+    expect(unused_variables, reason = "the CPU's memory is the system's")
+)]
+pub(super) fn keep_memory(device: &Device, bytes: u64) -> CandleResult<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(device) => card::keep_memory(device, bytes),
+        _ => Ok(()),
+    }
+}
+
+/// Called before the last use of a device goes: the libraries' handles panic when a device that has failed cannot
+/// close them, so such a device stays open until the process ends.
+pub(super) fn keep_open_if_failed(device: &Device) {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(card) if device.synchronize().is_err() => std::mem::forget(card.clone()),
+        _ => {}
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, DeviceRepr, PinnedHostSlice, ValidAsZeroBits};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DeviceRepr, PinnedHostSlice, ValidAsZeroBits};
 use candle_core::{CudaDevice, Result, Tensor};
 
 use crate::model::kernels::cuda::{Held, wrap};
@@ -32,7 +32,7 @@ impl Pinned {
         // A plain slice, since the wrapper of a whole buffer would copy all of it; that the memory is
         // page-locked the driver knows by its address.
         stream.memcpy_htod(&*host, &mut slice).w()?;
-        buffer.used = Some(stream.record_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?);
+        buffer.used_by(&stream)?;
         self.outgoing.put(buffer);
         Ok(wrap(slice, device, numbers.len()))
     }
@@ -46,7 +46,7 @@ impl Pinned {
         stream
             .memcpy_dtoh(&view, &mut buffer.host.as_mut_slice().w()?[..count])
             .w()?;
-        buffer.used = Some(stream.record_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?);
+        buffer.used_by(&stream)?;
         Ok(Coming {
             buffer: Some(buffer),
             count,
@@ -93,6 +93,8 @@ impl<T> Default for Shelf<T> {
 impl<T: DeviceRepr + ValidAsZeroBits> Shelf<T> {
     /// One of at least so many elements.
     fn take(&self, count: usize, device: &CudaDevice) -> Result<Buffer<T>> {
+        // Events are asked for in the context of the thread.
+        device.cuda_stream().context().bind_to_thread().w()?;
         let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let fits = |buffer: &Buffer<T>| buffer.host.len() >= count && buffer.is_free();
         match buffers.iter().position(fits) {
@@ -109,9 +111,9 @@ impl<T: DeviceRepr + ValidAsZeroBits> Shelf<T> {
 #[derive(Debug)]
 struct Buffer<T> {
     host: PinnedHostSlice<T>,
-    /// Done when the card has no more to do with it. The slice's own event is recorded in cudarc's
+    /// Comes to pass when the card has no more to do with it. The slice's own event is recorded in cudarc's
     /// many-stream mode only.
-    used: Option<CudaEvent>,
+    used: CudaEvent,
 }
 
 impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
@@ -126,18 +128,30 @@ impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
             host.as_mut_ptr().w()?.write_bytes(0, count);
             host
         };
-        Ok(Self { host, used: None })
+        let context = host.context();
+        let used = context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?;
+        Ok(Self { host, used })
     }
 }
 
 impl<T> Buffer<T> {
+    /// Work that `stream` was given uses it.
+    fn used_by(&self, stream: &CudaStream) -> Result<()> {
+        let recorded = self.used.record(stream);
+        if recorded.is_err() {
+            // Nobody will know when that work is done, so it is waited for; if that fails, the card is dead.
+            let _ = stream.synchronize();
+        }
+        recorded.w()
+    }
+
     /// Whether the card is through with it, or nothing is to be expected of the card any more.
     fn is_free(&self) -> bool {
-        !matches!(self.used.as_ref().map(CudaEvent::try_is_complete), Some(Ok(false)))
+        !matches!(self.used.try_is_complete(), Ok(false))
     }
 
     fn wait(&self) -> Result<()> {
-        self.used.as_ref().map_or(Ok(()), CudaEvent::synchronize).w()
+        self.used.synchronize().w()
     }
 }
 

@@ -48,7 +48,7 @@ const RESAMPLES: usize = 1000;
 /// What a retraining starts from.
 pub struct Session<'a> {
     /// Base and frame.
-    pub source: &'a Source,
+    pub source: Source,
     /// How.
     pub config: &'a RetrainConfig,
     /// Thresholds where none are derived.
@@ -128,6 +128,8 @@ impl Session<'_> {
         let mut loaded = self
             .source
             .load_version(champion.as_ref().map(|_| self.registry), champion.as_ref())?;
+        // All that is compared is computed in one place.
+        self.source.model.device = loaded.classifier.place().choice();
         let prompter = loaded.classifier.prompter();
         let test_prompts = measure::prompts(&prompter, &dataset.test)?;
         let champion_test = measure::margins(&mut loaded.classifier, &test_prompts)?;
