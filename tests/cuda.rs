@@ -3,6 +3,7 @@
 
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "how far results are apart is worth seeing")]
 
 mod common;
 
