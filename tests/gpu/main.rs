@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "how far results are apart is worth seeing")]
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use common::labels::label;
