@@ -1,21 +1,21 @@
 #!/usr/bin/env python3
-"""Judges, from the topics alone, whether every input record was answered exactly once and in order.
+"""Checks, by reading the topics, that every input record was answered exactly once and in order.
 
-It shares no code with the daemon and knows only what that promises its readers: three headers on every output that
-name the input record, `decision_id` and `source` in a decision's JSON, a null value for a null value. Run it when
-nothing writes any more. It prints one JSON object and never what a message says; records are named
-`topic/partition@offset`.
+This script shares no code with the daemon. It relies only on what the daemon promises to consumers: three headers on
+every output that name the input record, `decision_id` and `source` in a decision's JSON, and a null value for a null
+value. Run it when nothing writes to the topics any more. It prints one JSON object and never prints the contents of a
+message. Records are named `topic/partition@offset`.
 
-    inputs             records in the comments topic; when all is well, decided + dead_lettered + tombstones
+    inputs             records in the comments topic; without faults, equal to decided + dead_lettered + tombstones
     missing            input records without an output
-    duplicated         outputs beyond the first of an input record
-    misordered         outputs that follow one of a later record of the same input partition
-    misplaced          outputs in another partition than their input, where the partition counts are equal
+    duplicated         outputs beyond the first one of an input record
+    misordered         outputs that follow the output of a later record of the same input partition
+    misplaced          outputs in a partition other than their input's, if the partition counts are equal
     mismatched         outputs that name no input record, or whose headers, JSON and input disagree
-    uncommitted        input partitions whose group offset is not their end: {partition: [committed, end]}
-    open_transactions  output partitions that end in a transaction neither committed nor aborted
+    uncommitted        input partitions whose committed offset is not their end: {partition: [committed, end]}
+    open_transactions  output partitions that end in a transaction that was neither committed nor aborted
 
-Exit code: 0 all is well, 1 faults were found, 2 it could not judge.
+Exit code: 0 no faults were found, 1 faults were found, 2 the check could not be completed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 
 MAX_EXAMPLES = 5
-# How long a broker on this machine may stay silent before it counts as gone.
+# How long a broker on this machine may take to respond before it is considered lost.
 SILENCE_SECONDS = 30
 
 
@@ -37,15 +37,15 @@ class CannotJudge(Exception):
 
 
 class Verdict:
-    """Is given the inputs, then the outputs, and counts."""
+    """Counts outputs and faults. All inputs are added first, then the outputs."""
 
     def __init__(self, partition_counts, comments, decisions):
-        self.partition_counts = partition_counts  # by topic
+        self.partition_counts = partition_counts  # per topic
         self.comments, self.decisions = comments, decisions
-        self.answers = {}  # outputs per input record, a record being (topic, partition, offset)
+        self.answers = {}  # number of outputs per input record, which is (topic, partition, offset)
         self.tombstones = set()  # input records without a value
-        self.last_offsets = {}  # per input partition
-        self.newest_answered = {}  # input offset per output partition and input partition
+        self.last_offsets = {}  # last offset per input partition
+        self.newest_answered = {}  # highest answered input offset per pair of output and input partition
         self.id_of, self.source_of = {}, {}
         self.outputs = dict.fromkeys(("decided", "dead_lettered", "tombstones"), 0)
         self.faults = dict.fromkeys(("missing", "duplicated", "misordered", "misplaced", "mismatched"), 0)
@@ -75,7 +75,7 @@ class Verdict:
 
         self.answers[source] += 1
         if self.answers[source] > 1:
-            # Says nothing about order: whoever may deliver twice goes back to do so.
+            # A duplicate is not misordered as well: delivering twice means going back.
             self.add_fault("duplicated", message, source)
             return
         stream = topic, partition, source[1]
@@ -85,7 +85,7 @@ class Verdict:
             self.newest_answered[stream] = source[2]
 
     def matches(self, decision, source):
-        """Whether a decision's JSON agrees with its headers, and its id is this source's own."""
+        """Returns whether a decision's JSON agrees with its headers and its id belongs to this source only."""
         if decision.value() is None or source in self.tombstones:
             return decision.value() is None and source in self.tombstones
         decision_id, source_in_json = identity_in_json(decision)
@@ -104,7 +104,7 @@ class Verdict:
         self.faults[kind] += 1
         examples = self.examples.setdefault(kind, [])
         if len(examples) < MAX_EXAMPLES:
-            # Not `if output`: a message is false when its value is null.
+            # Not `if output`, because a message with a null value is falsy.
             example = {"output": None if output is None else coordinates(output), "source": source}
             examples.append({role: "{}/{}@{}".format(*record) for role, record in example.items() if record})
 
@@ -114,9 +114,9 @@ def coordinates(message):
 
 
 def source_in_headers(message):
-    """The record that an output says it answers, or None.
+    """Returns the input record that an output's headers name, or None.
 
-    Input headers are carried over, so a name may come twice: the last one is the daemon's own.
+    The daemon carries input headers over, so a name can occur twice. The last one is the daemon's.
     """
     headers = dict(message.headers() or ())
     try:
@@ -129,7 +129,7 @@ def source_in_headers(message):
 
 
 def identity_in_json(decision):
-    """A decision's id and source, or two Nones."""
+    """Returns a decision's id and source, or two Nones if its JSON does not hold both."""
     try:
         fields = json.loads(decision.value())
         decision_id, source = fields["decision_id"], fields["source"]
@@ -147,15 +147,15 @@ def partitions(admin, topic):
 
 
 def records(brokers, topic_partitions):
-    """The committed records up to the end of every partition.
+    """Yields the committed records up to the end of every partition.
 
-    The client tells where that is: the last offsets may belong to control records, so no record's own offset shows that
-    it is the last one.
+    The end is detected by the client's end-of-partition events. A record's offset cannot show that it is the last one,
+    because the offsets after it may belong to control records.
     """
     consumer = Consumer(
         {
             "bootstrap.servers": brokers,
-            "group.id": "judge",  # The client insists; assigning by hand and committing nothing, it joins no group.
+            "group.id": "judge",  # Required by the client, which joins no group: partitions are assigned by hand.
             "enable.auto.commit": False,
             "isolation.level": "read_committed",
             "enable.partition.eof": True,
@@ -178,15 +178,15 @@ def records(brokers, topic_partitions):
                     continue
                 deadline = time.monotonic() + SILENCE_SECONDS
             if time.monotonic() > deadline:
-                raise CannotJudge(f"cannot read to the end: nothing for {SILENCE_SECONDS} seconds, last error: {error}")
+                raise CannotJudge(f"cannot read to the end: no record for {SILENCE_SECONDS} s, last error: {error}")
     finally:
         consumer.close()
 
 
-def settled(find_faults, seconds):
-    """Asks until there is nothing to report or the time is over.
+def faults_after_waiting(find_faults, seconds):
+    """Repeats a check until it finds no faults or the time is up, and returns what it found last.
 
-    A transaction's end is acknowledged before its markers are written.
+    Waiting is needed because a transaction's end is acknowledged before its markers are written.
     """
     deadline = time.monotonic() + seconds
     while (faults := find_faults()) and time.monotonic() < deadline:
@@ -200,7 +200,7 @@ def end_offsets(admin, topic_partitions, isolation):
 
 
 def open_transactions(admin, topic_partitions):
-    # In this order, so that a transaction that ends in between is not taken for an open one.
+    # The order matters: a transaction that ends between the two requests is not counted as open.
     end = end_offsets(admin, topic_partitions, IsolationLevel.READ_UNCOMMITTED)
     stable = end_offsets(admin, topic_partitions, IsolationLevel.READ_COMMITTED)
     return [
@@ -216,7 +216,7 @@ def uncommitted(admin, group, topic_partitions, last_offsets):
     faults = {}
     for p in admin.list_consumer_group_offsets([request])[group].result().topic_partitions:
         last = last_offsets.get(p.partition)
-        # Whether the control records after the last record were counted as read makes no difference.
+        # The committed offset may or may not include the control records after the last record.
         if last is not None and not last + 1 <= p.offset <= log_end[p.topic, p.partition]:
             faults[str(p.partition)] = [p.offset if p.offset >= 0 else None, last + 1]
     return faults
@@ -233,23 +233,26 @@ def judge(arguments):
 
     for message in records(arguments.brokers, comments):
         verdict.add_input(message)
-    open_ = settled(lambda: open_transactions(admin, outputs), arguments.settle)
-    behind = settled(lambda: uncommitted(admin, arguments.group, comments, verdict.last_offsets), arguments.settle)
-    # One topic after the other: of a record's decision and dead letter, the dead letter is then always the duplicate.
+    still_open = faults_after_waiting(lambda: open_transactions(admin, outputs), arguments.settle)
+    behind = faults_after_waiting(
+        lambda: uncommitted(admin, arguments.group, comments, verdict.last_offsets), arguments.settle
+    )
+    # Reads one topic after the other, so that if a record has a decision and a dead letter, the dead letter is always
+    # the one that counts as the duplicate.
     for topic in (decisions, dead_letters):
         for message in records(arguments.brokers, topic):
             verdict.add_output(message)
     verdict.add_missing()
 
-    forgiven = {"duplicated"} if arguments.allow_duplicates else set()
+    allowed = {"duplicated"} if arguments.allow_duplicates else set()
     return {
         "inputs": len(verdict.answers),
         **verdict.outputs,
         **verdict.faults,
         "uncommitted": behind,
-        "open_transactions": open_,
+        "open_transactions": still_open,
         "examples": verdict.examples,
-        "ok": not behind and not open_ and not any(n for kind, n in verdict.faults.items() if kind not in forgiven),
+        "ok": not behind and not still_open and not any(n for kind, n in verdict.faults.items() if kind not in allowed),
     }
 
 
@@ -257,14 +260,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("brokers", "comments", "decisions", "dead-letters", "group"):
         parser.add_argument(f"--{name}", required=True)
-    parser.add_argument("--allow-duplicates", action="store_true", help="count them, but find no fault: at-least-once")
+    parser.add_argument(
+        "--allow-duplicates",
+        action="store_true",
+        help="count duplicates without treating them as a fault, for at-least-once delivery",
+    )
     parser.add_argument(
         "--settle",
         type=float,
         default=10,
         metavar="SECONDS",
-        help="how long a transaction may still take to end, 10 unless told; one that a killed process left behind takes"
-        " its transaction.timeout.ms",
+        help="how long to wait for open transactions to end (default: 10); one that a killed process left open ends"
+        " after its transaction.timeout.ms",
     )
     try:
         result = judge(parser.parse_args())

@@ -1,18 +1,18 @@
-"""Do PEFT and moderatord read each other's adapters alike? Run by `both_ways`, which makes its Python.
+"""Checks that PEFT and moderatord compute the same margins with each other's adapters. Run it through `both_ways`.
 
 On each checkpoint, for q and v and for all seven linear layers with rslora:
 
-    retrain -> PEFT   `moderatord retrain` writes an adapter, PEFT loads it
-    PEFT -> score     PEFT writes an adapter with random A and B, `moderatord score --adapter` loads it
+    retrain -> PEFT   `moderatord retrain` writes an adapter and PEFT loads it
+    PEFT -> score     PEFT writes an adapter with random A and B and `moderatord score --adapter` loads it
 
-Both then score the same texts in f32, and the largest difference of a margin, logit(Negative) - logit(Positive) at the
-last position, is printed and held against TOLERANCE. Beside it stands the least and the largest shift that the adapter
-gives a margin: an adapter that hardly shifts any would prove nothing and fails too. The base without an adapter comes
-first, so that a difference of the bases is not taken for one of the adapters. The frame is spelled out here rather
-than asked of moderatord. A new registry draws its own split, so retrained adapters, and only those, differ
-from run to run.
+Both then score the same texts in f32. The script prints the largest difference between their margins, logit(Negative) -
+logit(Positive) at the last position, and compares it with TOLERANCE. It also prints the smallest and largest shift of a
+margin that the adapter causes. An adapter that shifts no margin by more than LEAST_SHIFT would prove nothing, so it
+counts as a failure. The base without an adapter is compared first, so that a difference between the bases is not taken
+for a difference between the adapters. The frame is written out here instead of being read from moderatord. A new
+registry draws its own split, so retrained adapters differ from run to run; everything else is the same.
 
-Owns nothing outside of its temporary folder. Exit code: 0 all agree, 1 not, or a step failed.
+Writes only to its temporary folder. Exit code: 0 all margins agree, 1 some margins differ or a step failed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-# Nothing here is fetched: an adapter names a base that no hub knows.
+# Prevents downloads: an adapter's config names a base that is not on the hub.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
@@ -35,7 +35,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
 TOLERANCE = 1e-4
-# Of the largest shift of a margin, below which an adapter is taken for none.
+# The smallest value of the largest shift of a margin with which an adapter still proves something.
 LEAST_SHIFT = 100 * TOLERANCE
 
 FRAME = (
@@ -67,7 +67,7 @@ WORDS = (
 
 
 def labelled(rows):
-    """Lines of feedback with a rule that a few hundred of them teach: texts about rain are "hateful"."""
+    """Yields lines of feedback with a rule that a few hundred rows can teach: texts about rain are "hateful"."""
     draw = random.Random(1)
     for number in range(rows):
         words = draw.choices(WORDS, k=draw.randint(6, 11))
@@ -77,9 +77,11 @@ def labelled(rows):
 
 
 class Moderatord:
+    """Runs the moderatord binary."""
+
     def __init__(self, binary):
         self.binary = binary
-        # Neither the caller's settings nor the normaliser, which PEFT does not have.
+        # Ignores the caller's settings, and turns off the normaliser, which PEFT does not have.
         self.env = {name: value for name, value in os.environ.items() if not name.startswith("MODERATORD__")}
         self.env["MODERATORD__PROMPT__NORMALIZE"] = "false"
 
@@ -88,7 +90,7 @@ class Moderatord:
             [self.binary, *map(str, arguments)], env=self.env, input=stdin, capture_output=True, text=True
         )
         if done.returncode != 0:
-            sys.exit(f"moderatord {arguments[0]} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+            sys.exit(f"moderatord {arguments[0]} failed with exit code {done.returncode}:\n{done.stdout}{done.stderr}")
         return done.stdout
 
     def margins(self, model, adapter=None):
@@ -97,14 +99,14 @@ class Moderatord:
         lines = self.run("score", "--model", model, *adapter, "--input", "-", stdin=events).splitlines()
         decisions = [json.loads(line) for line in lines]
         if len(decisions) != len(TEXTS):
-            sys.exit(f"moderatord score gave {len(decisions)} decisions for {len(TEXTS)} texts")
+            sys.exit(f"moderatord score printed {len(decisions)} decisions for {len(TEXTS)} texts")
         for decision in decisions:
             if decision["model"]["dtype"] != "f32" or decision["windows"] != 1:
-                sys.exit(f"not f32 and one window: {decision['model']}, {decision['windows']} windows")
+                sys.exit(f"expected f32 and one window, got {decision['model']} and {decision['windows']} windows")
         return torch.tensor([decision["margin"] for decision in decisions], dtype=torch.float64)
 
     def retrain(self, folder, model, targets, rslora):
-        """Folder of the adapter that a retraining in `folder` publishes."""
+        """Retrains in `folder` and returns the folder of the adapter that was published."""
         (folder / "registry").mkdir(parents=True)
         (folder / "labels.jsonl").write_text("".join(line + "\n" for line in labelled(400)))
         (folder / "moderatord.toml").write_text(
@@ -118,7 +120,7 @@ class Moderatord:
 
 
 class Reference:
-    """The checkpoint as transformers has it."""
+    """Computes margins of a checkpoint with transformers."""
 
     def __init__(self, path):
         self.path = path
@@ -127,7 +129,7 @@ class Reference:
         self.bos = self.tokenizer.token_to_id("<bos>")
 
     def base(self):
-        # Eager attention is the plain formula, Gemma 2's soft-capping included.
+        # Eager attention computes the plain formula, including Gemma 2's soft-capping.
         return AutoModelForCausalLM.from_pretrained(self.path, dtype=torch.float32, attn_implementation="eager").eval()
 
     @torch.no_grad()
@@ -141,19 +143,19 @@ class Reference:
         return torch.stack(found)
 
     def load(self, adapter):
-        """PEFT's model with an adapter of ours; every tensor of the file is proven to have arrived."""
+        """Loads an adapter of ours with PEFT and checks that every tensor of the file was loaded."""
         model = PeftModel.from_pretrained(self.base(), adapter).eval()
         written = load_file(adapter / "adapter_model.safetensors")
         loaded = get_peft_model_state_dict(model)
         if written.keys() != loaded.keys():
-            sys.exit(f"PEFT loads other tensors than were written: {sorted(written.keys() ^ loaded.keys())}")
+            sys.exit(f"PEFT loaded other tensors than were written: {sorted(written.keys() ^ loaded.keys())}")
         for name, tensor in written.items():
             if not torch.equal(tensor, loaded[name]):
-                sys.exit(f"PEFT loads `{name}` with other values than were written")
+                sys.exit(f"PEFT loaded `{name}` with other values than were written")
         return model
 
     def write(self, folder, targets, rslora):
-        """PEFT's model with a random adapter, which is also saved to `folder`."""
+        """Creates PEFT's model with a random adapter and also saves the adapter to `folder`."""
         torch.manual_seed(7)
         config = LoraConfig(r=4, lora_alpha=8, target_modules=targets, use_rslora=rslora, task_type="CAUSAL_LM")
         model = get_peft_model(self.base(), config).eval()
@@ -166,13 +168,15 @@ class Reference:
 
 
 class Table:
+    """Prints one line per comparison and records whether any of them failed."""
+
     def __init__(self):
         self.failed = False
 
     def add(self, family, way, targets, expected, found, base=None):
         difference = (expected - found).abs().max().item()
         shifts = None if base is None else (expected - base).abs()
-        # Written so that a NaN fails.
+        # Written so that NaN counts as a failure.
         good = difference <= TOLERANCE and (shifts is None or shifts.max().item() >= LEAST_SHIFT)
         self.failed |= not good
         shift = "" if shifts is None else f"shifts {shifts.min():.3f} to {shifts.max():.3f}"

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Shows that transformers computes what moderatord does from the bundled model's folder, in f32.
+"""Checks that transformers and moderatord compute the same probabilities with the bundled model, in f32.
 
     same_probabilities.py [--moderatord BINARY] [--model FOLDER] [--input TEXTS.jsonl]
 
-Needs torch and transformers, any recent version (models/recipe/requirements.txt). Each line of TEXTS is an object with `text`; the default are sentences of
-our own. The default binary is target/release/moderatord. Exit code: 0 all probabilities agree within 1e-4, 1 some do not.
+Needs a recent version of torch and transformers (see models/recipe/requirements.txt). Each line of TEXTS.jsonl is an
+object with `text`. By default, the script uses its own sentences and target/release/moderatord.
+Exit code: 0 all probabilities agree within 1e-4, 1 some differ.
 """
 
 import argparse
@@ -20,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "models/recipe"))
 from corpora import normalize  # noqa: E402
 from frame import HEAD, TAIL  # noqa: E402
+
 TOLERANCE = 1e-4
 TEXTS = [
     "you look very nice today",
@@ -54,7 +56,7 @@ def main():
     worst = 0.0
     for number, (text, decision) in enumerate(zip(texts, decisions, strict=True)):
         if decision["windows"] != 1:
-            print(f"text {number}: {decision['windows']} windows, not compared")
+            print(f"text {number}: not compared, because it has {decision['windows']} windows")
             continue
         ids = tokenizer(f"{HEAD}{normalize(text)}{TAIL}", return_tensors="pt")["input_ids"]
         with torch.no_grad():
@@ -63,7 +65,7 @@ def main():
         worst = max(worst, abs(theirs - decision["score"]))
         if not settings.input:
             print(f"{theirs:.6f}  {decision['score']:.6f}  {text[:60]}")
-    print(f"{len(texts)} texts, largest difference of a probability {worst:.1e}, allowed {TOLERANCE:.0e}")
+    print(f"{len(texts)} texts, largest difference between probabilities {worst:.1e}, allowed {TOLERANCE:.0e}")
     return int(not worst <= TOLERANCE)
 
 
