@@ -1,4 +1,5 @@
-// The products that candle asks cuBLAS for, as plain loops with float sums: given to the driver's queue, as there.
+// Computes the matrix products that candle requests from cuBLAS, as plain loops with float sums. As in cuBLAS, the work
+// is queued on the driver's stream.
 
 #include <dlfcn.h>
 #include <stdint.h>
@@ -8,10 +9,10 @@
 
 namespace {
 
-// The emulated driver's own call: what `run` does with `argument` joins a queue.
-int give(void *stream, void (*run)(void *), void *argument) {
-    using Give = int (*)(void *, void (*)(void *), void *);
-    static const Give driver = (Give)dlsym(dlopen("libcuda.so.1", RTLD_NOW), "emulated_give");
+// Queues `run(argument)` through a function that only the emulated driver has.
+int enqueue(void *stream, void (*run)(void *), void *argument) {
+    using Enqueue = int (*)(void *, void (*)(void *), void *);
+    static const Enqueue driver = (Enqueue)dlsym(dlopen("libcuda.so.1", RTLD_NOW), "emulated_enqueue");
     return driver(stream, run, argument);
 }
 
@@ -50,7 +51,7 @@ struct Product {
     int batch;
 };
 
-// Columns first, as cuBLAS has it.
+// Matrices are column-major, as in cuBLAS.
 void multiply(void *argument) {
     Product *p = (Product *)argument;
     std::vector<float> a(p->m * p->k), b(p->n * p->k);
@@ -105,8 +106,8 @@ int cublasGemmStridedBatchedEx(void *handle, int a_operation, int b_operation, i
     if (!is_known || a_operation > 1 || b_operation > 1) return 15;
     Product *product = new Product{a_operation == 1, b_operation == 1, m, n, k, *(const float *)alpha, *(const float *)beta,
                                    a, b, c, a_type, lda, ldb, ldc, a_stride, b_stride, c_stride, batch};
-    // 14: an internal error, as cuBLAS answers when the device has failed.
-    return give(((Handle *)handle)->stream, multiply, product) ? 14 : 0;
+    // 14 is the internal error that cuBLAS returns when the device has failed.
+    return enqueue(((Handle *)handle)->stream, multiply, product) ? 14 : 0;
 }
 int cublasDgemmStridedBatched() { return 15; }
 

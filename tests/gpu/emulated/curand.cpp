@@ -1,4 +1,4 @@
-// cuRAND as far as candle opens it; nothing that is tried draws numbers on the device.
+// The functions of cuRAND that candle calls to create a generator. None of the tests draws numbers on the device.
 
 extern "C" {
 

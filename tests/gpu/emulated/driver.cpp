@@ -1,9 +1,9 @@
-// NVIDIA's driver as far as candle and we call it, on the CPU: for trying the code that talks to a GPU where there
-// is none. It says nothing about speed.
+// Emulates on the CPU the functions of NVIDIA's driver that candle and we call, so that the code that uses a GPU can be
+// tested without one. It says nothing about speed.
 //
-// What a card is unforgiving of shows here too. Work that is given to a queue is done late, when somebody waits
-// for it or asks, so what is read too early or written again too early is wrong. New memory holds NaN, freed
-// memory is taken away, and behind each piece there is a page that nobody may touch.
+// The emulation exposes mistakes that a GPU does not forgive. Queued work runs late, when the caller waits for it or
+// queries its state, so data that is read or overwritten too early is wrong. New memory holds NaN, freed memory is
+// unmapped, and the page behind each allocation is inaccessible.
 
 #include <signal.h>
 #include <string.h>
@@ -19,8 +19,8 @@
 
 #include "kernels.h"
 
-void add_ours();
-void add_candles();
+void add_our_kernels();
+void add_candle_kernels();
 
 std::map<std::string, Bind> &kernels() {
     static std::map<std::string, Bind> all;
@@ -37,30 +37,30 @@ uint64_t total_bytes() {
 }
 constexpr size_t PAGE = 4096;
 
-// One driver, whatever the thread.
+// All threads share one driver.
 std::recursive_mutex mutex;
 using Lock = std::lock_guard<std::recursive_mutex>;
 
-// What is left of the device once a kernel has failed: every call says so.
+// The error of a kernel that has failed. Every later call returns it.
 int fault = OK;
 std::string running;
 
-struct Piece {
+struct Allocation {
     char *map;
     size_t mapped, bytes;
 };
-std::map<uint64_t, Piece> pieces;
-uint64_t used_bytes = 0, most_bytes = 0;
-// What the pool has taken of the card: freed pieces count until it gives them back, which it does whenever somebody
-// waits, down to the threshold.
+std::map<uint64_t, Allocation> allocations;
+uint64_t used_bytes = 0, peak_bytes = 0;
+// The memory that the pool has reserved on the GPU. It includes freed allocations until the pool is trimmed down to the
+// threshold, which happens whenever the caller waits for a stream.
 uint64_t reserved_bytes = 0, threshold_bytes = 0;
 
-void give_back(uint64_t keep) {
+void trim_pool(uint64_t keep) {
     if (reserved_bytes > keep) reserved_bytes = std::max(used_bytes, keep);
 }
 std::map<char *, size_t> pinned;
 
-// Whether the driver knows host memory to be page-locked; it then reads and writes it when the work's turn comes.
+// Returns whether host memory is page-locked. Copies to and from such memory run when the queue reaches them.
 bool is_pinned(const void *at) {
     auto next = pinned.upper_bound((char *)at);
     if (next == pinned.begin()) return false;
@@ -70,11 +70,11 @@ bool is_pinned(const void *at) {
 
 struct Queue {
     std::deque<std::function<void()>> work;
-    uint64_t given = 0, done = 0;
+    uint64_t enqueued = 0, done = 0;
 
-    void give(std::function<void()> one) {
+    void enqueue(std::function<void()> one) {
         work.push_back(std::move(one));
-        given++;
+        enqueued++;
     }
     void run_one() {
         auto one = std::move(work.front());
@@ -102,41 +102,42 @@ struct Module {
 std::set<Queue *> queues;
 
 Queue *queue_of(void *stream) {
-    // The default streams of a context and of a thread.
+    // 0 to 2 are the default streams of a context and of a thread.
     static Queue shared;
     return (uintptr_t)stream <= 2 ? &shared : (Queue *)stream;
 }
 
 int allocate(uint64_t *out, size_t bytes) {
     if (used_bytes + bytes > total_bytes()) return OUT_OF_MEMORY;
-    // The end at the page that nobody may touch; the beginning as aligned as the widest load.
+    // The allocation ends at the inaccessible page and begins with the alignment of the widest load.
     const size_t size = (bytes + 15) / 16 * 16, mapped = (size + PAGE - 1) / PAGE * PAGE + PAGE;
     char *map = (char *)mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (map == MAP_FAILED) return OUT_OF_MEMORY;
     mprotect(map + mapped - PAGE, PAGE, PROT_NONE);
     char *at = map + mapped - PAGE - size;
     memset(at, 0xff, size);
-    pieces[(uint64_t)at] = {map, mapped, bytes};
+    allocations[(uint64_t)at] = {map, mapped, bytes};
     used_bytes += bytes;
-    most_bytes = std::max(most_bytes, used_bytes);
+    peak_bytes = std::max(peak_bytes, used_bytes);
     reserved_bytes = std::max(reserved_bytes, used_bytes);
     *out = (uint64_t)at;
     return OK;
 }
 
-// To be taken away when `queue` comes to it. It counts as free at once: work that is given later may have it.
+// Frees an allocation. It counts as free immediately, because work that is queued later may reuse it. It is unmapped
+// when `queue` reaches this point.
 int release(uint64_t at, Queue *queue) {
-    auto found = pieces.find(at);
-    if (found == pieces.end()) return INVALID_VALUE;
-    const Piece piece = found->second;
-    pieces.erase(found);
-    used_bytes -= piece.bytes;
-    queue->give([piece] { munmap(piece.map, piece.mapped); });
+    auto found = allocations.find(at);
+    if (found == allocations.end()) return INVALID_VALUE;
+    const Allocation allocation = found->second;
+    allocations.erase(found);
+    used_bytes -= allocation.bytes;
+    queue->enqueue([allocation] { munmap(allocation.map, allocation.mapped); });
     return OK;
 }
 
 void on_bad_address(int) {
-    fprintf(stderr, "emulated GPU: memory that is not there is touched, in or after `%s`\n", running.c_str());
+    fprintf(stderr, "emulated GPU: access to unmapped memory, in or after `%s`\n", running.c_str());
     _exit(99);
 }
 
@@ -151,10 +152,10 @@ extern "C" {
 int cuInit(unsigned) {
     Lock lock(mutex);
     if (kernels().empty()) {
-        add_ours();
-        add_candles();
+        add_our_kernels();
+        add_candle_kernels();
         signal(SIGSEGV, on_bad_address);
-        fprintf(stderr, "emulated GPU: this is no GPU, the driver is emulated on the CPU\n");
+        fprintf(stderr, "emulated GPU: the driver is emulated on the CPU\n");
     }
     return OK;
 }
@@ -163,7 +164,7 @@ int cuDeviceGet(int *device, int ordinal) {
     return ordinal == 0 ? OK : INVALID_DEVICE;
 }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
-    // Memory pools are there (115), and the compute capability is 9.0 (75, 76).
+    // Memory pools are supported (115), and the compute capability is 9.0 (75, 76).
     *value = attribute == 115 ? 1 : attribute == 75 ? 9 : 0;
     return OK;
 }
@@ -185,8 +186,8 @@ int cuCtxSetCurrent(void *next) {
 int cuCtxDestroy_v2(void *) { return OK; }
 int cuCtxSynchronize() {
     CALL;
-    for (Queue *queue : queues) queue->run_until(queue->given);
-    queue_of(nullptr)->run_until(queue_of(nullptr)->given);
+    for (Queue *queue : queues) queue->run_until(queue->enqueued);
+    queue_of(nullptr)->run_until(queue_of(nullptr)->enqueued);
     return fault;
 }
 
@@ -231,11 +232,11 @@ int cuDeviceGetMemPool(void **pool, int) {
 }
 int cuMemPoolGetAttribute(void *, int attribute, void *value) {
     CALL;
-    // The threshold (4), reserved now (5), used now (7) and at most (8).
+    // The threshold (4), the bytes reserved now (5), used now (7) and used at most (8).
     *(uint64_t *)value = attribute == 4   ? threshold_bytes
                          : attribute == 5 ? reserved_bytes
                          : attribute == 7 ? used_bytes
-                                          : most_bytes;
+                                          : peak_bytes;
     return OK;
 }
 int cuMemPoolSetAttribute(void *, int attribute, void *value) {
@@ -243,44 +244,44 @@ int cuMemPoolSetAttribute(void *, int attribute, void *value) {
     if (attribute == 4) threshold_bytes = *(uint64_t *)value;
     if (attribute == 8) {
         if (*(uint64_t *)value != 0) return INVALID_VALUE;
-        most_bytes = used_bytes;
+        peak_bytes = used_bytes;
     }
     return OK;
 }
 int cuMemPoolTrimTo(void *, size_t keep) {
     CALL;
-    give_back(keep);
+    trim_pool(keep);
     return OK;
 }
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
     CALL;
     if (is_pinned(from)) {
-        queue_of(stream)->give([=] { memcpy((void *)to, from, bytes); });
+        queue_of(stream)->enqueue([=] { memcpy((void *)to, from, bytes); });
     } else {
-        // Other memory is read before the call returns.
+        // Pageable memory is read before the call returns.
         std::string staged((const char *)from, bytes);
-        queue_of(stream)->give([=] { memcpy((void *)to, staged.data(), bytes); });
+        queue_of(stream)->enqueue([=] { memcpy((void *)to, staged.data(), bytes); });
     }
     return OK;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     CALL;
     Queue *queue = queue_of(stream);
-    queue->give([=] { memcpy(to, (void *)from, bytes); });
-    // Other memory is written before the call returns.
-    if (!is_pinned(to)) queue->run_until(queue->given);
+    queue->enqueue([=] { memcpy(to, (void *)from, bytes); });
+    // Pageable memory is written before the call returns.
+    if (!is_pinned(to)) queue->run_until(queue->enqueued);
     return fault;
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
     CALL;
-    queue_of(stream)->give([=] { memmove((void *)to, (void *)from, bytes); });
+    queue_of(stream)->enqueue([=] { memmove((void *)to, (void *)from, bytes); });
     return OK;
 }
 int cuMemcpyPeerAsync(uint64_t, void *, uint64_t, void *, size_t, void *) { return INVALID_VALUE; }
 int cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, void *stream) {
     CALL;
-    queue_of(stream)->give([=] { memset((void *)at, value, bytes); });
+    queue_of(stream)->enqueue([=] { memset((void *)at, value, bytes); });
     return OK;
 }
 
@@ -298,7 +299,7 @@ int cuModuleUnload(void *module) {
 int cuModuleGetFunction(void **function, void *module, const char *name) {
     CALL;
     if (!kernels().count(name) && strcmp(name, "trap_all") != 0) {
-        fprintf(stderr, "emulated GPU: there is no kernel `%s`\n", name);
+        fprintf(stderr, "emulated GPU: unknown kernel `%s`\n", name);
         return NOT_FOUND;
     }
     Function &found = ((Module *)module)->functions[name];
@@ -312,15 +313,15 @@ int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned gr
     const std::string name = ((Function *)function)->name;
     if (grid_x == 0 || grid_y == 0 || grid_y > 65535 || grid_z != 1 || block_x == 0 || block_x > 1024 || block_y != 1 ||
         block_z != 1) {
-        fprintf(stderr, "emulated GPU: `%s` is launched with blocks that no card takes\n", name.c_str());
+        fprintf(stderr, "emulated GPU: the grid or block size of `%s` is not supported by any GPU\n", name.c_str());
         return INVALID_VALUE;
     }
     if (name == "trap_all") {
-        queue_of(stream)->give([] { fault = TRAPPED; });
+        queue_of(stream)->enqueue([] { fault = TRAPPED; });
         return OK;
     }
     const Run run = kernels()[name](parameters);
-    queue_of(stream)->give([=] {
+    queue_of(stream)->enqueue([=] {
         running = name;
         run({grid_x, grid_y, block_x});
     });
@@ -336,16 +337,16 @@ int cuStreamCreate(void **stream, unsigned) {
 }
 int cuStreamDestroy_v2(void *stream) {
     Lock lock(mutex);
-    // As on a card, what was given is still done.
+    // As on a GPU, queued work still runs.
     Queue *queue = (Queue *)stream;
-    queue->run_until(queue->given);
+    queue->run_until(queue->enqueued);
     return fault;
 }
 int cuStreamSynchronize(void *stream) {
     CALL;
     Queue *queue = queue_of(stream);
-    queue->run_until(queue->given);
-    give_back(threshold_bytes);
+    queue->run_until(queue->enqueued);
+    trim_pool(threshold_bytes);
     return fault;
 }
 int cuStreamWaitEvent(void *, void *event, unsigned) {
@@ -371,7 +372,7 @@ int cuEventDestroy_v2(void *event) {
 int cuEventRecord(void *event, void *stream) {
     CALL;
     Queue *queue = queue_of(stream);
-    *(Event *)event = {queue, queue->given};
+    *(Event *)event = {queue, queue->enqueued};
     return OK;
 }
 int cuEventSynchronize(void *event) {
@@ -388,10 +389,10 @@ int cuEventQuery(void *event) {
     return fault ? fault : NOT_READY;
 }
 
-// For the emulated cuBLAS.
-int emulated_give(void *stream, void (*run)(void *), void *argument) {
+// Queues work for the emulated cuBLAS.
+int emulated_enqueue(void *stream, void (*run)(void *), void *argument) {
     CALL;
-    queue_of(stream)->give([=] {
+    queue_of(stream)->enqueue([=] {
         running = "a matrix product";
         run(argument);
     });

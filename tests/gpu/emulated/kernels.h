@@ -1,4 +1,4 @@
-// What the emulated driver asks the kernels for: a name and the arguments of a launch, to what runs it.
+// The table through which the emulated driver finds a kernel by its name and binds it to the arguments of a launch.
 
 #pragma once
 
@@ -15,7 +15,8 @@ struct Grid {
 };
 
 using Run = std::function<void(Grid)>;
-// Copies the arguments that `parameters` point to, as a launch does, and gives what runs the kernel with them.
+// Copies the arguments that `parameters` points to, as a launch does, and returns a function that runs the kernel with
+// them.
 using Bind = std::function<Run(void **parameters)>;
 
 std::map<std::string, Bind> &kernels();
@@ -25,7 +26,7 @@ std::tuple<Arguments...> copied(void **parameters, std::index_sequence<Index...>
     return {*(Arguments *)parameters[Index]...};
 }
 
-// A kernel that is told the grid and runs all of it.
+// Registers a kernel that takes the grid as its first argument and computes all of it in one call.
 template <typename... Arguments>
 void add(const std::string &name, void (*kernel)(Grid, Arguments...)) {
     kernels()[name] = [kernel](void **parameters) -> Run {

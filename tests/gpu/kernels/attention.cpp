@@ -2,7 +2,7 @@
 
 #include "check.h"
 
-// The formula, one query and head at a time.
+// Computes attention by the plain formula, one query and head at a time.
 template <typename T>
 std::vector<double> formula(const std::vector<T> &q, const std::vector<T> &k, const std::vector<T> &v,
                             const std::vector<T> &prefix_k, const std::vector<T> &prefix_v,
@@ -48,8 +48,9 @@ std::vector<double> formula(const std::vector<T> &q, const std::vector<T> &k, co
     return out;
 }
 
-// Rows of these lengths after these shares of a prefix of 24; of each, the last `queries` (0: all) ask.
-static std::vector<Span> rows(std::vector<std::pair<uint32_t, uint32_t>> lengths, uint32_t queries) {
+// Returns the spans of packed rows. Each pair holds the number of a row's own keys and the number of tokens that it
+// shares with the prefix of 24. Only the last `queries` tokens of each row are queries; 0 means all of them.
+static std::vector<Span> packed_rows(std::vector<std::pair<uint32_t, uint32_t>> lengths, uint32_t queries) {
     std::vector<Span> spans;
     uint32_t query = 0, key = 0;
     for (auto [keys, shared] : lengths) {
@@ -89,7 +90,7 @@ struct Case {
     }
 };
 
-static void exact(const std::vector<Span> &spans, Shape shape) {
+static void check_f32(const std::vector<Span> &spans, Shape shape) {
     const Case<float> one(spans, shape);
     std::vector<uint32_t> span_of;
     for (uint32_t n = 0; n < spans.size(); n++) span_of.insert(span_of.end(), spans[n].queries, n);
@@ -102,7 +103,7 @@ static void exact(const std::vector<Span> &spans, Shape shape) {
 }
 
 template <typename Kernel>
-static void tiled(const char *name, Kernel kernel, const std::vector<Span> &spans, Shape shape) {
+static void check_bf16(const char *name, Kernel kernel, const std::vector<Span> &spans, Shape shape) {
     const Case<__nv_bfloat16> one(spans, shape);
     std::vector<Tile> tiles;
     for (uint32_t n = 0; n < spans.size(); n++) {
@@ -120,14 +121,14 @@ static void tiled(const char *name, Kernel kernel, const std::vector<Span> &span
 int main() {
     const std::vector<std::pair<uint32_t, uint32_t>> lengths = {{9, 24}, {1, 23}, {40, 24}, {17, 0}, {70, 11}};
     for (uint32_t queries : {0u, 1u}) {
-        const auto spans = rows(lengths, queries);
+        const auto spans = packed_rows(lengths, queries);
         for (Shape shape : {Shape{4, 1, 64, 0, 0.125f, 0}, Shape{8, 4, 64, 20, 0.125f, 5}}) {
-            exact(spans, shape);
-            tiled("attention_bf16_64", attention_bf16_64, spans, shape);
+            check_f32(spans, shape);
+            check_bf16("attention_bf16_64", attention_bf16_64, spans, shape);
         }
-        tiled("attention_bf16_32", attention_bf16_32, spans, {4, 2, 32, 7, 0.2f, 0});
-        tiled("attention_bf16_128", attention_bf16_128, spans, {4, 4, 128, 0, 0.09f, 0});
-        tiled("attention_bf16_256", attention_bf16_256, spans, {8, 1, 256, 33, 0.0625f, 50});
+        check_bf16("attention_bf16_32", attention_bf16_32, spans, {4, 2, 32, 7, 0.2f, 0});
+        check_bf16("attention_bf16_128", attention_bf16_128, spans, {4, 4, 128, 0, 0.09f, 0});
+        check_bf16("attention_bf16_256", attention_bf16_256, spans, {8, 1, 256, 33, 0.0625f, 50});
     }
-    return verdict();
+    return exit_code();
 }

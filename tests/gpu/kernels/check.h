@@ -1,4 +1,4 @@
-// Random inputs, and the comparison of a kernel's output with a formula in double.
+// Generates random inputs and compares a kernel's output with a formula in double precision.
 
 #pragma once
 
@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-// In -1 to 1; the same on every run (Knuth's MMIX constants).
+// A linear congruential generator (Knuth's MMIX constants) of numbers from -1 to 1, the same on every run.
 struct Random {
     uint64_t state = 1;
     double next() {
@@ -30,11 +30,11 @@ std::vector<T> random(size_t count, double scale = 1.0) {
     return out;
 }
 
-// What rounding of one result to the dtype allows, and the arithmetic in float.
+// The largest error that arithmetic in float and rounding the result to the dtype can explain.
 template <typename T> constexpr double TOLERANCE = 2e-5;
 template <> inline constexpr double TOLERANCE<__nv_bfloat16> = 8e-3;
 
-inline int faults = 0;
+inline int failures = 0;
 
 template <typename T>
 void expect(const std::string &name, const std::vector<T> &found, const std::vector<double> &expected,
@@ -42,13 +42,13 @@ void expect(const std::string &name, const std::vector<T> &found, const std::vec
     double worst = 0.0;
     for (size_t i = 0; i < expected.size(); i++) {
         const double error = std::fabs(wide(found[i]) - expected[i]) / (1.0 + std::fabs(expected[i]));
-        // Written so that a NaN is worse than anything.
+        // Written so that NaN counts as the worst error.
         if (!(error <= worst)) worst = error;
     }
     const bool agrees = found.size() == expected.size() && worst <= tolerance;
-    faults += !agrees;
+    failures += !agrees;
     printf("%-44s %8zu values, largest error %.1e, allowed %.0e%s\n", name.c_str(), expected.size(), worst, tolerance,
            agrees ? "" : "  WRONG");
 }
 
-inline int verdict() { return faults == 0 ? 0 : 1; }
+inline int exit_code() { return failures == 0 ? 0 : 1; }

@@ -19,5 +19,5 @@ void check(const char *name, Kernel kernel) {
 int main() {
     check<float>("geglu_f32", geglu_f32);
     check<__nv_bfloat16>("geglu_bf16", geglu_bf16);
-    return verdict();
+    return exit_code();
 }

@@ -2,6 +2,7 @@
 
 #include "check.h"
 
+// Computes RMSNorm of each row by the plain formula.
 static std::vector<double> normed(const std::vector<double> &x, const std::vector<float> &weight) {
     const size_t width = weight.size();
     std::vector<double> out(x.size());
@@ -47,5 +48,5 @@ void check(const std::string &dtype, Alone alone, Fused fused) {
 int main() {
     check<float>("f32", rms_norm_f32, add_rms_norm_f32);
     check<__nv_bfloat16>("bf16", rms_norm_bf16, add_rms_norm_bf16);
-    return verdict();
+    return exit_code();
 }

@@ -47,5 +47,5 @@ void check(const std::string &dtype, Kernel kernel) {
 int main() {
     check<float>("f32", norm_rope_f32);
     check<__nv_bfloat16>("bf16", norm_rope_bf16);
-    return verdict();
+    return exit_code();
 }

@@ -1,8 +1,9 @@
-// Just enough of CUDA's dialect for a C++ compiler to run our kernels on the CPU, one block after another.
+// The part of CUDA's C++ dialect that our kernels use, so that a C++ compiler can build them for the CPU. Blocks run
+// one after another.
 //
-// The threads of a block are fibers: each runs until it waits for the others, at a barrier or in an operation of
-// its warp, so the order is fixed and a barrier that not all reach is seen. This shows that a kernel's indices and
-// formulas are right; speed, and what the hardware rounds otherwise, it cannot show.
+// The threads of a block are fibers. Each fiber runs until it waits for others, at a barrier or in a warp operation, so
+// the order is fixed, and a barrier that some threads do not reach is reported. This shows that a kernel's indices and
+// formulas are correct. It shows neither the speed nor the rounding of the hardware.
 
 #pragma once
 
@@ -36,7 +37,7 @@ struct uint4 {
     uint32_t x, y, z, w;
 };
 
-// cuda_bf16.h, with round to nearest even as there.
+// Replaces CUDA's cuda_bf16.h and rounds to nearest even as it does.
 struct __nv_bfloat16 {
     uint16_t bits;
 };
@@ -59,8 +60,8 @@ inline float __expf(float x) { return std::exp(x); }
 namespace emulation {
 
 #if defined(__x86_64__)
-// Stores the registers that the callee keeps, as the System V convention names them, and goes on where `to` was
-// left. The system's swapcontext asks the kernel for the signal mask each time, which takes most of a run.
+// Saves the callee-saved registers of the System V calling convention and resumes `to` where it was suspended. This
+// replaces the system's swapcontext, whose system call for the signal mask would take most of the run time.
 struct Context {
     void *stack = nullptr;
 };
@@ -87,7 +88,7 @@ emulation_switch:
     ret
 .popsection
 )");
-inline void go(Context &from, Context &to) { emulation_switch(&from.stack, to.stack); }
+inline void switch_context(Context &from, Context &to) { emulation_switch(&from.stack, to.stack); }
 inline void prepare(Context &context, char *stack, size_t size, void (*entry)()) {
     void **top = (void **)((uintptr_t)(stack + size) & ~(uintptr_t)15);
     *--top = nullptr;
@@ -98,7 +99,7 @@ inline void prepare(Context &context, char *stack, size_t size, void (*entry)())
 struct Context {
     ucontext_t context;
 };
-inline void go(Context &from, Context &to) { swapcontext(&from.context, &to.context); }
+inline void switch_context(Context &from, Context &to) { swapcontext(&from.context, &to.context); }
 inline void prepare(Context &context, char *stack, size_t size, void (*entry)()) {
     getcontext(&context.context);
     context.context.uc_stack.ss_sp = stack;
@@ -113,11 +114,11 @@ struct Fiber {
     Context context;
     std::unique_ptr<char[]> stack{new char[STACK]};
     bool is_done = false;
-    // Operations of its warp that it has been in: odd and even ones use lanes of their own.
+    // The number of warp operations so far. Odd and even operations use separate memory.
     uint32_t operations = 0;
 };
 
-// Threads that wait for each other.
+// A point where a group of threads waits until all of them have arrived.
 struct Barrier {
     uint32_t size = 0, arrived = 0, ended = 0;
     uint64_t generation = 0;
@@ -129,17 +130,17 @@ static Barrier block;
 static std::vector<Barrier> warps;
 static uint32_t current;
 static std::function<void()> body;
-// What the lanes of each warp give each other.
-static std::vector<uint32_t> lanes;
+// Memory through which the lanes of each warp exchange values.
+static std::vector<uint32_t> lane_memory;
 
-inline void yield() { go(fibers[current].context, scheduler); }
+inline void yield() { switch_context(fibers[current].context, scheduler); }
 
 inline void fail(const char *what) {
     fprintf(stderr, "kernel: %s\n", what);
     exit(1);
 }
 
-// Goes on when all threads of the barrier have come to it.
+// Returns when all threads of the barrier have arrived at it.
 inline void wait(Barrier &barrier) {
     const uint64_t own = barrier.generation;
     if (++barrier.arrived == barrier.size) {
@@ -148,14 +149,14 @@ inline void wait(Barrier &barrier) {
         return;
     }
     while (barrier.generation == own) {
-        if (barrier.ended) fail("a thread ended before a barrier of others");
+        if (barrier.ended) fail("a thread ended before a barrier that others wait at");
         yield();
     }
 }
 
-// Where this thread leaves 8 words for the others of its warp, and finds those of `lane`.
+// Returns the 8 words of a lane of this thread's warp: the thread writes its own and reads those of other lanes.
 inline uint32_t *words(uint32_t lane) {
-    return &lanes[((fibers[current].operations % 2) * fibers.size() + current / 32 * 32 + lane) * 8];
+    return &lane_memory[((fibers[current].operations % 2) * fibers.size() + current / 32 * 32 + lane) * 8];
 }
 
 inline void entry() {
@@ -167,12 +168,12 @@ inline void entry() {
 }
 
 inline void launch(Dim3 grid, uint32_t threads, std::function<void()> kernel) {
-    if (threads % 32 != 0) fail("blocks are of whole warps here");
+    if (threads % 32 != 0) fail("the block size is not a multiple of 32");
     body = kernel;
     blockDim = {threads, 1};
     gridDim = grid;
     if (fibers.size() < threads) fibers = std::vector<Fiber>(threads);
-    lanes.assign(2 * fibers.size() * 8, 0);
+    lane_memory.assign(2 * fibers.size() * 8, 0);
     for (uint32_t y = 0; y < grid.y; y++) {
         for (uint32_t x = 0; x < grid.x; x++) {
             blockIdx = {x, y};
@@ -188,7 +189,7 @@ inline void launch(Dim3 grid, uint32_t threads, std::function<void()> kernel) {
                 for (current = 0; current < threads; current++) {
                     if (fibers[current].is_done) continue;
                     threadIdx = {current, 0};
-                    go(scheduler, fibers[current].context);
+                    switch_context(scheduler, fibers[current].context);
                     left += !fibers[current].is_done;
                 }
             }
@@ -211,7 +212,7 @@ inline float __shfl_xor_sync(uint32_t, float x, int other) {
     return out;
 }
 
-// mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32, as the PTX manual lays its fragments out.
+// mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32, with the fragment layout of the PTX manual.
 inline void emulated_mma(float c[4], const uint32_t a[4], const uint32_t b[2]) {
     using namespace emulation;
     const uint32_t own = current, lane = own % 32;

@@ -1,4 +1,4 @@
-// Our kernels, from their own sources: every thread a fiber.
+// Registers our kernels, built from their real sources. Every thread of a block runs as a fiber.
 
 #include "common.cuh"
 
@@ -27,7 +27,7 @@ static void add_kernel(const char *name, void (*kernel)(Arguments...)) {
     };
 }
 
-void add_ours() {
+void add_our_kernels() {
     using namespace geglu_cu;
     using namespace norm_cu;
     using namespace norm_rope_cu;

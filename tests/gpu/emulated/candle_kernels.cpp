@@ -1,5 +1,5 @@
-// candle's kernels that our passes and the trainer launch, by their names and arguments, written anew as plain
-// loops: what is tried is that ours fit together with them, not they.
+// Reimplements as plain loops the kernels of candle that scoring and training launch, with their names and arguments.
+// They make it possible to test our code; they do not test candle's kernels.
 
 #include <cmath>
 #include <cstring>
@@ -11,7 +11,7 @@ struct bf16 {
     uint16_t bits;
 
     bf16() = default;
-    // Of a double too, which is rounded to float first, as candle's kernels have it.
+    // A double is rounded to float first, as in candle's kernels.
     bf16(float x) {
         uint32_t wide;
         memcpy(&wide, &x, 4);
@@ -27,9 +27,10 @@ struct bf16 {
 };
 
 using Size = size_t;
-// Dimensions, then strides of one operand after another; null where all are contiguous.
+// The dimensions, followed by the strides of each operand. Null if all operands are contiguous.
 using Layout = const size_t *;
 
+// Returns the offset in an operand of the element with a row-major index.
 static size_t at(size_t index, size_t dimensions, Layout layout, size_t operand) {
     if (!layout) return index;
     size_t found = 0;
@@ -118,7 +119,7 @@ static void index_add(Grid, const uint32_t *ids, Size chosen, const T *x, T *out
     }
 }
 
-// `count` is of the inputs, or of the outputs where few are summed; both are known from the other.
+// `count` is the number of inputs, except in the kernels for small reductions, where it is the number of outputs.
 template <typename T, bool IsSmall, double Function(double, double)>
 static void reduce(Grid, Size count, Size each, Size dimensions, Layout layout, const T *x, T *out) {
     const size_t outputs = IsSmall ? count : count / each;
@@ -193,7 +194,7 @@ static void add_for(const std::string &dtype) {
     named("where_u8", where<T>);
 }
 
-void add_candles() {
+void add_candle_kernels() {
     add_for<float>("f32");
     add_for<double>("f64");
     add_for<bf16>("bf16");
