@@ -1,5 +1,5 @@
-//! With the feature `cuda`: our kernels from their sources to PTX, which the driver finishes for the card, and what
-//! finds the driver when the program starts.
+//! With the feature `cuda`, compiles our kernels to PTX, which the driver compiles further for the GPU, and the code
+//! that finds the driver when the program starts.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -14,7 +14,7 @@ mod cuda {
 
     const KERNELS: [&str; 4] = ["geglu", "norm", "norm_rope", "attention"];
 
-    /// The oldest cards with bf16 tensor cores (Ampere); later ones run it too.
+    /// Ampere, the oldest architecture with bf16 tensor cores. Later ones run the same code.
     const ARCHITECTURE: &str = "compute_80";
 
     pub fn build() {
@@ -23,7 +23,7 @@ mod cuda {
         println!("cargo::rerun-if-env-changed=NVCC");
         println!("cargo::rerun-if-env-changed=CUDA_HOME");
         kernels();
-        // The whole of it, and before the driver's library: else the linker takes that one's functions.
+        // The whole archive must come before the driver's library. Otherwise the linker takes that library's functions.
         cc::Build::new()
             .file("src/model/device/driver.c")
             .link_lib_modifier("+whole-archive")
@@ -31,7 +31,7 @@ mod cuda {
     }
 
     fn kernels() {
-        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets it"));
+        let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
         for kernel in KERNELS {
             let source = Path::new("src/model/kernels/cuda").join(format!("{kernel}.cu"));
             let target = out.join(format!("{kernel}.ptx"));
@@ -40,8 +40,8 @@ mod cuda {
             let status = command.arg(&target).arg(&source).status();
             match status {
                 Ok(status) if status.success() => {}
-                Ok(status) => panic!("{command:?} ended with {status}"),
-                Err(error) => panic!("cannot run {command:?}: {error}; README.md says how to get nvcc without root"),
+                Ok(status) => panic!("{command:?} failed: {status}"),
+                Err(error) => panic!("cannot run {command:?}: {error}; see README.md for how to install nvcc"),
             }
         }
     }

@@ -1,9 +1,10 @@
-// The functions of NVIDIA's driver that we call, found when the program starts.
+// Finds the functions of NVIDIA's driver that we call when the program starts.
 //
-// candle links with libcuda.so.1, which comes with the driver: without one the loader would end the daemon before
-// its first line. These definitions come before that library's, so the linker drops it. Each is a jump to what
-// dlopen finds; where it finds nothing, every function answers with an error, and the daemon says what is missing
-// or computes on the CPU. `readelf -d` must not name libcuda; benches/gpu/run pack looks.
+// candle links with libcuda.so.1, which is part of the driver. Without a driver, the loader would stop the daemon
+// before `main`. The linker takes the definitions below first and then drops that library, because nothing else needs
+// it. Each definition jumps to the function that dlopen finds. If dlopen fails, every function returns an error, and
+// the daemon reports what is missing or computes on the CPU. `readelf -d` must not list libcuda, which `benches/gpu/run
+// pack` checks.
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -19,7 +20,7 @@
     F(cuModuleGetFunction) F(cuModuleLoad) F(cuModuleLoadData) F(cuModuleUnload) F(cuStreamCreate)                    \
     F(cuStreamDestroy_v2) F(cuStreamIsCapturing) F(cuStreamSynchronize) F(cuStreamWaitEvent)
 
-// What CUDA's own stub of the driver answers: CUDA_ERROR_STUB_LIBRARY.
+// Returns CUDA_ERROR_STUB_LIBRARY, as CUDA's own stub of the driver does.
 static int missing(void) {
     return 34;
 }
@@ -29,7 +30,7 @@ static int missing(void) {
 #elif defined(__aarch64__)
 #define JUMP(target) "adrp x16, " target "\nldr x16, [x16, :lo12:" target "]\nbr x16\n"
 #else
-#error "NVIDIA's driver is for x86-64 and AArch64"
+#error "NVIDIA's driver exists only for x86-64 and AArch64"
 #endif
 
 #define DEFINE(name)                                                                                                  \
@@ -39,11 +40,11 @@ static int missing(void) {
 
 FUNCTIONS(DEFINE)
 
-static char why[256];
+static char load_error[256];
 
-// Why there is no driver; null where there is one.
+// Returns why the driver could not be loaded, or null if it was.
 const char *moderatord_no_driver(void) {
-    return why[0] ? why : 0;
+    return load_error[0] ? load_error : 0;
 }
 
 #define FIND(name)                                                                                                    \
@@ -56,7 +57,7 @@ __attribute__((constructor)) static void find_driver(void) {
     void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!driver) {
         const char *error = dlerror();
-        snprintf(why, sizeof why, "%s", error ? error : "libcuda.so.1 cannot be opened");
+        snprintf(load_error, sizeof load_error, "%s", error ? error : "libcuda.so.1 cannot be opened");
         return;
     }
     FUNCTIONS(FIND)

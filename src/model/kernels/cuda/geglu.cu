@@ -1,4 +1,4 @@
-// gelu_tanh(gate) * up, element by element: the formula of ../geglu.rs.
+// Computes gelu_tanh(gate) * up for each element, by the formula of ../geglu.rs.
 
 #include "common.cuh"
 

@@ -1,13 +1,13 @@
-// RMSNorm, alone and fused with the residual addition before it: the formulas of ../norm.rs.
+// RMSNorm, alone and fused with the residual addition before it, by the formulas of ../norm.rs.
 //
-// The residual stream is float whatever T is; a block takes one row, its threads keep their elements in
-// registers between the two sums.
+// The residual stream is float for both values of T. Each block computes one row, and its threads keep their elements
+// in registers between the two sums.
 
 #include "common.cuh"
 
 constexpr int THREADS = 256;
-// Rows of up to 256 * 32 elements.
-constexpr int EACH = 32;
+// Supports rows of up to 256 * 32 elements.
+constexpr int ELEMENTS_PER_THREAD = 32;
 
 template <typename T>
 __device__ void rms_norm(const float *x, const float *weight, T *out, uint32_t width, float eps) {
@@ -19,17 +19,18 @@ __device__ void rms_norm(const float *x, const float *weight, T *out, uint32_t w
     for (uint32_t i = threadIdx.x; i < width; i += THREADS) store(out + row + i, x[row + i] * inverse * weight[i]);
 }
 
-// residual + y, or residual + rms_norm(y, post) where there is a post-norm, to `sum`; that normed with `next` to `normed`.
+// Writes residual + y, or residual + rms_norm(y, post) if there is a post-norm, to `sum`, and rms_norm(sum, next) to
+// `normed`.
 template <typename T>
 __device__ void add_rms_norm(const float *residual, const T *y, const float *post, const float *next, float *sum,
                              T *normed, uint32_t width, float eps) {
     __shared__ float shared[32];
     const size_t row = (size_t)blockIdx.x * width;
-    float own[EACH];
+    float own[ELEMENTS_PER_THREAD];
     float inverse = 1.0f;
     float squares = 0.0f;
 #pragma unroll
-    for (int n = 0; n < EACH; n++) {
+    for (int n = 0; n < ELEMENTS_PER_THREAD; n++) {
         const uint32_t i = threadIdx.x + n * THREADS;
         own[n] = i < width ? load(y + row + i) : 0.0f;
         squares += own[n] * own[n];
@@ -37,7 +38,7 @@ __device__ void add_rms_norm(const float *residual, const T *y, const float *pos
     if (post != nullptr) inverse = rsqrtf(block_sum(squares, shared) / width + eps);
     squares = 0.0f;
 #pragma unroll
-    for (int n = 0; n < EACH; n++) {
+    for (int n = 0; n < ELEMENTS_PER_THREAD; n++) {
         const uint32_t i = threadIdx.x + n * THREADS;
         if (i < width) {
             own[n] = residual[row + i] + (post != nullptr ? own[n] * inverse * post[i] : own[n]);
@@ -47,7 +48,7 @@ __device__ void add_rms_norm(const float *residual, const T *y, const float *pos
     }
     inverse = rsqrtf(block_sum(squares, shared) / width + eps);
 #pragma unroll
-    for (int n = 0; n < EACH; n++) {
+    for (int n = 0; n < ELEMENTS_PER_THREAD; n++) {
         const uint32_t i = threadIdx.x + n * THREADS;
         if (i < width) store(normed + row + i, own[n] * inverse * next[i]);
     }

@@ -1,13 +1,13 @@
-// Per-head RMSNorm, where there is a weight, and rotary position embedding: the formulas of ../norm_rope.rs.
+// RMSNorm of each head, if there is a weight, and rotary position embedding, by the formulas of ../norm_rope.rs.
 //
-// A warp takes one head of one token; lanes keep pairs (i, i + half) in registers. The angles are tables by
-// position, from which each token takes its own.
+// Each warp computes one head of one token, and its lanes keep the pairs (i, i + half) in registers. The cosines and
+// sines are tables by position, from which each token reads the row of its position.
 
 #include "common.cuh"
 
 constexpr int WARPS = 4;
-// Heads of up to 2 * 32 * 4 elements.
-constexpr int PAIRS = 4;
+// Supports heads of up to 2 * 32 * 4 elements.
+constexpr int PAIRS_PER_LANE = 4;
 
 template <typename T>
 __device__ void norm_rope(const T *x, const float *cos, const float *sin, const uint32_t *positions,
@@ -17,10 +17,10 @@ __device__ void norm_rope(const T *x, const float *cos, const float *sin, const 
     if (head >= tokens * heads) return;
     const size_t start = (size_t)head * 2 * half;
     const size_t angle = (size_t)positions[head / heads] * half;
-    float a[PAIRS], b[PAIRS];
+    float a[PAIRS_PER_LANE], b[PAIRS_PER_LANE];
     float squares = 0.0f;
 #pragma unroll
-    for (int n = 0; n < PAIRS; n++) {
+    for (int n = 0; n < PAIRS_PER_LANE; n++) {
         const uint32_t i = lane + 32 * n;
         a[n] = i < half ? load(x + start + i) : 0.0f;
         b[n] = i < half ? load(x + start + half + i) : 0.0f;
@@ -28,7 +28,7 @@ __device__ void norm_rope(const T *x, const float *cos, const float *sin, const 
     }
     const float inverse = weight != nullptr ? rsqrtf(warp_sum(squares) / (2 * half) + eps) : 1.0f;
 #pragma unroll
-    for (int n = 0; n < PAIRS; n++) {
+    for (int n = 0; n < PAIRS_PER_LANE; n++) {
         const uint32_t i = lane + 32 * n;
         if (i >= half) continue;
         if (weight != nullptr) {
