@@ -1,7 +1,7 @@
-"""Cheap evasion, imitated: what people do to a hateful text so that a filter does not see it.
+"""Imitates simple attempts to get a hateful text past a filter.
 
-Casing, accents, full-width letters and invisible characters need no rows here: the normaliser and the tokenizer take them
-away before the network sees anything.
+Casing, accents, full-width letters and invisible characters are not imitated, because the normaliser and the tokenizer
+remove them before the network runs.
 """
 
 import random
@@ -15,7 +15,7 @@ LEET = {"a": "@4", "e": "3", "i": "1!", "o": "0", "s": "$5", "t": "7", "g": "9",
 
 
 def words(random, text, share, change):
-    """Changes a share of the words of at least three letters, one at least."""
+    """Changes a share of the words that have at least three letters, and at least one word."""
     parts = text.split(" ")
     long = [n for n, part in enumerate(parts) if sum(map(str.isalpha, part)) >= 3]
     if not long:
@@ -26,12 +26,12 @@ def words(random, text, share, change):
 
 
 def spaced(random, text):
-    """`w o r d s`"""
+    """Sets the letters of some words apart: `w o r d s`."""
     return words(random, text, 0.2, lambda word: random.choice([" ", " ", ".", "-", "_"]).join(word))
 
 
 def elongated(random, text):
-    """`wooords`"""
+    """Repeats a letter of some words: `wooords`."""
 
     def change(word):
         at = random.randrange(len(word))
@@ -41,7 +41,7 @@ def elongated(random, text):
 
 
 def replaced(table):
-    """A disguise that replaces letters of words by those of a table."""
+    """Returns a disguise that replaces letters of words by the alternatives in a table."""
 
     def disguise(random, text):
         def change(word):
@@ -55,7 +55,7 @@ def replaced(table):
 
 
 def misspelled(random, text):
-    """A letter dropped, doubled or swapped with its neighbour."""
+    """Drops, doubles or masks a letter of some words, or swaps it with its neighbour."""
 
     def change(word):
         at = random.randrange(len(word) - 1)
@@ -66,7 +66,7 @@ def misspelled(random, text):
 
 
 def joined(random, text):
-    """Some spaces left out."""
+    """Leaves out some spaces."""
     return "".join("" if char == " " and random.random() < 0.3 else char for char in text)
 
 
@@ -74,13 +74,13 @@ DISGUISES = [spaced, elongated, replaced(LOOKALIKES), replaced(LEET), misspelled
 
 
 def disguise(seed, text):
-    """The text under one disguise."""
+    """Returns the text under a randomly chosen disguise."""
     chance = random.Random(seed)
     return chance.choice(DISGUISES)(chance, text)
 
 
 def pad(seed, text, benign):
-    """The text among harmless sentences, which do not make it harmless."""
+    """Returns the text among harmless sentences. Its label stays the same."""
     chance = random.Random(seed)
     before = [chance.choice(benign) for _ in range(chance.randint(0, 2))]
     after = [chance.choice(benign) for _ in range(chance.randint(0 if before else 1, 2))]

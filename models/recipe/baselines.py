@@ -1,8 +1,9 @@
-"""What the model's figures stand beside: always "hateful", and TF-IDF with logistic regression on the same rows.
+"""Computes baselines for the model card: always "hateful", and TF-IDF with logistic regression on the same rows.
 
     python baselines.py TRAIN.jsonl TEST.jsonl [CORPORA]
 
-The lines have `text` and `label`. With CORPORA, also TF-IDF trained on the recipe's own labelled rows and none of TRAIN's.
+Each line has `text` and `label`. With CORPORA, the script also trains TF-IDF on the recipe's labelled rows instead of
+TRAIN.
 """
 
 import json
@@ -17,14 +18,14 @@ from sklearn.pipeline import make_pipeline, make_union
 
 
 def rows(path):
-    """Texts and labels of a file."""
+    """Returns the texts and the labels of a file."""
     with open(path, encoding="utf-8") as lines:
         parsed = [json.loads(line) for line in lines]
     return [row["text"] for row in parsed], np.array([row["label"] for row in parsed])
 
 
 def classifier(rare, strength):
-    """Words and pairs of words, and two to five characters."""
+    """Returns a logistic regression over TF-IDF of words, pairs of words, and sequences of two to five characters."""
     words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=rare, max_features=200_000)
     characters = TfidfVectorizer(
         analyzer="char_wb", ngram_range=(2, 5), sublinear_tf=True, min_df=rare, max_features=200_000

@@ -1,9 +1,10 @@
-"""False positives by identity term: how often harmless sentences that name a group are called hateful.
+"""Measures false positives by identity term: how often harmless sentences that name a group are labelled hateful.
 
-    python bias.py MODERATORD BIAS_MADLIBS.jsonl.gz [MODERATORD'S OPTIONS...]
+    python bias.py MODERATORD BIAS_MADLIBS.jsonl.gz [OPTION...]
 
-BIAS_MADLIBS are the templates of Dixon et al., "Measuring and Mitigating Unintended Bias in Text Classification" (2018),
-lines with `text` and `label` (1 toxic); only harmless rows are scored, with the thresholds of the settings.
+BIAS_MADLIBS holds the filled templates of Dixon et al., "Measuring and Mitigating Unintended Bias in Text
+Classification" (2018), as lines with `text` and `label` (1 means toxic). Only harmless rows are scored, with the
+thresholds of the settings. The options are passed to `moderatord score`.
 """
 
 import collections
@@ -13,7 +14,7 @@ import re
 import subprocess
 import sys
 
-# The terms that the templates are filled with.
+# The identity terms in the filled templates.
 TERMS = """african|african american|american|asian|bisexual|black|blind|buddhist|canadian|catholic|chinese|christian|deaf|
 elderly|european|female|gay|heterosexual|hispanic|homosexual|indian|japanese|jewish|latina|latino|latinx|lesbian|lgbt|lgbtq|
 male|mexican|middle aged|middle eastern|millenial|muslim|nonbinary|old|older|paralyzed|protestant|queer|sikh|straight|taoist|

@@ -1,8 +1,8 @@
-"""The training corpora: read, normalised as the daemon normalises, and cut into training and development parts.
+"""Reads the training corpora, normalises them as the daemon does, and splits them into training and development parts.
 
-The folder holds one JSON-lines file a corpus, `NAME.jsonl` or `NAME.jsonl.gz`, each line with `text`, `label` (1 hateful,
-0 not, null unknown) and `orig` (the corpus's own label). README.md says where each comes from and how its labels were
-mapped. Only corpora that may be given away under their licence stand in `CORPORA`.
+The folder holds one JSON Lines file per corpus, `NAME.jsonl` or `NAME.jsonl.gz`. Each line has `text`, `label`
+(1 hateful, 0 not hateful, null unknown) and `orig` (the corpus's own label). README.md lists the source of each corpus
+and how its labels were mapped. `CORPORA` lists only corpora whose licence allows redistribution.
 """
 
 import gzip
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from templates import sentences
 
-# Rows taken of each corpus at most, labelled and unlabelled: no single one may drown the others.
+# The maximum number of labelled and of unlabelled rows per corpus, so that no corpus dominates. None means no limit.
 CORPORA = {
     "mhs": (None, 0),
     "hatexplain": (None, None),
@@ -32,13 +32,14 @@ CORPORA = {
     "goemotions": (None, 30000),
 }
 
-# Corpora whose rude but not hateful class is a matter of the annotators' taste: the teacher judges those rows.
+# In these corpora, what counts as rude but not hateful is a matter of the annotators' taste. The encoder's probability
+# replaces these labels.
 RUDE_IS_UNKNOWN = ("davidson", "hatexplain")
 
-# Share of each corpus's labelled rows that trains nothing and selects the model.
+# The share of each corpus's labelled rows that is not used for training and selects the model.
 DEVELOPMENT_SHARE = 0.03
 
-# What the daemon's normaliser takes away (src/prompt/normalize.rs), but for joiners inside emoji.
+# The characters that the daemon's normaliser removes (see src/prompt/normalize), except for joiners inside emoji.
 INVISIBLE = re.compile(
     "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
     "\u202a-\u202e\u2060-\u206f\u3164\ufeff\uffa0\ufff0-\ufffb]"
@@ -47,7 +48,7 @@ INVISIBLE = re.compile(
 
 @dataclass(frozen=True)
 class Row:
-    """One text of a corpus."""
+    """One text of a corpus with its label and part."""
 
     text: str
     label: int | None
@@ -56,31 +57,31 @@ class Row:
 
 
 def normalize(text):
-    """The daemon's normaliser: invisible characters removed, then NFC."""
+    """Normalises a text as the daemon does: removes invisible characters and applies NFC."""
     return unicodedata.normalize("NFC", INVISIBLE.sub("", text))
 
 
 def fraction(text):
-    """A number in 0..1 that depends on the text alone: what decides sampling and splitting."""
+    """Returns a number from 0 to 1 that depends only on the text. Sampling and splitting are based on it."""
     digest = hashlib.sha256(text.casefold().encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def lines(folder, name):
-    """The objects of one corpus's file."""
+    """Returns the objects in the file of a corpus."""
     path = Path(folder) / f"{name}.jsonl"
     if path.exists():
         handle = open(path, encoding="utf-8")
     elif (packed := Path(f"{path}.gz")).exists():
         handle = gzip.open(packed, "rt", encoding="utf-8")
     else:
-        raise SystemExit(f"{path}: not found, nor with .gz; models/recipe/README.md says where to get it")
+        raise SystemExit(f"cannot find {path} or {path}.gz; see models/recipe/README.md for its source")
     with handle:
         return [json.loads(line) for line in handle]
 
 
 def read(folder):
-    """All rows, each corpus capped; the order and the parts depend on the texts alone."""
+    """Returns the rows of all corpora. Their selection, order and part depend only on the texts."""
     rows = []
     for name, caps in CORPORA.items():
         parts = ([], [])

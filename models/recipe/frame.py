@@ -1,4 +1,4 @@
-"""The daemon's default frame (`[prompt]` in config/moderatord.toml), which the model is trained in."""
+"""The daemon's default frame (`[prompt]` in config/moderatord.toml), which the model is trained with."""
 
 LABELS = ("Positive", "Negative")
 HATEFUL = "Negative"

@@ -1,8 +1,9 @@
-"""Gemma 3's text decoder in plain PyTorch, with the frame's head computed once a batch.
+"""Gemma 3's text decoder in plain PyTorch, which computes the frame's head once per batch.
 
-The names of the parameters are those of a Hugging Face checkpoint; `tests/transformers` shows that the library computes
-the same from the folder that is written. All rows begin after the same head, so its keys and values are computed once and
-attended by all: two thirds of the work of a short comment is saved, and gradients flow into it from every row.
+The parameters have the names of a Hugging Face checkpoint, and `tests/transformers` checks that transformers computes
+the same from the folder that is written. All rows start with the same head, so its keys and values are computed once
+and every row attends to them. This saves two thirds of the work of a short comment. Gradients flow into the head from
+every row.
 """
 
 import math
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of the network."""
+    """The sizes and hyperparameters of the network."""
 
     vocab_size: int
     hidden_size: int = 256
@@ -24,18 +25,18 @@ class Shape:
     heads: int = 4
     head_dim: int = 64
     eps: float = 1e-6
-    # Full layers use the long base, sliding ones the short; the window is longer than any row that trains.
+    # Full layers use `rope_theta` and sliding ones `rope_local`. The window is longer than any training row.
     rope_theta: float = 1_000_000.0
     rope_local: float = 10_000.0
     sliding_window: int = 512
 
     @property
     def layer_types(self):
-        """The last layer is full, the others slide."""
+        """Returns the type of each layer: the last one is full, the others are sliding."""
         return ["sliding_attention"] * (self.layers - 1) + ["full_attention"]
 
     def config(self):
-        """The folder's config.json."""
+        """Returns the contents of config.json."""
         return {
             "architectures": ["Gemma3ForCausalLM"],
             "model_type": "gemma3_text",
@@ -71,7 +72,7 @@ class Shape:
 
 
 class Norm(nn.Module):
-    """RMS norm with Gemma's `1 + weight`."""
+    """RMSNorm that multiplies by `1 + weight`, as Gemma does."""
 
     def __init__(self, size, start=0.0):
         super().__init__()
@@ -82,20 +83,20 @@ class Norm(nn.Module):
 
 
 def linear(inputs, outputs):
-    """A projection without bias; rows of the weight start at unit length."""
+    """Returns a projection without bias. The rows of its weight start at about unit length."""
     layer = nn.Linear(inputs, outputs, bias=False)
     nn.init.normal_(layer.weight, std=inputs**-0.5)
     return layer
 
 
 def rotate(x, cos, sin):
-    """RoPE over (…, tokens, head_dim), halves paired as in Gemma."""
+    """Applies RoPE to (…, tokens, head_dim), pairing the two halves as in Gemma."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention of one key/value head with normed queries and keys."""
+    """Grouped-query attention with one key/value head and normalised queries and keys."""
 
     def __init__(self, shape):
         super().__init__()
@@ -108,7 +109,7 @@ class Attention(nn.Module):
         self.k_norm = Norm(shape.head_dim)
 
     def project(self, x, rope):
-        """Queries (rows, heads, tokens, head_dim), keys and values (rows, 1, tokens, head_dim)."""
+        """Returns queries (rows, heads, tokens, head_dim), and keys and values (rows, 1, tokens, head_dim)."""
         rows, tokens, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(rows, tokens, self.shape.heads, -1)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x)).unsqueeze(1)
@@ -122,8 +123,8 @@ class Attention(nn.Module):
         k1 = torch.cat([k0.expand(count, -1, -1, -1), k1], dim=2)
         v1 = torch.cat([v0.expand(count, -1, -1, -1), v1], dim=2)
         for q, k, v, mask in [(q0, k0, v0, masks[0]), (q1, k1, v1, masks[1])]:
-            # All heads share the keys: (rows, heads * tokens, keys) in one product, three times as fast on a CPU as
-            # torch's own attention on rows this short.
+            # All heads share the keys, so one product computes (rows, heads * tokens, keys). On a CPU and rows this
+            # short, it is three times as fast as torch's own attention.
             scores = (q.flatten(1, 2) @ k[:, 0].transpose(1, 2)).view(*q.shape[:3], -1)
             weights = (scores.float() * self.shape.head_dim**-0.5 + mask).softmax(-1).to(v.dtype)
             mixed = (weights.flatten(1, 2) @ v[:, 0]).view(*q.shape)
@@ -132,7 +133,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """The gated feed-forward layer."""
+    """The gated feed-forward part of a layer."""
 
     def __init__(self, shape):
         super().__init__()
@@ -145,7 +146,7 @@ class Mlp(nn.Module):
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward, each normed before and after."""
+    """Attention and feed-forward, each normalised before and after."""
 
     def __init__(self, shape):
         super().__init__()
@@ -153,7 +154,7 @@ class Layer(nn.Module):
         self.mlp = Mlp(shape)
         self.input_layernorm = Norm(shape.hidden_size)
         self.pre_feedforward_layernorm = Norm(shape.hidden_size)
-        # What a layer adds starts small beside what it is added to.
+        # At the start, a layer adds little to the residual stream.
         self.post_attention_layernorm = Norm(shape.hidden_size, -0.6)
         self.post_feedforward_layernorm = Norm(shape.hidden_size, -0.6)
 
@@ -166,7 +167,7 @@ class Layer(nn.Module):
 
 
 class Network(nn.Module):
-    """Token ids to hidden states, normed; logits are `hidden @ embed_tokens.weight.T`."""
+    """Maps token ids to normalised hidden states. The logits are `hidden @ embed_tokens.weight.T`."""
 
     def __init__(self, shape):
         super().__init__()
@@ -176,13 +177,13 @@ class Network(nn.Module):
         self.norm = Norm(shape.hidden_size)
 
     def rope(self, theta, start, count):
-        """Cosines and sines of positions from `start`, (count, head_dim / 2)."""
+        """Returns the cosines and sines of the positions from `start`, each (count, head_dim / 2)."""
         half = self.shape.head_dim // 2
         angles = torch.arange(start, start + count)[:, None] * theta ** (-torch.arange(half) / half)
         return angles.cos(), angles.sin()
 
     def forward(self, head, rows):
-        """`head` (tokens), `rows` (rows, tokens) padded at the end; hidden (rows, tokens, hidden_size)."""
+        """Returns (rows, tokens, hidden_size) for `head` (tokens) and `rows` (rows, tokens), padded at the end."""
         before, tokens = head.shape[0], rows.shape[1]
         scale = math.sqrt(self.shape.hidden_size)
         x0, x1 = (self.embed_tokens(ids) * scale for ids in (head[None], rows))

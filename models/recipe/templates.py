@@ -1,7 +1,7 @@
-"""Sentences of our own about groups of people, kind, neutral and hostile in mild words.
+"""Sentences of our own about groups of people: kind, neutral, or hostile in mild words.
 
-The corpora mention groups mostly where they are attacked, so a model trained on them alone takes a group's name for an
-attack. These rows show that the name is not what matters.
+The corpora mention groups mostly in attacks, so a model that is trained only on them takes the name of a group for an
+attack. These rows teach it that the name is not what matters.
 """
 
 import itertools
@@ -62,7 +62,7 @@ RUDE_OR_KIND = [
 
 
 def sentences():
-    """(text, label) of every sentence, in a fixed order."""
+    """Yields the text and label of every sentence, in a fixed order."""
     for templates, fillers, label in [
         (BENIGN_OF_GROUPS, GROUPS, 0),
         (BENIGN_OF_PERSONS, PERSONS, 0),
@@ -71,5 +71,5 @@ def sentences():
     ]:
         for template, filler in itertools.product(templates, fillers):
             yield template.format(filler).replace(" a a", " an a").replace(" a i", " an i").replace(" a e", " an e"), label
-    # Each stands for a whole kind of harmless rudeness, and there are few: shown more often.
+    # Repeated, because there are few of them and each represents a kind of harmless rudeness.
     yield from ((text, 0) for text in RUDE_OR_KIND * 8)

@@ -1,10 +1,11 @@
-"""Step 2: train the model on what the encoder taught; write its folder in Hugging Face layout.
+"""Step 2: trains the model on the corpora and the encoder's outputs, and writes its folder in Hugging Face layout.
 
     python train.py CORPORA ENCODER TAUGHT OUT [--passes N] [--seed N]
 
-TAUGHT is what teach.py wrote. The language-model loss leads at first and fades; the label in the daemon's frame, against
-the corpora's labels mixed with the encoder's, and the encoder's vector take over. Progress once a minute; the model is
-judged on the development part, never on a test.
+TAUGHT is the file that teach.py wrote. The language-model loss dominates at first and fades. Two other losses take
+over: that of the label in the daemon's frame, whose target mixes the corpora's labels with the encoder's, and that of
+the encoder's vector. The script prints its progress once a minute. It evaluates the model on the development part and
+never on a test set.
 """
 
 import argparse
@@ -24,18 +25,18 @@ from sklearn.metrics import roc_auc_score
 from torch.nn import functional as F
 from vocabulary import HOMOGLYPHS, train as train_vocabulary
 
-TOKENS_A_BATCH = 6144
+BATCH_TOKENS = 6144
 MAX_TOKENS = 160
-# Share of the positions whose next token is predicted: the unembedding costs as much as the layers.
+# The share of positions whose next token is predicted. Not all, because the unembedding costs as much as the layers.
 LANGUAGE_SHARE = 0.2
-# Share of rows that are disguised, and of labelled rows set among harmless ones.
+# The share of rows that are disguised, and the share of labelled rows that are padded with harmless ones.
 DISGUISED, PADDED = 0.2, 0.1
-# How much of a labelled row's target is the encoder's.
+# The weight of the encoder's probability in the target of a labelled row.
 TAUGHT_SHARE = 0.5
 
 
 def starting_embeddings(tokenizer, encoder, size, generator):
-    """The encoder's embeddings of each token's word pieces, their mean cut to `size` numbers by PCA."""
+    """Returns the mean of the encoder's embeddings of each token's word pieces, reduced to `size` numbers by PCA."""
     rare = torch.randn(tokenizer.get_vocab_size(), size, generator=generator)
     table = encoder.word_embeddings()
     found, rows = [], []
@@ -54,7 +55,7 @@ def starting_embeddings(tokenizer, encoder, size, generator):
 
 
 class Examples:
-    """What one pass reads: token ids, targets, weights, vectors."""
+    """The training data: token ids, targets and vectors, and which rows are for training or development."""
 
     def __init__(self, rows, taught, tokenizer, seed):
         self.rows, self.tokenizer, self.seed = rows, tokenizer, seed
@@ -77,19 +78,19 @@ class Examples:
         self.labels = torch.tensor(label)
 
     def ids(self, texts):
-        """Each text and the frame's tail after it, without the head that all share."""
+        """Returns the ids of each text and the frame's tail, without the head that all rows share."""
         before = len(self.head)
         encoded = self.tokenizer.encode_batch_fast([f"{HEAD}{text[:600]}{TAIL}" for text in texts])
         out = []
         for one in encoded:
-            # A first character that merges with the head's colon would be the daemon's to handle; here it is rare.
+            # Ignores that a first character can merge with the head's colon. It is rare, and the daemon handles it.
             ids = one.ids[before:]
             tail = ids[-16:] if len(ids) > MAX_TOKENS else []
             out.append(ids[: MAX_TOKENS - len(tail)] + tail)
         return out
 
     def epoch(self, number):
-        """(ids, row numbers, whether the vector still fits) of one pass, disguised anew."""
+        """Returns ids, row numbers and whether the vector is still valid for one pass, with new disguises."""
         chance = random.Random(f"{self.seed} {number}")
         texts, fits = [], []
         for i in self.training:
@@ -105,7 +106,7 @@ class Examples:
 
 
 def batch_of(ids, chosen):
-    """Padded token ids (rows, longest) and lengths."""
+    """Returns the padded token ids (rows, longest) and the lengths of the chosen rows."""
     rows = [ids[i] for i in chosen.tolist()]
     lengths = torch.tensor([len(row) for row in rows])
     tokens = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
@@ -116,11 +117,11 @@ def batch_of(ids, chosen):
 
 @torch.no_grad()
 def probabilities(network, examples, numbers):
-    """Of rows by number, the share of the hateful label between the two."""
+    """Returns the probability of the hateful label, between the two labels, for rows by number."""
     network.eval()
     ids = examples.ids([examples.rows[i].text for i in numbers])
     out = torch.empty(len(numbers))
-    for chosen in buckets([len(row) for row in ids], TOKENS_A_BATCH, torch.Generator().manual_seed(0)):
+    for chosen in buckets([len(row) for row in ids], BATCH_TOKENS, torch.Generator().manual_seed(0)):
         tokens, lengths = batch_of(ids, chosen)
         last = network(examples.head, tokens)[torch.arange(len(lengths)), lengths - 1]
         out[chosen] = (last.float() @ network.embed_tokens.weight[examples.labels].T).softmax(-1)[:, 0]
@@ -129,7 +130,7 @@ def probabilities(network, examples, numbers):
 
 
 def development(network, examples):
-    """ROC-AUC of each corpus's development rows, and their mean."""
+    """Returns the ROC-AUC of each corpus's development rows, and their mean."""
     scores = probabilities(network, examples, examples.development)
     rows = [examples.rows[i] for i in examples.development]
     figures = {}
@@ -143,7 +144,7 @@ def development(network, examples):
 
 
 def optimizers(network, projection, steps):
-    """Muon for the layers' matrices, AdamW for the rest; both rise over 3 % of the steps and fall to nothing."""
+    """Returns Muon for the layers' matrices and AdamW for the rest, both with 3 % warm-up and linear decay."""
     matrices = [p for p in network.layers.parameters() if p.ndim == 2]
     vectors = [p for p in network.parameters() if p.ndim == 1]
     muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.02, momentum=0.95)
@@ -163,7 +164,7 @@ def optimizers(network, projection, steps):
 
 
 def losses(network, projection, examples, tokens, lengths, numbers, fits, generator):
-    """Language, label and vector losses of one batch."""
+    """Returns the language, label and vector losses of one batch."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = network(examples.head, tokens)
     rows = torch.arange(len(lengths))
@@ -183,13 +184,13 @@ def losses(network, projection, examples, tokens, lengths, numbers, fits, genera
 
 
 def fit(network, examples, passes, seed):
-    """Trains in place; prints progress once a minute and the development figures after every pass."""
+    """Trains in place. Prints progress once a minute and the development figures after every pass."""
     generator = torch.Generator().manual_seed(seed)
     projection = torch.nn.Linear(network.shape.hidden_size, examples.vectors.shape[1])
-    start, said, step, steps, schedule = time.monotonic(), time.monotonic(), 0, 0, []
+    start, reported, step, steps, schedule = time.monotonic(), time.monotonic(), 0, 0, []
     for number in range(passes):
         ids, numbers, fits = examples.epoch(number)
-        batches = buckets([len(row) for row in ids], TOKENS_A_BATCH, generator)
+        batches = buckets([len(row) for row in ids], BATCH_TOKENS, generator)
         if not schedule:
             steps = len(batches) * passes + passes * 20
             schedule = optimizers(network, projection, steps)
@@ -207,18 +208,18 @@ def fit(network, examples, passes, seed):
                 rate.step()
                 optimizer.zero_grad(set_to_none=True)
             step += 1
-            if time.monotonic() - said > 60:
-                said = time.monotonic()
+            if time.monotonic() - reported > 60:
+                reported = time.monotonic()
                 shown = ", ".join(
                     f"{name} {part.item():.3f}" for name, part in zip(("language", "label", "vector"), parts, strict=True)
                 )
-                print(f"step {step} of {steps}: {shown}; {said - start:.0f} s", flush=True)
+                print(f"step {step} of {steps}: {shown}; {reported - start:.0f} s", flush=True)
         figures = development(network, examples)
         print(f"pass {number + 1}: " + ", ".join(f"{name} {auc:.3f}" for name, auc in figures.items()), flush=True)
 
 
 def write(network, tokenizer, folder):
-    """The folder that `model.path` names, weights in bf16."""
+    """Writes the folder for `model.path`, with the weights in bf16."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": value.detach().bfloat16() for name, value in network.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

@@ -1,9 +1,9 @@
-"""The tokenizer: byte-pair encoding in Gemma's style, with a normaliser that takes cheap disguises away.
+"""The tokenizer: byte-pair encoding in Gemma's style, with a normaliser that undoes simple disguises.
 
-Like Gemma's: `▁` for a space, byte fallback, no pre-tokeniser, `<bos>` first. Unlike it: text is decomposed (NFKD),
-stripped of accents and lower-cased before it is encoded, because ten thousand tokens are too few to learn every word
-again in capitals, and writing in full-width or accented letters is a way to hide. The two labels are tokens of their own,
-matched as spelled.
+As in Gemma's tokenizer, `▁` stands for a space, unknown characters fall back to bytes, there is no pre-tokeniser, and
+`<bos>` comes first. Unlike in Gemma's, text is decomposed (NFKD), stripped of accents and lower-cased before it is
+encoded: ten thousand tokens are too few to learn every word in capitals as well, and full-width or accented letters are
+a way to evade a filter. The two labels are separate tokens, matched exactly as spelled.
 """
 
 import json
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 SIZE = 10240
 CONTROL = ["<pad>", "<eos>", "<bos>", "<unk>"]
 
-# Letters of other scripts that look like Latin ones: each has a token, so that its embedding can start as its twin's.
+# Letters of other scripts that look like Latin ones. Each gets a token, whose embedding starts as the Latin letter's.
 HOMOGLYPHS = {
     "а": "a", "с": "c", "е": "e", "і": "i", "ј": "j", "о": "o", "р": "p", "ѕ": "s", "х": "x", "у": "y", "һ": "h",
     "ո": "n", "м": "m", "т": "t", "к": "k", "в": "b", "н": "h", "α": "a", "ο": "o", "ι": "i", "ν": "v", "ρ": "p",
@@ -23,7 +23,7 @@ HOMOGLYPHS = {
 
 
 def train(texts):
-    """A tokenizer of `SIZE` tokens; words do not cross spaces, punctuation marks or digits."""
+    """Trains a tokenizer of `SIZE` tokens. No token crosses a space, a punctuation mark or a digit."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence(
         [
@@ -33,7 +33,7 @@ def train(texts):
             normalizers.Replace(" ", "▁"),
         ]
     )
-    # Only while training: afterwards no merge crosses these borders, with or without the splits.
+    # Needed only for training. The merges that it yields do not cross these borders, with or without the splits.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split("▁", "merged_with_next"),
@@ -49,13 +49,13 @@ def train(texts):
         max_token_length=16,
         show_progress=False,
     )
-    # The frame's words shall be tokens: it stands around every text.
+    # Repeats the frame so that its words become tokens, because it surrounds every text.
     tokenizer.train_from_iterator([*texts, *[f"{HEAD} {TAIL}"] * 2000], trainer)
     return Tokenizer.from_str(json.dumps(gemma_style(json.loads(tokenizer.to_str()))))
 
 
 def gemma_style(tokenizer):
-    """The trained file with Gemma's pre-tokeniser, decoder, `<bos>` and the labels as tokens."""
+    """Adds Gemma's pre-tokeniser, decoder and `<bos>`, and the labels as tokens, to the trained tokenizer."""
     vocabulary = tokenizer["model"]["vocab"]
     token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     tokenizer["added_tokens"] = [
