@@ -1,9 +1,9 @@
-//! On a GPU, which must be there: the reference checkpoints in f32 and bf16, batch invariance, and the
-//! trainer. Without one every test fails; without the feature there are none.
+//! Compares whole models on a GPU with the CPU: the reference checkpoints in f32 and bf16, batch invariance, and
+//! training. The tests need a GPU and the feature `cuda`; without a GPU they all fail.
 
 #![cfg(feature = "cuda")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
-#![allow(clippy::print_stdout, reason = "how far results are apart is worth seeing")]
+#![allow(clippy::print_stdout, reason = "prints how much the results differ")]
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -34,17 +34,17 @@ fn probability(margin: f32) -> f64 {
 }
 
 #[test]
-fn the_references_are_met_in_f32() {
-    references_are_met(DtypeChoice::F32, "f32", 1e-4);
+fn references_match_in_f32() {
+    assert_references_match(DtypeChoice::F32, "f32", 1e-4);
 }
 
 #[test]
-fn the_references_are_met_in_bf16() {
-    references_are_met(DtypeChoice::Bf16, "bf16", 2e-2);
+fn references_match_in_bf16() {
+    assert_references_match(DtypeChoice::Bf16, "bf16", 2e-2);
 }
 
-/// Every family and adapter, as the CPU has them; the CPU is held to the recorded values by `tests/parity.rs`.
-fn references_are_met(dtype: DtypeChoice, name: &str, allowed: f64) {
+/// Compares every family and adapter with the CPU. The test `parity` compares the CPU with the recorded values.
+fn assert_references_match(dtype: DtypeChoice, name: &str, allowed: f64) {
     for (family, adapter) in FAMILIES
         .iter()
         .flat_map(|family| ADAPTERS.map(|adapter| (family, adapter)))
@@ -75,12 +75,12 @@ fn references_are_met(dtype: DtypeChoice, name: &str, allowed: f64) {
         for (cpu, gpu) in cpu.iter().zip(&gpu) {
             worst = worst.max((probability(*cpu) - probability(*gpu)).abs());
         }
-        println!("{family:<16}{name:<6}largest difference of a probability {worst:.1e}");
+        println!("{family:<16}{name:<6}largest difference between probabilities {worst:.1e}");
         assert!(worst <= allowed, "{family} {name}: {worst}");
     }
 }
 
-/// A row alone, and among others in another order: how far its margin moves, against how far bf16 is from f32.
+/// Scores the same rows in small and in large batches. The batch may change margins less than rounding to bf16 does.
 #[test]
 fn a_margin_hardly_depends_on_the_batch() {
     for family in ["gemma", "gemma2", "gemma3"] {
@@ -103,8 +103,8 @@ fn a_margin_hardly_depends_on_the_batch() {
             let (p99, most) = (moved[moved.len() * 99 / 100], moved[moved.len() - 1]);
             let errors = expected.iter().zip(&many).map(|(exact, gpu)| (exact - gpu).abs());
             let error = errors.fold(0f32, f32::max);
-            println!("{family:<10}{name:<6}batch moves p99 {p99:.1e}, most {most:.1e}; error against f32 {error:.1e}");
-            // The library of matrix products chooses its order of summing by the number of rows.
+            println!("{family:<10}{name:<6}change p99 {p99:.1e}, max {most:.1e}; error against f32 {error:.1e}");
+            // cuBLAS chooses its order of summation by the number of rows.
             let allowed = if dtype == DtypeChoice::F32 {
                 (1e-4, 1e-4)
             } else {
@@ -112,7 +112,7 @@ fn a_margin_hardly_depends_on_the_batch() {
             };
             assert!(
                 p99 <= allowed.0 && most <= allowed.1,
-                "{family} {name}: p99 {p99}, most {most}, allowed {allowed:?}"
+                "{family} {name}: p99 {p99}, max {most}, allowed {allowed:?}"
             );
         }
     }
@@ -163,11 +163,11 @@ fn training_on_the_gpu_follows_the_cpu() {
             let gpu = losses(&on_gpu(family, dtype));
             assert_eq!(cpu.len(), gpu.len());
             for (step, (cpu, gpu)) in cpu.iter().zip(&gpu).enumerate() {
-                // Adam makes a full step of a gradient that is all rounding, and steps add up.
+                // Adam takes a full step even if a gradient is nothing but rounding error, and steps accumulate.
                 let allowed = if step < 8 { allowed } else { 20.0 * allowed };
                 assert!(
                     (cpu - gpu).abs() <= allowed * cpu.max(1.0),
-                    "{family} {dtype:?} step {step}: {gpu}, on the CPU {cpu}"
+                    "{family} {dtype:?} step {step}: {gpu} on the GPU, {cpu} on the CPU"
                 );
             }
         }
