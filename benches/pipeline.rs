@@ -1,16 +1,16 @@
-//! What the daemon costs beside its model: the true pipeline with a scorer that answers at once,
-//! against the barest loop that keeps the same promise; ratios of CPU time from one run.
+//! Measures the CPU time of the daemon without its model: the real pipeline with a scorer that answers immediately,
+//! compared with a minimal loop that gives the same delivery guarantee. Prints ratios of CPU time within one run.
 //!
-//! `cargo bench --bench pipeline` (`-- --events N --rounds N`). The loop is one consumer with the same
-//! client settings: JSON in, JSON as long as a decision out, committed as often. It does not tokenise,
-//! batch, judge, hash, count, keep outputs for another try or bound what is in flight.
+//! `cargo bench --bench pipeline` (`-- --events N --rounds N`). The bare loop is one consumer with the same client
+//! settings. It reads JSON, writes JSON of the same length as a decision, and commits equally often. It does not
+//! tokenise, batch, decide, hash, count, keep outputs for a retry, or limit what is in flight.
 //!
-//! Always on the embedded broker, at least once, and on the Apache Kafka that `tests/kafka/broker`
-//! started, exactly once, where its variables are set. Both run in a process of their own: CPU time is
-//! that of the clients alone. Every run's outputs are read back, one for each event, or the bench
-//! panics.
+//! Always measures at-least-once delivery on the embedded broker. If the variables of `tests/kafka/broker` are set, it
+//! also measures exactly-once delivery on that Apache Kafka. Each broker runs in a separate process, so only the CPU
+//! time of the clients counts. The outputs of every run are read back, and the benchmark panics unless there is one for
+//! each event.
 
-#![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run panics")]
 
 mod support;
 
@@ -41,22 +41,22 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Deserialize;
-use support::brokers::{Broker, served};
+use support::brokers::{Broker, serve_if_requested};
 use support::{Random, comment_lengths, cpu_time, median};
 
 const PARTITIONS: i32 = 6;
 
-/// Longest that one run may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The time limit of one run.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// As in the pipeline: more outputs than this are committed at once.
+/// The bare loop commits after this many outputs at the latest, as the pipeline does.
 const MAX_OUTPUTS: usize = 5_000;
 
-/// With their decisions, what the embedded broker holds of them.
+/// The embedded broker keeps 5 MiB per partition, which holds about this many events or decisions.
 const EVENTS: usize = 100_000;
 
 fn main() {
-    if served() {
+    if serve_if_requested() {
         return;
     }
     let events = argument("--events").unwrap_or(EVENTS);
@@ -67,7 +67,7 @@ fn main() {
     let mut measure = |name: &str, broker: Broker| {
         let mut bench = Bench::prepare(broker, events, &prompter, &metrics);
         if std::env::args().any(|argument| argument == "--profile") {
-            // Nothing but the pipeline, for a profiler to look at.
+            // Runs only the pipeline, for use with a profiler.
             (0..rounds).for_each(|_| drop(bench.pipeline()));
             return;
         }
@@ -79,7 +79,7 @@ fn main() {
         Some(broker) => measure("Apache Kafka, exactly once", broker),
         None => writeln!(
             out,
-            "\nApache Kafka: not measured, MODERATORD_TEST_BROKERS is not set (see tests/kafka/broker)"
+            "\nApache Kafka: not measured, because MODERATORD_TEST_BROKERS is not set (see tests/kafka/broker)"
         )
         .unwrap(),
     }
@@ -96,13 +96,13 @@ struct Bench<'a> {
     comments: String,
     texts: Vec<String>,
     event_bytes: usize,
-    /// What the scorer will be given.
+    /// The number of rows that the scorer will receive.
     rows: usize,
     prompter: &'a Arc<Prompter>,
     metrics: &'a PrometheusHandle,
 }
 
-/// CPU time of one run, and what it wrote.
+/// The CPU time of one run in seconds, and the topic that it wrote to.
 struct Run {
     cpu: f64,
     decisions: String,
@@ -138,7 +138,7 @@ impl<'a> Bench<'a> {
     fn compare(&mut self, rounds: usize, out: &mut impl Write) {
         let (mut pipeline, mut bare, mut tokenising) = (Vec::new(), Vec::new(), Vec::new());
         let (mut decision_bytes, mut bare_bytes) = (0, 0);
-        // Turn and turn about, so that what changes on this machine meanwhile changes all.
+        // Alternates between them, so that changes on this machine affect all three.
         for _ in 0..rounds {
             let run = self.bare();
             bare_bytes = self.verify(&run.decisions);
@@ -156,25 +156,25 @@ impl<'a> Bench<'a> {
         let (pipeline, bare, tokenising) = (median(pipeline), median(bare), median(tokenising));
         writeln!(
             out,
-            "every event came out once in each run, as {decision_bytes} bytes on average (bare loop: {bare_bytes})"
+            "each run wrote one output per event, of {decision_bytes} bytes on average (bare loop: {bare_bytes})"
         )
         .unwrap();
         for (name, ratio) in [
             ("whole pipeline", pipeline),
             ("tokenisation alone", tokenising),
-            ("pipeline without its tokenisation", pipeline - tokenising),
+            ("pipeline without tokenisation", pipeline - tokenising),
         ] {
             writeln!(out, "{name:<46}{:>7.2}x", ratio / bare).unwrap();
         }
         writeln!(
             out,
-            "CPU time of the bare loop = 1; whole pipeline in single rounds {:.2}x to {:.2}x",
+            "CPU time relative to the bare loop; the whole pipeline took {:.2}x to {:.2}x in single rounds",
             spread.0, spread.1
         )
         .unwrap();
     }
 
-    /// The daemon's own pipeline, until everything is committed.
+    /// Runs the daemon's pipeline until everything is committed.
     fn pipeline(&mut self) -> Run {
         let stream = self.stream();
         let defaults = self.config(&stream.group, &stream.topics.decisions);
@@ -192,7 +192,7 @@ impl<'a> Bench<'a> {
         let canary = canary::rows(self.prompter).unwrap();
         let scored = Arc::new(AtomicUsize::new(0));
         let model = Model {
-            scorer: Box::new(AtOnce {
+            scorer: Box::new(InstantScorer {
                 canary: canary.clone(),
                 scored: Arc::clone(&scored),
             }),
@@ -201,8 +201,8 @@ impl<'a> Bench<'a> {
             judge: Arc::new(judge()),
             swap: crossbeam_channel::never(),
         };
-        let deadline = Instant::now() + PATIENCE;
-        let pipeline = Pipeline::start(&settings, model, &Arc::new(Health::new(PATIENCE))).unwrap();
+        let deadline = Instant::now() + TIMEOUT;
+        let pipeline = Pipeline::start(&settings, model, &Arc::new(Health::new(TIMEOUT))).unwrap();
         let wait = |holds: &dyn Fn() -> bool| {
             while !holds() {
                 assert!(Instant::now() < deadline && !pipeline.is_ending());
@@ -214,7 +214,7 @@ impl<'a> Bench<'a> {
         wait(&|| scored.load(Ordering::Relaxed) >= self.rows);
         pipeline.drain(deadline);
         pipeline.join().unwrap();
-        // As the daemon does every few seconds.
+        // The daemon does this every few seconds.
         self.metrics.run_upkeep();
         Run {
             cpu: (cpu_time() - start).as_secs_f64(),
@@ -222,25 +222,25 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// Reads, decodes, encodes, writes, commits.
+    /// Runs the bare loop, which reads, decodes, encodes, writes and commits.
     fn bare(&mut self) -> Run {
         let stream = self.stream();
         let mut consumer_config = config(&stream, Role::Consumer);
-        // Where the pipeline looks the beginning up.
+        // The pipeline looks up the first offset instead.
         consumer_config.set("auto.offset.reset", "earliest");
         let consumer: BaseConsumer = consumer_config.create().unwrap();
         let producer: BaseProducer = config(&stream, Role::Producer).create().unwrap();
         let is_transactional = stream.delivery == Delivery::ExactlyOnce;
         if is_transactional {
-            producer.init_transactions(PATIENCE).unwrap();
+            producer.init_transactions(TIMEOUT).unwrap();
         }
         consumer.subscribe(&[&self.comments]).unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let mut decision = template();
         let mut group = BareGroup::default();
         let (mut start, mut read) = (None, 0);
         while read < self.texts.len() {
-            assert!(Instant::now() < deadline, "{read} events read");
+            assert!(Instant::now() < deadline, "timed out after reading {read} events");
             if let Some(message) = consumer.poll(Duration::from_millis(5)) {
                 let message = message.unwrap();
                 start.get_or_insert_with(cpu_time);
@@ -272,14 +272,14 @@ impl<'a> Bench<'a> {
             }
             let is_due = group.due.is_some_and(|due| due <= Instant::now());
             if is_due || group.outputs >= MAX_OUTPUTS || read == self.texts.len() {
-                producer.flush(PATIENCE).unwrap();
+                producer.flush(TIMEOUT).unwrap();
                 let offsets = group.offsets(&self.comments);
                 if is_transactional {
                     let metadata = consumer.group_metadata().unwrap();
                     producer
-                        .send_offsets_to_transaction(&offsets, &metadata, PATIENCE)
+                        .send_offsets_to_transaction(&offsets, &metadata, TIMEOUT)
                         .unwrap();
-                    producer.commit_transaction(PATIENCE).unwrap();
+                    producer.commit_transaction(TIMEOUT).unwrap();
                 } else {
                     consumer.commit(&offsets, CommitMode::Sync).unwrap();
                 }
@@ -293,8 +293,8 @@ impl<'a> Bench<'a> {
         }
     }
 
-    /// What the prompter alone costs, on all cores as in the pipeline: cores that share a unit make
-    /// each other's work dearer.
+    /// Measures tokenisation alone. It runs on all cores as in the pipeline, because hyper-threads that share a core
+    /// slow each other down.
     fn tokenise(&self) -> f64 {
         let start = cpu_time();
         self.texts.par_chunks(64).for_each(|texts| {
@@ -305,7 +305,7 @@ impl<'a> Bench<'a> {
         (cpu_time() - start).as_secs_f64()
     }
 
-    /// Each event has one decision. Gives their average size.
+    /// Checks that each event has exactly one decision and returns the average size of the decisions.
     fn verify(&self, decisions: &str) -> usize {
         #[derive(Deserialize)]
         struct Sourced {
@@ -319,11 +319,15 @@ impl<'a> Bench<'a> {
             sources.insert((source.partition, source.offset));
         });
         let expected = self.texts.len();
-        assert_eq!((count, sources.len()), (expected, expected), "decisions, distinct ones");
+        assert_eq!(
+            (count, sources.len()),
+            (expected, expected),
+            "decisions and distinct decisions"
+        );
         bytes / count
     }
 
-    /// A new group and a new topic, the rest as the daemon has it by default.
+    /// Returns the default stream settings with a new group and a new topic.
     fn stream(&mut self) -> StreamConfig {
         let decisions = unique("decisions");
         self.broker.create_topic(&decisions, PARTITIONS);
@@ -344,10 +348,10 @@ impl<'a> Bench<'a> {
         if !self.broker.is_apache() {
             flags.extend([
                 flag("delivery", "at_least_once"),
-                // A join there waits for the session timeout.
+                // On the embedded broker, joining a group takes as long as the session timeout.
                 flag("kafka.properties.session.timeout.ms", "3000"),
                 flag("kafka.properties.heartbeat.interval.ms", "300"),
-                // A fetch that waits there is not woken by new data.
+                // The embedded broker does not end a waiting fetch when new data arrives.
                 flag("kafka.properties.fetch.wait.max.ms", "10"),
             ]);
         }
@@ -359,7 +363,7 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// What the bare loop commits together.
+/// The outputs that the bare loop commits together.
 #[derive(Default)]
 struct BareGroup {
     outputs: usize,
@@ -380,7 +384,7 @@ impl BareGroup {
     }
 }
 
-/// An event, as the bare loop needs it.
+/// The fields of an event that the bare loop needs.
 #[derive(Deserialize)]
 struct Event {
     event_id: String,
@@ -390,14 +394,14 @@ struct Event {
     text: String,
 }
 
-/// A scorer that costs nothing.
-struct AtOnce {
+/// A scorer that answers immediately with a fixed margin.
+struct InstantScorer {
     canary: Vec<Row>,
-    /// Rows of comments so far.
+    /// The number of rows scored so far, without the canary's.
     scored: Arc<AtomicUsize>,
 }
 
-impl Scorer for AtOnce {
+impl Scorer for InstantScorer {
     fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
         if rows != self.canary {
             self.scored.fetch_add(rows.len(), Ordering::Relaxed);
@@ -406,7 +410,8 @@ impl Scorer for AtOnce {
     }
 }
 
-/// The default frame over a small vocabulary: tokenising with a published model's costs more or less.
+/// Returns a prompter with the default frame and a small vocabulary. Tokenising with a published vocabulary can take
+/// more or less time.
 fn prompter() -> Prompter {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3");
     let checkpoint = Checkpoint::open(&fixture).unwrap();
@@ -419,7 +424,7 @@ fn prompter() -> Prompter {
         checkpoint.tokenizer(),
         &Config::load(&sources).unwrap().prompt,
         checkpoint.config().vocab_size,
-        // Nothing is scored, so the fixture's few positions bound nothing.
+        // Nothing is scored, so the fixture's small number of positions is not a limit.
         usize::MAX,
     )
     .unwrap()
@@ -450,7 +455,7 @@ fn judge() -> CurrentJudge {
     CurrentJudge::new(Config::load(&sources).unwrap().policy, model)
 }
 
-/// A decision of the usual size, for the bare loop to fill in.
+/// Returns a decision of the usual size that the bare loop fills in.
 fn template() -> Decision {
     let comment = Comment {
         event_id: None,
@@ -473,7 +478,7 @@ fn template() -> Decision {
     judge().get().decide(&comment, scored, Some(&source), SystemTime::now())
 }
 
-/// A name that is new on its broker.
+/// Returns a name that the broker has not seen before.
 fn unique(name: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
@@ -493,7 +498,7 @@ fn event(id: usize, text: &str) -> (String, Vec<u8>) {
     (content_id, serde_json::to_vec(&value).unwrap())
 }
 
-/// Comments of real lengths, of nothing but small talk.
+/// Returns texts of realistic lengths, made of harmless words.
 fn texts(count: usize) -> Vec<String> {
     const WORDS: &str = "the a and of to in is it that was for on with as this but we you they so very really \
         garden beans tomato watering seeds Sunday morning rain compost bees flowers neighbour recipe kitchen bread \

@@ -1,11 +1,11 @@
-//! Our packed scorer against candle-transformers on a Gemma 3 of the published 270M shape, random
-//! weights, f32, on this machine's CPU: ratios of comments per second from one run.
+//! Compares our packed scorer with candle-transformers on this machine's CPU, with a Gemma 3 of the published 270M
+//! shape, random weights and f32. Prints ratios of comments per second within one run.
 //!
-//! `cargo bench --bench scorer` (`-- --comments N --rounds N`). Work is what moderation does: a
-//! shared prefix of 24 tokens, a comment of a real length, a suffix of 8, two label logits. The
-//! baselines run one comment at a time, and batches of 16 sorted by length and padded.
+//! `cargo bench --bench scorer` (`-- --comments N --rounds N`). The workload is that of moderation: a shared prefix of
+//! 24 tokens, a comment of a realistic length, a suffix of 8 tokens, and two label logits. The baselines run one
+//! comment at a time, and batches of 16 that are sorted by length and padded.
 
-#![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run panics")]
 
 mod support;
 
@@ -24,7 +24,7 @@ use support::{Random, comment_lengths, cpu_time, median, random_gemma};
 const PREFIX: usize = 24;
 const SUFFIX: usize = 8;
 const PADDED_BATCH: usize = 16;
-/// Own tokens of one of our passes.
+/// The maximum number of own tokens in one of our passes.
 const PASS_TOKENS: usize = 512;
 const LABELS: [u32; 2] = [1001, 1002];
 
@@ -35,7 +35,7 @@ fn main() {
     let folder = tempfile::tempdir().unwrap();
     let config = random_gemma::config("gemma-3-270m").unwrap();
     random_gemma::write(folder.path(), &config, 1).unwrap();
-    // The checkpoint wants a tokenizer beside it; ids are drawn here, so any will do.
+    // A checkpoint must have a tokenizer. Any will do, because the token ids are random.
     std::fs::write(folder.path().join("tokenizer.json"), "{}").unwrap();
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let load = |quantize| {
@@ -61,7 +61,7 @@ fn main() {
 
     let ours = load(Quantize::None);
     if std::env::args().any(|argument| argument == "--profile") {
-        // Nothing but our own passes, for a profiler to look at.
+        // Runs only our own passes, for use with a profiler.
         let prefix = ours.cache_prefix(&work.prefix).unwrap();
         (0..rounds).for_each(|_| packed(&ours, &prefix, &work).unwrap());
         return;
@@ -71,7 +71,7 @@ fn main() {
     let difference = agreement(&ours, &mut theirs, &work).unwrap();
     writeln!(
         out,
-        "largest label logit difference to candle-transformers over 8 comments: {difference:.1e}"
+        "largest difference from the label logits of candle-transformers over 8 comments: {difference:.1e}"
     )
     .unwrap();
 
@@ -105,7 +105,7 @@ fn main() {
     writeln!(
         out,
         "\n{:<46}{:>16}{:>16}",
-        "speed against the better baseline", "by wall clock", "by CPU time"
+        "speed relative to the better baseline", "by wall clock", "by CPU time"
     )
     .unwrap();
     for (name, (wall, cpu)) in names.iter().zip(&medians) {
@@ -115,7 +115,7 @@ fn main() {
     let share = work.useful_flops(&ours) / medians[2].0 / gemm;
     writeln!(
         out,
-        "\nuseful FLOPs of ours in f32, as a share of this machine's own f32 matmul rate: {:.0} %",
+        "\nuseful FLOPs of our scorer in f32, as a share of this machine's f32 matmul rate: {:.0} %",
         share * 100.0
     )
     .unwrap();
@@ -126,7 +126,7 @@ fn argument(name: &str) -> Option<usize> {
     arguments.nth(1).and_then(|value| value.parse().ok())
 }
 
-/// Token ids of a prefix and of comments with their suffix.
+/// Token ids of a prefix, and of comments with their suffix.
 struct Work {
     prefix: Vec<u32>,
     comments: Vec<Vec<u32>>,
@@ -138,7 +138,7 @@ impl Work {
         let lengths = comment_lengths();
         let mut ids = |count: usize| (0..count).map(|_| (random.next() % vocabulary as u64) as u32).collect();
         let prefix = ids(PREFIX);
-        // Every so-manieth length, so that a small sample has the distribution's tail too.
+        // Takes lengths at equal distances, so that a small sample includes the tail of the distribution.
         let stride = (lengths.len() / comments).max(1);
         let comments = lengths
             .iter()
@@ -157,9 +157,9 @@ impl Work {
         [&self.prefix, comment].concat()
     }
 
-    /// The arithmetic that two label logits of each comment need: the linear layers for its own
-    /// tokens (in the last layer keys and values only, and one position of the rest), and the
-    /// attended pairs.
+    /// Returns the FLOPs that two label logits of each comment need: those of the linear layers for its own tokens (in
+    /// the last layer, only keys and values for all tokens and the rest for one position), and those of the attended
+    /// pairs.
     fn useful_flops(&self, model: &Gemma) -> f64 {
         let config = model.config();
         let (hidden, inter) = (config.hidden_size, config.intermediate_size);
@@ -178,7 +178,7 @@ impl Work {
     }
 }
 
-/// Seconds by the wall clock and of CPU.
+/// Returns the wall-clock time and the CPU time of `work`, in seconds.
 fn time(work: impl FnOnce()) -> (f64, f64) {
     let (wall, cpu) = (Instant::now(), cpu_time());
     work();
@@ -206,7 +206,7 @@ fn sorted_padded(oracle: &mut Oracle, work: &Work) -> Result<()> {
     Ok(())
 }
 
-/// As the daemon serves: passes of [`PASS_TOKENS`] over the cached prefix.
+/// Scores as the daemon does: in passes of [`PASS_TOKENS`] with the cached prefix.
 fn packed(model: &Gemma, prefix: &PrefixCache, work: &Work) -> Result<()> {
     let rows: Vec<PackedRow<'_>> = work
         .comments
@@ -219,7 +219,7 @@ fn packed(model: &Gemma, prefix: &PrefixCache, work: &Work) -> Result<()> {
     passes(model, Some(prefix), &rows)
 }
 
-/// The same without sharing: what packing alone gives.
+/// Scores without sharing the prefix, to show the effect of packing alone.
 fn packed_whole(model: &Gemma, work: &Work) -> Result<()> {
     let whole: Vec<Vec<u32>> = work.comments.iter().map(|comment| work.whole(comment)).collect();
     let rows: Vec<PackedRow<'_>> = whole.iter().map(|ids| PackedRow { own: ids, shared: 0 }).collect();
@@ -261,7 +261,7 @@ fn agreement(ours: &Gemma, theirs: &mut Oracle, work: &Work) -> Result<f32> {
     Ok(largest)
 }
 
-/// FLOPs a second of candle's own f32 product at a shape of this model.
+/// Returns the FLOPs per second of candle's f32 matrix product at a shape that this model uses.
 fn matmul_rate() -> f64 {
     let (m, k, n) = (PASS_TOKENS, 2048, 2048);
     let a = Tensor::rand(-1f32, 1f32, (m, k), &Device::Cpu).unwrap();

@@ -1,12 +1,13 @@
-//! What a swap of adapters costs the comments that arrive meanwhile: a running daemon at a steady rate,
-//! its registry's pointer moved to and fro; the latencies of comments sent around a swap against those sent
-//! between swaps, and the daemon's peak memory against its steady one. Prints ratios, from one run.
+//! Measures how a swap of adapters affects the comments that arrive during it. A daemon receives comments at a steady
+//! rate while its registry's pointer moves between two versions. The benchmark compares the latency of comments sent
+//! around a swap with that of comments sent between swaps, and the daemon's peak memory with its steady one. Prints
+//! ratios within one run.
 //!
-//! `cargo bench --bench swap` (`-- --rate R --swaps N --model FOLDER`). The default model is the bundled one,
-//! the rate in comments per second 20, swaps 20, three seconds apart. The two adapters are trained by
-//! `moderatord retrain` on made-up rows; their quality does not matter here.
+//! `cargo bench --bench swap` (`-- --rate R --swaps N --model FOLDER`). The defaults are the bundled model, 20 comments
+//! per second, and 20 swaps, three seconds apart. `moderatord retrain` trains the two adapters on made-up rows; their
+//! quality does not matter here.
 
-#![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run panics")]
 
 #[path = "../tests/common/labels.rs"]
 mod labels;
@@ -24,19 +25,20 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
-use support::brokers::{Broker, served};
+use support::brokers::{Broker, serve_if_requested};
 
 const PARTITIONS: i32 = 1;
 const SENT_AT: &str = "sent_at_us";
-/// Longest that anything may take.
-const PATIENCE: Duration = Duration::from_secs(120);
-/// Time between two swaps.
+/// The time limit of waiting for the daemon.
+const TIMEOUT: Duration = Duration::from_secs(120);
+/// The time between two swaps.
 const PERIOD: Duration = Duration::from_secs(3);
-/// Comments sent this long after the pointer moved are those of a swap: loading, warming up and handing over.
+/// Comments sent within this time after the pointer moves count as sent during the swap, which consists of loading,
+/// warming up and handing over.
 const DURING: Duration = Duration::from_millis(1500);
 
 fn main() {
-    if served() {
+    if serve_if_requested() {
         return;
     }
     let rate = argument("--rate").map_or(20.0, |value| value.parse::<f64>().unwrap());
@@ -45,22 +47,22 @@ fn main() {
     for topic in ["comments", "decisions", "dead-letters"] {
         broker.create_topic(topic, PARTITIONS);
     }
-    let place = Place::new(broker.address(), argument("--model").map(PathBuf::from));
+    let workspace = Workspace::new(broker.address(), argument("--model").map(PathBuf::from));
     let mut out = std::io::stdout().lock();
-    let versions = [1, 2].map(|seed| place.train(seed));
-    place.promote(&versions[0]);
-    let daemon = place.daemon();
+    let versions = [1, 2].map(|seed| workspace.train(seed));
+    workspace.promote(&versions[0]);
+    let daemon = workspace.daemon();
     let consumer = reader(broker.address());
     let producer: BaseProducer = client(broker.address()).set("linger.ms", "1").create().unwrap();
 
     let mut load = Load::new(&producer, &consumer, rate);
-    load.until_answered();
+    load.wait_until_ready();
     load.run(PERIOD);
     let steady_memory = memory(&daemon, "VmRSS:");
     let mut moved = Vec::new();
     for swap in 0..swaps {
         moved.push(now_us());
-        place.promote(&versions[usize::from(swap % 2 == 0)]);
+        workspace.promote(&versions[usize::from(swap % 2 == 0)]);
         load.run(PERIOD);
     }
     load.finish();
@@ -68,7 +70,7 @@ fn main() {
     drop(daemon);
 
     let seen: std::collections::BTreeSet<&str> = load.latencies.values().map(|(_, version)| version.as_str()).collect();
-    assert_eq!(seen.len(), 2, "both versions must have served, {seen:?} did");
+    assert_eq!(seen.len(), 2, "only {seen:?} served, expected both versions");
     let is_during = |sent: u64| {
         moved
             .iter()
@@ -88,12 +90,17 @@ fn main() {
     .unwrap();
     writeln!(
         out,
-        "latency around a swap against between: p50 {:.2}x, p99 {:.2}x",
+        "latency around a swap relative to between swaps: p50 {:.2}x, p99 {:.2}x",
         ratio(0.5),
         ratio(0.99)
     )
     .unwrap();
-    writeln!(out, "peak memory against steady: {:.2}x", peak_memory / steady_memory).unwrap();
+    writeln!(
+        out,
+        "peak memory relative to steady memory: {:.2}x",
+        peak_memory / steady_memory
+    )
+    .unwrap();
 }
 
 fn argument(name: &str) -> Option<String> {
@@ -129,12 +136,12 @@ fn reader(address: &str) -> BaseConsumer {
     consumer
 }
 
-/// Settings, registry and rows in a folder of their own.
-struct Place {
+/// A temporary folder with the settings, the registry and the training rows.
+struct Workspace {
     folder: tempfile::TempDir,
 }
 
-impl Place {
+impl Workspace {
     fn new(address: &str, model: Option<PathBuf>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let model = model.map_or_else(String::new, |path| format!("[model]\npath = \"{}\"\n", path.display()));
@@ -165,7 +172,7 @@ impl Place {
         command
     }
 
-    /// The version that a seed gives.
+    /// Trains an adapter with a seed and returns its version.
     fn train(&self, seed: u32) -> String {
         let rows = self.path("rows.jsonl");
         let mut command = self.command(&["retrain", "--no-promote", "--input", rows.to_str().unwrap()]);
@@ -186,7 +193,7 @@ impl Place {
     }
 }
 
-/// Ends with the bench, however that ends.
+/// A daemon that is killed when the benchmark ends, even if it panics.
 struct Daemon(Child);
 
 impl Drop for Daemon {
@@ -206,14 +213,14 @@ fn finish(command: &mut Command) -> Output {
     output
 }
 
-/// Comments at a steady rate, and what became of them.
+/// Sends comments at a steady rate and records the latency of their decisions.
 struct Load<'a> {
     producer: &'a BaseProducer,
     consumer: &'a BaseConsumer,
     gap: Duration,
     next: Instant,
     sent: u64,
-    /// By the time of sending: the latency in microseconds, and the version that decided.
+    /// The latency in microseconds and the version that decided, by the time of sending.
     latencies: BTreeMap<u64, (u64, String)>,
 }
 
@@ -229,8 +236,8 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// One comment, until the daemon answers: it loads and joins the group first.
-    fn until_answered(&mut self) {
+    /// Sends one comment and waits for its decision, so that the daemon has loaded its model and joined the group.
+    fn wait_until_ready(&mut self) {
         self.send();
         self.finish();
         self.latencies.clear();
@@ -250,11 +257,11 @@ impl<'a> Load<'a> {
     }
 
     fn finish(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while (self.latencies.len() as u64) < self.sent {
             assert!(
                 Instant::now() < deadline,
-                "{} of {} answered",
+                "timed out after {} of {} decisions",
                 self.latencies.len(),
                 self.sent
             );

@@ -1,16 +1,16 @@
-//! Writes a checkpoint in the true layout of a published Gemma, with random weights, and takes it through
-//! what the daemon does: load, score, one step of training. Prints the peak memory after each.
+//! Writes a checkpoint with the shape and layout of a published Gemma and random weights, then loads it, scores with it
+//! and trains for one step, as the daemon does. Prints the peak memory after each of these.
 //!
 //!     cargo run --release --example true_shape -- SHAPE FOLDER [q8_0]
 //!
-//! SHAPE is one of gemma-2b, gemma-2-2b, gemma-3-270m, gemma-3-1b. The folder, which stays, takes two bytes
-//! a parameter; its tokenizer is the bundled model's. With q8_0 it is scored with quantised weights and not
-//! trained: training is in f32.
+//! SHAPE is one of gemma-2b, gemma-2-2b, gemma-3-270m, gemma-3-1b. The folder takes two bytes per parameter and is not
+//! deleted. It gets the tokenizer of the bundled model. With q8_0, the weights are quantised for scoring, and training
+//! is skipped because it needs f32.
 
 #![allow(
     clippy::print_stdout,
     clippy::unwrap_used,
-    reason = "an example prints, and fails where it fails"
+    reason = "an example prints its results and panics on errors"
 )]
 
 #[path = "../benches/support/mod.rs"]
@@ -38,7 +38,7 @@ fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let (Some(shape), Some(folder)) = (arguments.first(), arguments.get(1).map(PathBuf::from)) else {
         panic!(
-            "expected SHAPE FOLDER, SHAPE being one of {}",
+            "expected SHAPE FOLDER, where SHAPE is one of {}",
             random_gemma::SHAPES.join(", ")
         );
     };
@@ -114,7 +114,7 @@ fn main() {
     report("trained a step");
 }
 
-/// The highest resident memory so far, mapped files included.
+/// Prints the peak resident memory so far, which includes mapped files, and the current memory without them.
 fn report(what: &str) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = |key: &str| {

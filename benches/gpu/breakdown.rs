@@ -1,5 +1,5 @@
-//! Where the time of a pass goes: each operation alone, at the sizes of one micro-batch, times how often a pass
-//! runs it; what is left are launches, copies and waits.
+//! Measures where the time of a pass goes. Each operation is timed alone at the sizes of one micro-batch and multiplied
+//! by how often a pass runs it. The rest is the time of launches, copies and waits.
 
 use candle_core::{DType, Tensor};
 use moderatord::model::gemma::Gemma;
@@ -22,9 +22,9 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
         let x = Tensor::randn(0f32, 1.0, (tokens, width), device).unwrap();
         x.to_dtype(dtype).unwrap()
     };
-    // The last layer runs most of its work for one token a comment only.
+    // In the last layer, most operations run for only one token per comment.
     let layers = config.num_layers() as f64;
-    let thin = layers - 1.0 + batch.len() as f64 / tokens as f64;
+    let effective_layers = layers - 1.0 + batch.len() as f64 / tokens as f64;
 
     let mut linear = 0.0;
     for projection in Projection::ALL {
@@ -32,8 +32,8 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
         let weight = Tensor::randn(0f32, 1.0, (outputs, inputs), device).unwrap();
         let (weight, x) = (weight.to_dtype(dtype).unwrap(), random(inputs, dtype));
         let once = time(&mut || drop(x.matmul(&weight.t().unwrap()).unwrap()));
-        let is_thin = !matches!(projection, Projection::K | Projection::V);
-        linear += once * if is_thin { thin } else { layers };
+        let is_last_token_only = !matches!(projection, Projection::K | Projection::V);
+        linear += once * if is_last_token_only { effective_layers } else { layers };
     }
     let (queries, keys) = (
         config.num_attention_heads * config.head_dim,
@@ -65,7 +65,7 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
         softcap: config.attn_logit_softcapping,
         window: config.layers[0].window,
     };
-    let attention = time(&mut || drop(op.forward(&q, &k, &v).unwrap())) * thin;
+    let attention = time(&mut || drop(op.forward(&q, &k, &v).unwrap())) * effective_layers;
 
     let (residual, y) = (
         random(config.hidden_size, DType::F32),
@@ -73,13 +73,13 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
     );
     let weight = Tensor::ones(config.hidden_size, DType::F32, device).unwrap();
     let post = config.family.has_post_norms().then_some(&weight);
-    let norms = time(&mut || drop(add_rms_norm(&residual, &y, post, &weight, 1e-6).unwrap())) * 2.0 * thin;
+    let norms = time(&mut || drop(add_rms_norm(&residual, &y, post, &weight, 1e-6).unwrap())) * 2.0 * effective_layers;
 
     let (gate, up) = (
         random(config.intermediate_size, dtype),
         random(config.intermediate_size, dtype),
     );
-    let activation = time(&mut || drop(geglu(&gate, &up).unwrap())) * thin;
+    let activation = time(&mut || drop(geglu(&gate, &up).unwrap())) * effective_layers;
 
     let half = config.head_dim / 2;
     let turn = Turn {
@@ -89,7 +89,7 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
     };
     let norm = Tensor::ones(config.head_dim, DType::F32, device).unwrap();
     let norm = config.family.has_qk_norm().then_some((&norm, 1e-6));
-    let rope_q = time(&mut || drop(norm_rope(&q, &turn, norm).unwrap())) * thin;
+    let rope_q = time(&mut || drop(norm_rope(&q, &turn, norm).unwrap())) * effective_layers;
     let rope_k = time(&mut || drop(norm_rope(&k, &turn, norm).unwrap())) * layers;
 
     let pass = time(&mut || drop(work.score(gemma, batch)));

@@ -1,4 +1,4 @@
-//! What the device does at its best: a plain matrix product, a plain copy.
+//! Measures the peak rates of the device with a plain matrix product and a plain copy.
 
 use std::time::Instant;
 
@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use moderatord::model::device::Place;
 
 pub struct Rates {
-    /// FLOPs per second of a square matrix product in the place's dtype.
+    /// FLOPs per second of a square matrix product in the dtype of the model.
     pub matmul: f64,
     /// Bytes read and written per second by a copy within the device.
     pub copy: f64,
@@ -29,7 +29,7 @@ pub fn measure(place: &Place, seconds: f64) -> Rates {
     }
 }
 
-/// How often something is done in a second, launches overlapping as they do in use.
+/// Returns how often per second `run` can be executed. As in the daemon, launches overlap.
 pub fn per_second(device: &Device, seconds: f64, mut run: impl FnMut()) -> f64 {
     run();
     device.synchronize().unwrap();
@@ -38,7 +38,7 @@ pub fn per_second(device: &Device, seconds: f64, mut run: impl FnMut()) -> f64 {
         for _ in 0..3 {
             run();
         }
-        // Now and then, so that the queue of launches stays short beside the time measured.
+        // Waits after every three runs, so that the queue of launches stays short compared with the measured time.
         device.synchronize().unwrap();
         runs += 3;
     }

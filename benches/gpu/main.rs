@@ -1,13 +1,13 @@
-//! What a GPU makes of the true shapes, beside what it makes of a plain matrix product: random weights, made
-//! on the device; every figure goes to a JSON file as soon as it is known.
+//! Measures models of published shapes on a GPU and compares them with a plain matrix product. The weights are random
+//! and created on the device. Each figure is written to a JSON file as soon as it is measured.
 //!
-//!     gpu OUT.json [--device cuda:0] [--shape NAME]... [--seconds S] [--rows N]
+//!     gpu OUT.json [--device cuda:0] [--shape NAME] [--seconds S] [--rows N]
 //!
-//! `benches/gpu/run` runs it on a machine that has no cargo. `--device cpu` tries the bench itself, on a
-//! machine without a GPU; its figures then say nothing.
+//! `benches/gpu/run` runs this benchmark on a machine without cargo. `--device cpu` tests the benchmark itself on a
+//! machine without a GPU; its figures are then meaningless.
 
-#![allow(clippy::unwrap_used, reason = "a bench that cannot run panics")]
-#![allow(clippy::print_stdout, reason = "a bench prints")]
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run panics")]
+#![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -28,11 +28,11 @@ use moderatord::model::gemma::Gemma;
 use serde_json::{Value, json};
 use support::random_gemma;
 
-/// As retrain makes them by default.
+/// The default rank of `moderatord retrain`.
 const ADAPTER_RANK: usize = 8;
 
 fn main() {
-    // `cargo bench` passes a flag of its own.
+    // `cargo bench` adds the flag `--bench`.
     let arguments: Vec<String> = std::env::args()
         .skip(1)
         .filter(|argument| argument != "--bench")
@@ -42,7 +42,7 @@ fn main() {
         arguments.get(at + 1).cloned()
     };
     let Some(path) = arguments.first().filter(|argument| !argument.starts_with("--")) else {
-        println!("not run: expected OUT.json [--device cuda:0|cpu] [--shape NAME] [--seconds S] [--rows N]");
+        println!("skipped: expected OUT.json [--device cuda:0|cpu] [--shape NAME] [--seconds S] [--rows N]");
         return;
     };
     let seconds = value("--seconds").map_or(4.0, |value| value.parse().unwrap());
@@ -86,7 +86,7 @@ fn model(device: &str) -> ModelConfig {
     model
 }
 
-/// Figures by name, written whole after each.
+/// The figures by name. The whole file is written again after each figure.
 struct Results {
     path: PathBuf,
     figures: serde_json::Map<String, Value>,

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The peer on the same card: Hugging Face transformers in bf16 on the same shapes and lengths, random weights.
+"""Measures Hugging Face transformers on the same GPU in bf16, with the same shapes, lengths and random weights.
 
     peer.py OUT.json LENGTHS.json [--device cuda] [--shape NAME] [--seconds S]
 
-Sorted, padded batches of several sizes, logits of the last token only; with the whole prompt in each row, and
-with the prefix's keys and values computed once. Training with PEFT where it is installed. Every figure is written
-as soon as it is known.
+Comments run in sorted, padded batches of several sizes, and only the logits of the last token are computed: once with
+the whole prompt in each row, and once with the prefix's keys and values computed in advance. Training is measured with
+PEFT if it is installed. Each figure is written as soon as it is measured.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SHAPES = {
 
 
 class Results:
-    """Figures by name, written whole after each."""
+    """The figures by name. The whole file is written again after each figure."""
 
     def __init__(self, path):
         self.path, self.figures = path, {}
@@ -60,7 +60,7 @@ def synchronize(device):
 
 
 def padded(rows, device, left):
-    """Token ids and mask of rows, padded to the longest."""
+    """Returns the token ids and the mask of rows, padded to the longest row."""
     longest = max(map(len, rows))
     fill = [[0] * (longest - len(row)) for row in rows]
     ids = [f + r if left else r + f for f, r in zip(fill, rows, strict=True)]
@@ -70,10 +70,10 @@ def padded(rows, device, left):
 
 @torch.inference_mode()
 def comments_per_second(model, prefix, comments, size, shares_prefix, device, seconds):
-    """Sorted by length, in batches of `size`; what is measured includes padding and copying to the device."""
+    """Scores comments in batches of `size`, sorted by length. The time includes padding and copying to the device."""
     ordered = sorted(comments, key=len)
     batches = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-    # The same mix of lengths however early the clock stops.
+    # Shuffles the batches, so that the mix of lengths does not depend on when the time is up.
     batches = [batches[i] for i in torch.randperm(len(batches), generator=torch.Generator().manual_seed(1)).tolist()]
     cached = None
     if shares_prefix:
@@ -105,7 +105,7 @@ def comments_per_second(model, prefix, comments, size, shares_prefix, device, se
 
 
 def training_tokens_per_second(model, prefix, comments, device, seconds):
-    """LoRA of rank 8 on q and v, batches of 8, loss at the last token; own tokens, without the prefix."""
+    """Trains LoRA of rank 8 on q and v with batches of 8 and the loss at the last token. Counts only own tokens."""
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
@@ -147,17 +147,17 @@ def main():
     for shape in shapes:
         try:
             measure(shape, lengths, generator, settings, results)
-        except Exception as error:  # One shape that fails must not take the others along.
+        except Exception as error:  # A shape that fails must not stop the others.
             results.set(f"{shape} failed", repr(error))
             if len(shapes) == 1:
                 raise
 
 
 def measure(shape, lengths, generator, settings, results):
-    """All figures of one shape."""
+    """Measures all figures of one shape."""
     torch.manual_seed(1)
     config = SHAPES[shape]()
-    # transformers refuses sdpa where scores are soft-capped.
+    # transformers does not support sdpa with soft-capped scores.
     config._attn_implementation = "eager" if config.model_type == "gemma2" else "sdpa"
     with torch.device(settings.device):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()

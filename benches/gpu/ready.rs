@@ -1,4 +1,4 @@
-//! From nothing to the first answer: a checkpoint on disk, in the page cache, loaded and warm.
+//! Measures the time from start to ready: loading a checkpoint that is in the page cache, and warming it up.
 
 use std::time::Instant;
 

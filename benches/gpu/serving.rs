@@ -1,4 +1,4 @@
-//! Comments per second by batch budget, and what a comment waits at a given load.
+//! Measures comments per second by token budget, and the latency of a comment at a given load.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::work::{PREFIX, Work, useful_flops};
 
-/// Own tokens of a micro-batch.
+/// Token budgets of a micro-batch, in own tokens.
 const BUDGETS: [usize; 6] = [512, 1024, 2048, 4096, 8192, 16384];
 const LINGER: Duration = Duration::from_millis(5);
 const COMMENTS: usize = 4096;
@@ -21,15 +21,15 @@ pub struct Best {
     comments_per_second: f64,
 }
 
-/// Comments per second, and the FLOPs that their answers need, in batches of so many own tokens; the next is begun
-/// before the last is waited for, as the daemon does.
+/// Returns the comments per second, and the FLOPs per second that their answers need, in batches of at most
+/// `max_tokens` own tokens. As in the daemon, the next batch begins before the previous one has been waited for.
 fn rate(gemma: &Gemma, work: &Work, max_tokens: usize, seconds: f64) -> (f64, f64) {
     let batches = work.batches(max_tokens);
     work.score(gemma, batches[0]);
-    let (start, mut comments, mut flops, mut underway) = (Instant::now(), 0, 0.0, None);
+    let (start, mut comments, mut flops, mut in_progress) = (Instant::now(), 0, 0.0, None);
     for batch in batches.iter().cycle() {
         let next = work.begin(gemma, batch.iter().map(Vec::as_slice));
-        if let Some(last) = underway.replace(next) {
+        if let Some(last) = in_progress.replace(next) {
             Answer::wait(last).unwrap();
         }
         comments += batch.len();
@@ -38,12 +38,12 @@ fn rate(gemma: &Gemma, work: &Work, max_tokens: usize, seconds: f64) -> (f64, f6
             break;
         }
     }
-    underway.map(Answer::wait).transpose().unwrap();
+    in_progress.map(Answer::wait).transpose().unwrap();
     let took = start.elapsed().as_secs_f64();
     (comments as f64 / took, flops / took)
 }
 
-/// What an adapter on every linear layer leaves of the comments per second.
+/// Measures the comments per second with an adapter on every linear layer, compared with the base alone.
 pub fn with_adapter(adapted: &Gemma, best: &Best, seconds: f64) -> Value {
     let (comments, _) = rate(adapted, &Work::new(adapted, COMMENTS), best.max_tokens, seconds / 2.0);
     json!({
@@ -53,8 +53,8 @@ pub fn with_adapter(adapted: &Gemma, best: &Best, seconds: f64) -> Value {
     })
 }
 
-/// Tells the figures after each budget; gives the fastest.
-pub fn throughput(gemma: &Gemma, matmul: f64, seconds: f64, mut tell: impl FnMut(Value)) -> Best {
+/// Measures every budget, reports the figures so far after each, and returns the fastest.
+pub fn throughput(gemma: &Gemma, matmul: f64, seconds: f64, mut report: impl FnMut(Value)) -> Best {
     let work = Work::new(gemma, COMMENTS);
     let mut best = Best {
         max_tokens: BUDGETS[0],
@@ -68,7 +68,7 @@ pub fn throughput(gemma: &Gemma, matmul: f64, seconds: f64, mut tell: impl FnMut
             "comments_per_s": comments,
             "useful_share_of_matmul": flops / matmul,
         }));
-        tell(json!(figures));
+        report(json!(figures));
         if comments > best.comments_per_second {
             best = Best {
                 max_tokens,
@@ -79,8 +79,8 @@ pub fn throughput(gemma: &Gemma, matmul: f64, seconds: f64, mut tell: impl FnMut
     best
 }
 
-/// Comments arrive one by one, evenly; each waits for its micro-batch, and that for the one before. Two are under
-/// way at most, as in the daemon.
+/// Measures latencies while comments arrive at a constant rate. Each comment waits for its micro-batch, which waits for
+/// the one before. As in the daemon, at most two micro-batches are in progress.
 pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
     let work = Work::new(gemma, COMMENTS);
     let mut figures = Vec::new();
@@ -91,7 +91,7 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
             linger: LINGER,
         });
         let (start, mut arrived, mut latencies) = (Instant::now(), 0u32, Vec::new());
-        let mut underway: VecDeque<(Answer, Vec<Instant>)> = VecDeque::new();
+        let mut in_progress: VecDeque<(Answer, Vec<Instant>)> = VecDeque::new();
         while start.elapsed().as_secs_f64() < seconds / 2.0 {
             let now = Instant::now();
             while start + gap * arrived <= now && !batcher.is_full() {
@@ -105,14 +105,14 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
                 batcher.push(arrival, vec![row], arrival);
                 arrived += 1;
             }
-            if batcher.is_due(now) && underway.len() < 2 {
+            if batcher.is_due(now) && in_progress.len() < 2 {
                 let batch = batcher.take().unwrap();
                 let answer = work.begin(gemma, batch.rows.iter().map(|row| &row.tokens[PREFIX..]));
-                underway.push_back((answer, batch.items.iter().map(|(arrival, _)| *arrival).collect()));
+                in_progress.push_back((answer, batch.items.iter().map(|(arrival, _)| *arrival).collect()));
             }
-            let is_done = |(answer, _): &(Answer, _)| underway.len() == 2 || answer.is_here();
-            if underway.front().is_some_and(is_done)
-                && let Some((answer, arrivals)) = underway.pop_front()
+            let is_done = |(answer, _): &(Answer, _)| in_progress.len() == 2 || answer.is_here();
+            if in_progress.front().is_some_and(is_done)
+                && let Some((answer, arrivals)) = in_progress.pop_front()
             {
                 answer.wait().unwrap();
                 let done = Instant::now();

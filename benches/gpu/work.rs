@@ -1,4 +1,4 @@
-//! Comments as token ids, of real lengths, and the arithmetic that they cannot do without.
+//! Comments as random token ids with realistic lengths, and the number of FLOPs that scoring them needs.
 
 use candle_core::Tensor;
 use moderatord::model::Answer;
@@ -6,17 +6,17 @@ use moderatord::model::gemma::{Gemma, PackedRow, PrefixCache};
 
 use crate::support::{Random, comment_lengths};
 
-/// Tokens of the frame before a comment, and after it.
+/// The number of tokens of the frame before a comment (`PREFIX`) and after it (`SUFFIX`).
 pub const PREFIX: usize = 24;
 pub const SUFFIX: usize = 8;
-/// Any two ids serve as labels.
+/// The ids of the labels. Any two ids would do.
 pub const LABELS: [u32; 2] = [1001, 1002];
 
 pub struct Work {
     pub prefix: PrefixCache,
-    /// The labels' rows of the unembedding.
+    /// The rows of the unembedding that belong to the labels.
     labels: Tensor,
-    /// Own tokens of each comment: its text and the frame's end.
+    /// The own tokens of each comment: its text and the end of the frame.
     pub comments: Vec<Vec<u32>>,
 }
 
@@ -35,7 +35,7 @@ impl Work {
         }
     }
 
-    /// Comments in their order, cut where a micro-batch is full.
+    /// Splits the comments, in order, into micro-batches of at most `max_tokens` tokens.
     pub fn batches(&self, max_tokens: usize) -> Vec<&[Vec<u32>]> {
         let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
         for (end, comment) in self.comments.iter().enumerate() {
@@ -49,22 +49,23 @@ impl Work {
         batches
     }
 
-    /// Begins comments as the daemon does: their logits are asked for and not waited for.
+    /// Begins scoring comments without waiting for their logits, as the daemon does.
     pub fn begin<'a>(&self, gemma: &Gemma, comments: impl IntoIterator<Item = &'a [u32]>) -> Answer {
         let row = |own| PackedRow { own, shared: PREFIX };
         let rows: Vec<PackedRow<'_>> = comments.into_iter().map(row).collect();
         gemma.begin(&rows, Some(&self.prefix), &self.labels).unwrap()
     }
 
-    /// Scores comments and waits.
+    /// Scores comments and waits for their logits.
     pub fn score(&self, gemma: &Gemma, comments: &[Vec<u32>]) -> Vec<f32> {
         self.begin(gemma, comments.iter().map(Vec::as_slice)).wait().unwrap()
     }
 }
 
-/// FLOPs that an answer needs: for a comment with t own tokens after a prefix of p, 2t for each linear weight
-/// of all layers but the last, 2t for the last layer's K and V, 2 for its Q, O and MLP, and 4 for each
-/// element of the attended pairs of the heads. Nothing else counts.
+/// Returns the FLOPs that scoring the comments needs. For a comment with t own tokens after a prefix of p tokens, it
+/// counts 2t for each linear weight in all layers but the last, 2t for each weight of K and V in the last layer, 2 for
+/// each weight of Q, O and MLP in the last layer, and 4 for each element of the attended pairs of the heads. Nothing
+/// else counts.
 pub fn useful_flops(gemma: &Gemma, comments: &[Vec<u32>]) -> f64 {
     let config = gemma.config();
     let layers = config.num_layers() as f64;

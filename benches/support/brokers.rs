@@ -1,5 +1,5 @@
-//! Brokers for a bench: an Apache Kafka that is already there, or the embedded one in a process of its
-//! own, so that what it costs is not mistaken for the cost of its clients.
+//! Brokers for benchmarks: an Apache Kafka that is already running, or the embedded broker in a separate process, so
+//! that its CPU time does not count as that of its clients.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Write};
@@ -17,13 +17,13 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
-/// Longest that anything may take.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// The time limit of each operation.
+const TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The argument that makes this binary a broker.
+/// The argument that makes this binary run as a broker.
 const SERVE: &str = "--serve-embedded-broker";
 
-/// Names the Apache Kafka to use; `tests/kafka/broker` starts one and exports it.
+/// The variable with the address of the Apache Kafka to use. `tests/kafka/broker` starts one and exports it.
 const APACHE: &str = "MODERATORD_TEST_BROKERS";
 
 pub struct Broker {
@@ -47,7 +47,7 @@ impl Broker {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let address = answer(&mut child);
+        let address = read_line(&mut child);
         Self {
             address,
             embedded: Some(child),
@@ -65,7 +65,7 @@ impl Broker {
     pub fn create_topic(&mut self, name: &str, partitions: i32) {
         if let Some(child) = &mut self.embedded {
             writeln!(child.stdin.as_mut().unwrap(), "{name} {partitions}").unwrap();
-            assert_eq!(answer(child), name);
+            assert_eq!(read_line(child), name);
             return;
         }
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
@@ -74,7 +74,7 @@ impl Broker {
             .enable_all()
             .build()
             .unwrap();
-        let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+        let options = AdminOptions::new().operation_timeout(Some(TIMEOUT));
         let created = runtime.block_on(admin.create_topics([&topic], &options));
         created.unwrap().remove(0).unwrap();
     }
@@ -85,7 +85,7 @@ impl Broker {
         config
     }
 
-    /// Writes values under keys, over all partitions in turn.
+    /// Writes the keys and values to all partitions in turn.
     pub fn produce(&self, topic: &str, partitions: i32, records: &[(String, Vec<u8>)]) {
         let mut config = self.client();
         config
@@ -101,20 +101,20 @@ impl Broker {
                 producer.poll(Duration::from_millis(10));
             }
         }
-        producer.flush(PATIENCE).unwrap();
+        producer.flush(TIMEOUT).unwrap();
         self.assert_complete(topic, partitions);
     }
 
-    /// What reached a topic must still be there: the embedded broker keeps 5 MiB a partition.
+    /// Panics if records of a topic have been deleted. The embedded broker keeps only 5 MiB per partition.
     fn assert_complete(&self, topic: &str, partitions: i32) {
         let consumer: BaseConsumer = self.client().create().unwrap();
         for partition in 0..partitions {
-            let (low, _) = consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap();
-            assert_eq!(low, 0, "{topic} has lost its first records: choose fewer --events");
+            let (low, _) = consumer.fetch_watermarks(topic, partition, TIMEOUT).unwrap();
+            assert_eq!(low, 0, "{topic} has lost its first records, use fewer --events");
         }
     }
 
-    /// Gives every value that a reader of committed records sees in a topic, and ends at its end.
+    /// Passes every committed value of a topic to `seen` and returns at the end of the topic.
     pub fn read(&self, topic: &str, partitions: i32, mut seen: impl FnMut(&[u8])) {
         self.assert_complete(topic, partitions);
         let mut config = self.client();
@@ -130,12 +130,12 @@ impl Broker {
             list.add_partition_offset(topic, partition, Offset::Beginning).unwrap();
         }
         consumer.assign(&list).unwrap();
-        // The consumer cannot be dropped before its lists.
+        // The list must be dropped before the consumer.
         drop(list);
         let mut open: BTreeSet<i32> = (0..partitions).collect();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while !open.is_empty() {
-            assert!(Instant::now() < deadline, "{topic} does not end");
+            assert!(Instant::now() < deadline, "timed out before the end of {topic}");
             match consumer.poll(Duration::from_millis(100)) {
                 None => {}
                 Some(Ok(message)) => seen(message.payload().unwrap()),
@@ -151,24 +151,25 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         if let Some(child) = &mut self.embedded {
-            // It ends with its input.
+            // The child process ends when its input is closed.
             drop(child.stdin.take());
             let _ = child.wait();
         }
     }
 }
 
-fn answer(child: &mut Child) -> String {
+/// Reads one line of the broker process's output.
+fn read_line(child: &mut Child) -> String {
     let mut line = String::new();
-    // One line is asked for at a time, so nothing is left in the buffer.
+    // The child writes one line per request, so nothing is left in the buffer.
     BufReader::new(child.stdout.as_mut().unwrap())
         .read_line(&mut line)
         .unwrap();
     line.trim().to_owned()
 }
 
-/// Whether this process was started to be the embedded broker; it then has been, to the end.
-pub fn served() -> bool {
+/// Runs as the embedded broker until the input ends and returns true, if this process was started for that.
+pub fn serve_if_requested() -> bool {
     if !std::env::args().any(|argument| argument == SERVE) {
         return false;
     }

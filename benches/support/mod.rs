@@ -1,13 +1,13 @@
-//! What the benches share: random checkpoints in true shapes, comment lengths, a CPU clock.
+//! Code that the benchmarks share: random checkpoints of published shapes, comment lengths, and a clock of CPU time.
 
-#![allow(dead_code, reason = "each bench uses its own part")]
+#![allow(dead_code, reason = "no benchmark uses all of it")]
 
 pub mod brokers;
 pub mod random_gemma;
 
 use std::time::Duration;
 
-/// Token counts of real comments (numbers only), in a fixed order.
+/// Returns the token counts of real comments in a fixed order.
 pub fn comment_lengths() -> Vec<usize> {
     let json: serde_json::Value = serde_json::from_str(include_str!("comment_lengths.json")).unwrap();
     json["tokens"]
@@ -18,23 +18,23 @@ pub fn comment_lengths() -> Vec<usize> {
         .collect()
 }
 
-/// CPU time of this process, all threads: what a noisy neighbour does not change.
+/// Returns the CPU time of all threads of this process, which other processes affect less than the wall clock.
 pub fn cpu_time() -> Duration {
     let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    // Fields after the parenthesised name; utime and stime are the 14th and 15th of the line, in
+    // These are the fields after the parenthesised name. utime and stime are the 14th and 15th fields of the line, in
     // hundredths of a second on every Linux.
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
     let ticks: u64 = fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap();
     Duration::from_millis(ticks * 10)
 }
 
-/// The middle of three or more measurements.
+/// Returns the middle one of an odd number of measurements, or the upper middle one of an even number.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// A 64-bit linear congruential generator (Knuth's MMIX constants): the same numbers on every run.
+/// A 64-bit linear congruential generator (Knuth's MMIX constants) that returns the same numbers on every run.
 pub struct Random(u64);
 
 impl Random {

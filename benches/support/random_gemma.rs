@@ -1,7 +1,7 @@
-//! Writes a checkpoint of a true shape with random weights, in Hugging Face layout.
+//! Writes a checkpoint of a published shape with random weights, in Hugging Face layout.
 //!
-//! Weights are normal-like with the variance that keeps activations of order one, bf16 as published
-//! checkpoints are. The tokenizer is not written: what needs text brings its own.
+//! The weights are approximately normal, with a variance that keeps activations of order one. They are bf16, as in
+//! published checkpoints. No tokenizer is written; callers that need one add it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,10 +11,10 @@ use std::path::Path;
 use half::bf16;
 use serde_json::{Value, json};
 
-/// Shapes of published checkpoints.
+/// The names of the supported shapes of published checkpoints.
 pub const SHAPES: [&str; 4] = ["gemma-2b", "gemma-2-2b", "gemma-3-270m", "gemma-3-1b"];
 
-/// The `config.json` of a published shape.
+/// Returns the `config.json` of a published shape, or none if the name is unknown.
 pub fn config(shape: &str) -> Option<Value> {
     let (base, own) = match shape {
         "gemma-2b" => (
@@ -55,7 +55,7 @@ fn gemma3() -> Value {
            "rope_local_base_freq": 10000.0, "sliding_window": 512, "sliding_window_pattern": 6})
 }
 
-/// Writes `config.json` and `model.safetensors` of a config into `folder`.
+/// Writes `config.json` and `model.safetensors` for a config into `folder`.
 pub fn write(folder: &Path, config: &Value, seed: u64) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
     std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(config)?)?;
@@ -75,7 +75,7 @@ pub fn write(folder: &Path, config: &Value, seed: u64) -> std::io::Result<()> {
     file.write_all(&(header.len() as u64).to_le_bytes())?;
     file.write_all(&header)?;
     for (index, (name, shape)) in tensors.iter().enumerate() {
-        // Norms hold `w - 1`; an embedding row times sqrt(hidden) is of order one; a linear keeps it.
+        // Norms store `w - 1`. An embedding row times sqrt(hidden) is of order one, and linear layers keep that order.
         let scale = if shape.len() == 1 {
             0.1
         } else {
@@ -92,7 +92,7 @@ pub fn write(folder: &Path, config: &Value, seed: u64) -> std::io::Result<()> {
         while left > 0 {
             row.clear();
             for _ in 0..left.min(1 << 15) {
-                // The sum of two uniform numbers: bounded, bell-shaped enough.
+                // The sum of two uniform numbers is bounded and close enough to a bell shape.
                 let bits = random.next();
                 let uniform = |bits: u64| (bits & 0xffff) as f32 / 32_768.0 - 1.0;
                 row.extend(bf16::from_f32((uniform(bits) + uniform(bits >> 15)) * scale).to_le_bytes());
@@ -104,7 +104,7 @@ pub fn write(folder: &Path, config: &Value, seed: u64) -> std::io::Result<()> {
     file.flush()
 }
 
-/// Every tensor of the architecture with its shape.
+/// Returns the name and shape of every tensor of the architecture.
 fn shapes(config: &Value) -> BTreeMap<String, Vec<usize>> {
     let number = |key: &str| config[key].as_u64().unwrap_or_default() as usize;
     let (hidden, inter, head_dim) = (number("hidden_size"), number("intermediate_size"), number("head_dim"));
