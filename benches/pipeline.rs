@@ -22,17 +22,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use metrics_exporter_prometheus::PrometheusHandle;
+use moderatord::classifier::canary;
 use moderatord::config::{Config, Delivery, Sources, StreamConfig};
 use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
+use moderatord::hash::content_hash;
 use moderatord::kafka::client::{Role, config};
 use moderatord::kafka::topics::Partitions;
-use moderatord::message::{Comment, Decision, ModelIdentity, Op, Scored, Source, content_hash};
-use moderatord::model::checkpoint::Checkpoint;
+use moderatord::message::{Comment, Decision, ModelIdentity, Op, Scored, SourceRecord};
+use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::ops::health::Health;
 use moderatord::ops::metrics;
-use moderatord::pipeline::{Model, Pipeline, Settings};
 use moderatord::prompt::Prompter;
-use moderatord::score::{Row, ScoreError, Scorer, canary};
+use moderatord::scorer::{Row, ScoreError, Scorer};
+use moderatord::stream::pipeline::{Model, Pipeline, Settings};
 use rayon::prelude::*;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::KafkaError;
@@ -309,7 +311,7 @@ impl<'a> Bench<'a> {
     fn verify(&self, decisions: &str) -> usize {
         #[derive(Deserialize)]
         struct Sourced {
-            source: Source,
+            source: SourceRecord,
         }
         let (mut count, mut bytes, mut sources) = (0, 0, BTreeSet::new());
         self.broker.read(decisions, PARTITIONS, |value| {
@@ -470,7 +472,7 @@ fn template() -> Decision {
         windows: 1,
         truncated: false,
     };
-    let source = Source {
+    let source = SourceRecord {
         topic: unique("comments"),
         partition: 0,
         offset: 0,

@@ -13,12 +13,13 @@ use std::io::Write;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Result, Tensor};
+use moderatord::classifier::oracle::Oracle;
 use moderatord::config::Quantize;
-use moderatord::model::checkpoint::Checkpoint;
-use moderatord::model::device::Place;
-use moderatord::model::gemma::{Gemma, PackedRow, PrefixCache};
-use moderatord::model::oracle::Oracle;
-use moderatord::model::{LoadOptions, LoraMode};
+use moderatord::model::device::Placement;
+use moderatord::model::files::checkpoint::Checkpoint;
+use moderatord::model::forward::gemma::{Gemma, PackedRow, PrefixCache};
+use moderatord::model::forward::linear::LoraMode;
+use moderatord::model::forward::load::LoadOptions;
 use support::{Random, comment_lengths, cpu_time, median, random_gemma};
 
 const PREFIX: usize = 24;
@@ -45,7 +46,7 @@ fn main() {
             LoadOptions {
                 lora: LoraMode::Merged,
                 quantize,
-                place: Place::cpu(),
+                placement: Placement::cpu(),
             },
         )
         .unwrap()

@@ -18,13 +18,16 @@ mod support;
 
 use std::path::PathBuf;
 
+use moderatord::classifier::Classifier;
 use moderatord::config::{Config, ModelConfig, Quantize, Sources};
-use moderatord::model::checkpoint::Checkpoint;
-use moderatord::model::device::Place;
-use moderatord::model::gemma::Gemma;
-use moderatord::model::{Classifier, LoadOptions, LoraMode, bundled};
-use moderatord::retrain::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
-use moderatord::score::Scorer;
+use moderatord::model::device::Placement;
+use moderatord::model::files::bundled;
+use moderatord::model::files::checkpoint::Checkpoint;
+use moderatord::model::forward::gemma::Gemma;
+use moderatord::model::forward::linear::LoraMode;
+use moderatord::model::forward::load::LoadOptions;
+use moderatord::retrain::train::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
+use moderatord::scorer::Scorer;
 use support::random_gemma;
 
 const TEXTS: [(&str, f32); 4] = [
@@ -81,7 +84,7 @@ fn main() {
     let options = LoadOptions {
         lora: LoraMode::Unmerged,
         quantize,
-        place: Place::cpu(),
+        placement: Placement::cpu(),
     };
     let gemma = Gemma::load(&checkpoint, None, options).unwrap();
     let rows = TEXTS.map(|(text, hateful)| TrainingRow {

@@ -5,12 +5,14 @@
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::hash::hex;
+
 /// Schema tag of every decision.
 pub const DECISION_SCHEMA: &str = "moderatord.decision.v1";
 
 /// Where a record stands in its topic.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Source {
+pub struct SourceRecord {
     /// Topic name.
     pub topic: String,
     /// Partition number.
@@ -19,7 +21,7 @@ pub struct Source {
     pub offset: i64,
 }
 
-impl Source {
+impl SourceRecord {
     /// Identifies the decision about this record: SHA-256 over topic, partition and offset, and
     /// nothing of the model or the policy, so that readers can deduplicate on it.
     pub fn decision_id(&self) -> String {
@@ -208,7 +210,7 @@ pub struct Scoring {
 pub struct Decision {
     /// [`DECISION_SCHEMA`].
     pub schema: String,
-    /// [`Source::decision_id`]; absent where the comment came from no topic.
+    /// [`SourceRecord::decision_id`]; absent where the comment came from no topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision_id: Option<String>,
     /// Copied from the comment.
@@ -230,33 +232,11 @@ pub struct Decision {
     pub scoring: Option<Scoring>,
     /// Where the comment came from; absent where it came from no topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub source: Option<Source>,
+    pub source: Option<SourceRecord>,
     /// Always true: a machine looked first.
     pub automated_detection: bool,
     /// `fully` for allow and block, `not` for review.
     pub automated_decision: AutomatedDecision,
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = |byte: &u8| [DIGITS[usize::from(byte >> 4)], DIGITS[usize::from(byte & 15)]];
-    bytes.iter().flat_map(digits).map(char::from).collect()
-}
-
-/// `sha256:` and the hexadecimal digest: how every content hash of ours is written.
-pub fn content_hash(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex(&Sha256::digest(bytes)))
-}
-
-/// Content hash of an adapter: over the hashes of its two PEFT files, as `sha256sum` lists them.
-pub fn adapter_hash(config: &[u8], weights: &[u8]) -> String {
-    let files = format!(
-        "adapter_config.json {}\nadapter_model.safetensors {}\n",
-        content_hash(config),
-        content_hash(weights)
-    );
-    content_hash(files.as_bytes())
 }
 
 #[cfg(test)]
@@ -265,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_decision_id_names_the_record_alone() {
-        let source = |topic: &str, partition, offset| Source {
+        let source = |topic: &str, partition, offset| SourceRecord {
             topic: topic.into(),
             partition,
             offset,

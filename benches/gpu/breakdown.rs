@@ -2,9 +2,9 @@
 //! by how often a pass runs it. The rest is the time of launches, copies and waits.
 
 use candle_core::{DType, Tensor};
-use moderatord::model::gemma::Gemma;
+use moderatord::config::Projection;
+use moderatord::model::forward::gemma::Gemma;
 use moderatord::model::kernels::{PackedAttention, Span, Spans, Turn, add_rms_norm, geglu, norm_rope};
-use moderatord::model::lora::Projection;
 use serde_json::{Value, json};
 
 use crate::machine::per_second;

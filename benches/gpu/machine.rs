@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use candle_core::{DType, Device, Tensor};
-use moderatord::model::device::Place;
+use moderatord::model::device::Placement;
 
 pub struct Rates {
     /// FLOPs per second of a square matrix product in the dtype of the model.
@@ -12,17 +12,21 @@ pub struct Rates {
     pub copy: f64,
 }
 
-pub fn measure(place: &Place, seconds: f64) -> Rates {
-    let size = if place.device.is_cpu() { 1024 } else { 8192 };
+pub fn measure(placement: &Placement, seconds: f64) -> Rates {
+    let size = if placement.device.is_cpu() { 1024 } else { 8192 };
     let square = || {
-        let x = Tensor::randn(0f32, 1.0, (size, size), &place.device).unwrap();
-        x.to_dtype(place.dtype).unwrap()
+        let x = Tensor::randn(0f32, 1.0, (size, size), &placement.device).unwrap();
+        x.to_dtype(placement.dtype).unwrap()
     };
     let (a, b) = (square(), square());
-    let product = per_second(&place.device, seconds / 4.0, || drop(a.matmul(&b).unwrap()));
-    let bytes = if place.device.is_cpu() { 1usize << 26 } else { 1 << 30 };
-    let x = Tensor::zeros(bytes / 4, DType::F32, &place.device).unwrap();
-    let copies = per_second(&place.device, seconds / 4.0, || drop(x.copy().unwrap()));
+    let product = per_second(&placement.device, seconds / 4.0, || drop(a.matmul(&b).unwrap()));
+    let bytes = if placement.device.is_cpu() {
+        1usize << 26
+    } else {
+        1 << 30
+    };
+    let x = Tensor::zeros(bytes / 4, DType::F32, &placement.device).unwrap();
+    let copies = per_second(&placement.device, seconds / 4.0, || drop(x.copy().unwrap()));
     Rates {
         matmul: product * 2.0 * (size as f64).powi(3),
         copy: copies * 2.0 * bytes as f64,

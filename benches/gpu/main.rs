@@ -23,8 +23,8 @@ use std::path::PathBuf;
 
 use moderatord::config::{Config, DeviceChoice, ModelConfig, Sources};
 use moderatord::model::config::GemmaConfig;
-use moderatord::model::device::Place;
-use moderatord::model::gemma::Gemma;
+use moderatord::model::device::Placement;
+use moderatord::model::forward::gemma::Gemma;
 use serde_json::{Value, json};
 use support::random_gemma;
 
@@ -52,22 +52,22 @@ fn main() {
         None => random_gemma::SHAPES.iter().map(ToString::to_string).collect(),
     };
     let model = model(value("--device").as_deref().unwrap_or("cuda:0"));
-    let place = Place::of(&model).unwrap();
+    let placement = Placement::of(&model).unwrap();
     let mut results = Results::new(path.into());
-    results.set("device", json!(place.name()));
-    results.set("dtype", json!(place.dtype_name()));
-    let rates = machine::measure(&place, seconds);
+    results.set("device", json!(placement.name()));
+    results.set("dtype", json!(placement.dtype_name()));
+    let rates = machine::measure(&placement, seconds);
     results.set("matmul_tflops", json!(rates.matmul / 1e12));
     results.set("copy_gb_per_s", json!(rates.copy / 1e9));
     for shape in shapes {
         let json = random_gemma::config(&shape).unwrap();
         let config = GemmaConfig::parse(&PathBuf::from("config.json"), &json.to_string()).unwrap();
-        let gemma = Gemma::random(&config, &place, None).unwrap();
+        let gemma = Gemma::random(&config, &placement, None).unwrap();
         let best = serving::throughput(&gemma, rates.matmul, seconds, |figures| {
             results.set(&format!("{shape} throughput"), figures);
         });
         results.set(&format!("{shape} latency"), serving::latency(&gemma, &best, seconds));
-        let adapted = Gemma::random(&config, &place, Some(ADAPTER_RANK)).unwrap();
+        let adapted = Gemma::random(&config, &placement, Some(ADAPTER_RANK)).unwrap();
         let adapted = serving::with_adapter(&adapted, &best, seconds);
         results.set(&format!("{shape} with an adapter"), adapted);
         results.set(&format!("{shape} time"), breakdown::measure(&gemma, best.max_tokens));

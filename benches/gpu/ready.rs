@@ -3,8 +3,8 @@
 use std::time::Instant;
 
 use moderatord::config::{Config, ModelConfig, Sources};
-use moderatord::model::bundled;
-use moderatord::serving::Source;
+use moderatord::model::files::bundled;
+use moderatord::serving::ModelSource;
 use serde_json::{Value, json};
 
 use crate::support::random_gemma;
@@ -14,7 +14,7 @@ pub fn measure(config: &Value, model: &ModelConfig) -> Value {
     random_gemma::write(folder.path(), config, 1).unwrap();
     std::fs::write(folder.path().join("tokenizer.json"), bundled::TOKENIZER).unwrap();
     let settings = Config::load(&Sources::default()).unwrap();
-    let source = Source {
+    let source = ModelSource {
         model: ModelConfig {
             path: Some(folder.path().to_owned()),
             ..model.clone()

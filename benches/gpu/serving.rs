@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use moderatord::batch::{Batcher, Limits};
-use moderatord::model::Answer;
-use moderatord::model::gemma::Gemma;
-use moderatord::score::Row;
+use moderatord::model::forward::gemma::Gemma;
+use moderatord::model::transfer::PendingLogits;
+use moderatord::scorer::Row;
+use moderatord::stream::batch::{Batcher, Limits};
 use serde_json::{Value, json};
 
 use crate::work::{PREFIX, Work, useful_flops};
@@ -30,7 +30,7 @@ fn rate(gemma: &Gemma, work: &Work, max_tokens: usize, seconds: f64) -> (f64, f6
     for batch in batches.iter().cycle() {
         let next = work.begin(gemma, batch.iter().map(Vec::as_slice));
         if let Some(last) = in_progress.replace(next) {
-            Answer::wait(last).unwrap();
+            PendingLogits::wait(last).unwrap();
         }
         comments += batch.len();
         flops += useful_flops(gemma, batch);
@@ -38,7 +38,7 @@ fn rate(gemma: &Gemma, work: &Work, max_tokens: usize, seconds: f64) -> (f64, f6
             break;
         }
     }
-    in_progress.map(Answer::wait).transpose().unwrap();
+    in_progress.map(PendingLogits::wait).transpose().unwrap();
     let took = start.elapsed().as_secs_f64();
     (comments as f64 / took, flops / took)
 }
@@ -91,7 +91,7 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
             linger: LINGER,
         });
         let (start, mut arrived, mut latencies) = (Instant::now(), 0u32, Vec::new());
-        let mut in_progress: VecDeque<(Answer, Vec<Instant>)> = VecDeque::new();
+        let mut in_progress: VecDeque<(PendingLogits, Vec<Instant>)> = VecDeque::new();
         while start.elapsed().as_secs_f64() < seconds / 2.0 {
             let now = Instant::now();
             while start + gap * arrived <= now && !batcher.is_full() {
@@ -110,7 +110,7 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
                 let answer = work.begin(gemma, batch.rows.iter().map(|row| &row.tokens[PREFIX..]));
                 in_progress.push_back((answer, batch.items.iter().map(|(arrival, _)| *arrival).collect()));
             }
-            let is_done = |(answer, _): &(Answer, _)| in_progress.len() == 2 || answer.is_here();
+            let is_done = |(answer, _): &(PendingLogits, _)| in_progress.len() == 2 || answer.is_here();
             if in_progress.front().is_some_and(is_done)
                 && let Some((answer, arrivals)) = in_progress.pop_front()
             {

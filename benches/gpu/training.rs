@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use moderatord::model::gemma::Gemma;
-use moderatord::retrain::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
-use moderatord::score::Row;
+use moderatord::model::forward::gemma::Gemma;
+use moderatord::retrain::train::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
+use moderatord::scorer::Row;
 use serde_json::{Value, json};
 
 use crate::support::{Random, comment_lengths};

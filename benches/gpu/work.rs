@@ -1,8 +1,8 @@
 //! Comments as random token ids with realistic lengths, and the number of FLOPs that scoring them needs.
 
 use candle_core::Tensor;
-use moderatord::model::Answer;
-use moderatord::model::gemma::{Gemma, PackedRow, PrefixCache};
+use moderatord::model::forward::gemma::{Gemma, PackedRow, PrefixCache};
+use moderatord::model::transfer::PendingLogits;
 
 use crate::support::{Random, comment_lengths};
 
@@ -50,7 +50,7 @@ impl Work {
     }
 
     /// Begins scoring comments without waiting for their logits, as the daemon does.
-    pub fn begin<'a>(&self, gemma: &Gemma, comments: impl IntoIterator<Item = &'a [u32]>) -> Answer {
+    pub fn begin<'a>(&self, gemma: &Gemma, comments: impl IntoIterator<Item = &'a [u32]>) -> PendingLogits {
         let row = |own| PackedRow { own, shared: PREFIX };
         let rows: Vec<PackedRow<'_>> = comments.into_iter().map(row).collect();
         gemma.begin(&rows, Some(&self.prefix), &self.labels).unwrap()

@@ -6,10 +6,11 @@ use std::time::SystemTime;
 use anyhow::bail;
 use clap::{Args, Subcommand};
 
-use super::{Exit, Faults, SettingsArgs};
+use super::{Exit, SettingsArgs};
 use crate::config::Config;
+use crate::ops::log;
 use crate::registry::{Change, Manifest, Pointer, Registry, Rollback};
-use crate::{serving, telemetry};
+use crate::serving;
 
 #[derive(Debug, Args)]
 pub(super) struct AdaptersArgs {
@@ -43,9 +44,9 @@ enum AdaptersCommand {
 }
 
 pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources()).map_err(Faults::from)?;
-    telemetry::start_for_command(&config.log);
-    let registry = Registry::open(config.require_registry().map_err(Faults::from)?)?;
+    let config = Config::load(&args.settings.sources())?;
+    log::start_for_command(&config.log);
+    let registry = Registry::open(config.require_registry()?)?;
     let now = SystemTime::now();
     serving::runtime()?.block_on(async {
         match &args.command {

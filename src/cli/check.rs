@@ -5,15 +5,17 @@ use std::io::Write;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::checked::{self, Checked, CheckedModel, Streaming};
+use super::checked;
+use super::checked::{Checked, CheckedModel, Streaming};
 use super::{Exit, SettingsArgs};
+use crate::classifier::canary;
+use crate::classifier::{Classifier, oracle};
 use crate::config::{Config, Delivery, StreamConfig};
 use crate::decide::Policy;
 use crate::kafka::client;
 use crate::kafka::topics::Partitions;
-use crate::model::{Classifier, oracle};
-use crate::score::{Scorer, canary};
-use crate::telemetry;
+use crate::ops::log;
+use crate::scorer::Scorer;
 
 /// Two correct f32 implementations differ by about 3e-5 in a logit of the reference checkpoints; a
 /// wrong one by far more than this.
@@ -42,7 +44,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
         config,
         mut model,
         stream,
-    } = checked::check(&args.settings, Streaming::IfSet, telemetry::start_for_command)?;
+    } = checked::check(&args.settings, Streaming::IfSet, log::start_for_command)?;
     let margins = sample_margins(&mut model.loaded.classifier)?;
     summary(&config, &model, &margins, out)?;
     stream_summary(stream.as_ref(), out)?;

@@ -3,12 +3,13 @@
 
 use anyhow::bail;
 
-use super::{Faults, SettingsArgs};
-use crate::config::{Config, ConfigError, Draft, Fault, LogConfig, StreamConfig};
+use super::SettingsArgs;
+use crate::config::{Config, ConfigDraft, LogConfig, StreamConfig};
+use crate::fault::{Fault, Faults};
 use crate::kafka::properties_faults;
 use crate::kafka::topics::{self, Partitions, TopicsError};
 use crate::registry::{Pointer, Registry};
-use crate::serving::{self, Loaded, ServingError, Source};
+use crate::serving::{self, Loaded, ModelSource, ServingError};
 
 /// Everything that was found to be in order.
 pub(super) struct Checked {
@@ -21,7 +22,7 @@ pub(super) struct Checked {
 /// A loaded model and where it came from.
 pub(super) struct CheckedModel {
     pub loaded: Loaded,
-    pub source: Source,
+    pub source: ModelSource,
     /// Absent where the settings name none.
     pub registry: Option<Registry>,
     /// What the registry says is in service.
@@ -48,7 +49,7 @@ pub(super) enum Streaming {
 /// # Errors
 /// [`Faults`] with all that is wrong; where nothing is but no broker answers, that.
 pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfig)) -> anyhow::Result<Checked> {
-    let draft = Draft::read(&args.sources());
+    let draft = ConfigDraft::read(&args.sources());
     let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
     let registry = draft.registry().cloned();
     let config = draft.finish();
@@ -57,35 +58,35 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
     }
     // The brokers and the model are looked at whatever else is wrong, as far as the settings name them.
     let stream = match &config {
-        Ok(config) if streaming == Streaming::Required || is_streaming(config) => {
-            Some(config.require_stream().map_err(Trouble::from).and_then(with_topics))
-        }
+        Ok(config) if streaming == Streaming::Required || is_streaming(config) => Some(
+            config
+                .require_stream()
+                .map_err(StreamProblem::from)
+                .and_then(with_topics),
+        ),
         _ => None,
     };
     let model = match (model, prompt) {
-        (Some(model), Some(prompt)) => Some(load(Source { model, prompt }, registry.and_then(|found| found.url))),
+        (Some(model), Some(prompt)) => Some(load(
+            ModelSource { model, prompt },
+            registry.and_then(|found| found.url),
+        )),
         _ => None,
     };
     let mut faults = Faults::default();
-    if let Err(error) = &config {
-        faults.add(&error.faults);
+    if let Err(found) = &config {
+        faults.extend(found.clone());
     }
     match &stream {
-        Some(Err(Trouble::Faults(found))) => faults.add(&found.faults),
-        // It may be the settings' fault, so it is told beside the others.
-        Some(Err(Trouble::Brokers(error))) if !faults.is_empty() => faults.add(&[error]),
+        Some(Err(StreamProblem::Faults(found))) => faults.extend(found.clone()),
+        // The settings may be the cause, so it is reported with the other faults.
+        Some(Err(StreamProblem::Unreachable(error))) if !faults.is_empty() => faults.push(Fault::other(error)),
         _ => {}
     }
     let model = match model {
-        Some(Err(ServingError::Load(error))) => {
-            faults.add(&error.problems);
-            None
-        }
+        Some(Err(ServingError::Load(found))) => faults.keep(Err(found)),
         Some(Err(error)) if error.is_passing() && faults.is_empty() => bail!(error),
-        Some(Err(error)) => {
-            faults.add(&[error]);
-            None
-        }
+        Some(Err(error)) => faults.keep(Err(Fault::other(error))),
         Some(Ok(model)) => Some(model),
         None => None,
     };
@@ -94,8 +95,8 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
     };
     let stream = match stream.transpose() {
         Ok(stream) => stream,
-        Err(Trouble::Brokers(error)) => bail!(error),
-        Err(Trouble::Faults(found)) => bail!(Faults::from(found)),
+        Err(StreamProblem::Unreachable(error)) => bail!(error),
+        Err(StreamProblem::Faults(faults)) => bail!(faults),
     };
     Ok(Checked { config, model, stream })
 }
@@ -105,19 +106,19 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
 /// # Errors
 /// [`Faults`], or a registry that does not answer.
 pub(super) fn model(config: &Config) -> anyhow::Result<CheckedModel> {
-    let source = Source {
+    let source = ModelSource {
         model: config.model.clone(),
         prompt: config.prompt.clone(),
     };
     match load(source, config.registry.url.clone()) {
         Ok(model) => Ok(model),
-        Err(ServingError::Load(error)) => bail!(Faults::from(error)),
+        Err(ServingError::Load(faults)) => bail!(faults),
         Err(error) => bail!(error),
     }
 }
 
 /// Loads what the registry says is in service, or what the settings name where there is none.
-fn load(source: Source, registry: Option<String>) -> Result<CheckedModel, ServingError> {
+fn load(source: ModelSource, registry: Option<String>) -> Result<CheckedModel, ServingError> {
     let registry = registry.as_deref().map(Registry::open).transpose()?;
     let runtime = serving::runtime()?;
     let pointer = match &registry {
@@ -133,36 +134,32 @@ fn load(source: Source, registry: Option<String>) -> Result<CheckedModel, Servin
     })
 }
 
-enum Trouble {
-    Faults(ConfigError),
-    /// Not the settings' fault, as far as anybody can tell.
-    Brokers(TopicsError),
+/// Why the settings of the stream cannot be used.
+enum StreamProblem {
+    /// The settings or the topics are wrong.
+    Faults(Faults),
+    /// The brokers did not answer, which may or may not be the settings' fault.
+    Unreachable(TopicsError),
 }
 
-impl From<ConfigError> for Trouble {
-    fn from(error: ConfigError) -> Self {
-        Self::Faults(error)
+impl From<Faults> for StreamProblem {
+    fn from(faults: Faults) -> Self {
+        Self::Faults(faults)
     }
 }
 
-fn with_topics(stream: StreamConfig) -> Result<(StreamConfig, Partitions), Trouble> {
+fn with_topics(stream: StreamConfig) -> Result<(StreamConfig, Partitions), StreamProblem> {
     let faults = properties_faults(&stream.properties);
     if !faults.is_empty() {
-        return Err(Trouble::Faults(ConfigError { faults }));
+        return Err(faults.into());
     }
     match topics::ask(&stream) {
         Ok(partitions) => Ok((stream, partitions)),
-        Err(TopicsError::Faults(faults)) => Err(Trouble::Faults(ConfigError { faults })),
-        Err(TopicsError::Client(reason)) => Err(Trouble::Faults(
-            Fault {
-                key: "kafka.properties".to_owned(),
-                value: None,
-                origin: None,
-                expected: reason,
-            }
-            .into(),
-        )),
-        Err(error) => Err(Trouble::Brokers(error)),
+        Err(TopicsError::Faults(faults)) => Err(faults.into()),
+        Err(TopicsError::Client(reason)) => {
+            Err(StreamProblem::Faults(Fault::setting("kafka.properties", reason).into()))
+        }
+        Err(error) => Err(StreamProblem::Unreachable(error)),
     }
 }
 

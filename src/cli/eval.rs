@@ -7,16 +7,17 @@ use std::time::SystemTime;
 use anyhow::{Context, bail};
 use clap::Args;
 
-use super::{Exit, Faults, SettingsArgs, feedback};
+use super::{Exit, SettingsArgs, feedback};
 use crate::config::{Config, ModelConfig};
 use crate::decide::Calibration;
+use crate::ops::log;
 use crate::registry::Registry;
-use crate::retrain::dataset::LabelledRow;
-use crate::retrain::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, evaluate};
-use crate::retrain::measure;
-use crate::retrain::report::{Fact, Report, Side, render};
-use crate::serving::{self, Loaded, Source};
-use crate::telemetry;
+use crate::retrain::data::dataset::LabelledRow;
+use crate::retrain::judge::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, evaluate};
+use crate::retrain::judge::measure;
+use crate::retrain::report::{Fact, Report, ReportSide, render};
+use crate::serving;
+use crate::serving::{Loaded, ModelSource};
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -59,8 +60,8 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
         model: args.model.clone(),
         adapter: None,
     };
-    let config = Config::load(&settings.sources()).map_err(Faults::from)?;
-    telemetry::start_for_command(&config.log);
+    let config = Config::load(&settings.sources())?;
+    log::start_for_command(&config.log);
     let gathered = feedback::read(&args.input, config.retrain.max_bytes)?;
     for line in &gathered.refused.listed {
         writeln!(err, "{line}")?;
@@ -112,14 +113,14 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
 }
 
 /// One adapter on the rows.
-struct Measured {
+struct MeasuredRows {
     name: String,
     calibration: Calibration,
     evaluation: Evaluation,
     curves: Curves,
 }
 
-fn measure(loaded: Loaded, rows: &[LabelledRow], how: EvaluationConfig) -> anyhow::Result<Measured> {
+fn measure(loaded: Loaded, rows: &[LabelledRow], how: EvaluationConfig) -> anyhow::Result<MeasuredRows> {
     let Loaded {
         mut classifier,
         calibration,
@@ -129,7 +130,7 @@ fn measure(loaded: Loaded, rows: &[LabelledRow], how: EvaluationConfig) -> anyho
     let margins = measure::margins(&mut classifier, &prompts).context("cannot score the rows")?;
     let scored = measure::scored_rows(rows, &margins, calibration);
     let identity = classifier.identity();
-    Ok(Measured {
+    Ok(MeasuredRows {
         name: identity
             .adapter_version
             .clone()
@@ -140,9 +141,9 @@ fn measure(loaded: Loaded, rows: &[LabelledRow], how: EvaluationConfig) -> anyho
     })
 }
 
-fn page(champion: &Measured, challenger: &Measured, args: &EvalArgs) -> anyhow::Result<String> {
-    fn side(measured: &Measured) -> Side<'_> {
-        Side {
+fn page(champion: &MeasuredRows, challenger: &MeasuredRows, args: &EvalArgs) -> anyhow::Result<String> {
+    fn side(measured: &MeasuredRows) -> ReportSide<'_> {
+        ReportSide {
             name: &measured.name,
             evaluation: &measured.evaluation,
             curves: &measured.curves,
@@ -166,7 +167,7 @@ fn page(champion: &Measured, challenger: &Measured, args: &EvalArgs) -> anyhow::
 
 /// What is in service, or the adapter asked for.
 fn load(which: Option<&str>, config: &Config) -> anyhow::Result<Loaded> {
-    let with = |adapter: Option<PathBuf>| Source {
+    let with = |adapter: Option<PathBuf>| ModelSource {
         model: ModelConfig {
             adapter,
             ..config.model.clone()

@@ -7,17 +7,19 @@ use anyhow::{Context, bail};
 use clap::Args;
 use sha2::{Digest, Sha256};
 
-use super::{Exit, Faults, SettingsArgs};
+use super::{Exit, SettingsArgs};
 use crate::config::{Config, ModelConfig, PromptConfig, Quantize};
-use crate::decode::decode;
+use crate::hash::hex;
 use crate::kafka::snapshot;
-use crate::message::{Decision, ModelIdentity, Scoring, hex};
-use crate::model::checkpoint::Checkpoint;
+use crate::message::{Decision, ModelIdentity, Scoring};
+use crate::model::files::checkpoint::Checkpoint;
+use crate::ops::log;
 use crate::prompt::NORMALIZER_VERSION;
 use crate::registry::{AdapterVersion, RecordKind, Registry};
-use crate::retrain::measure;
-use crate::serving::{self, Loaded, Source};
-use crate::telemetry;
+use crate::retrain::judge::measure;
+use crate::serving;
+use crate::serving::{Loaded, ModelSource};
+use crate::stream::decode::decode;
 
 /// Two computations of one margin in f32: other processors round otherwise.
 const TOLERANCE: f32 = 1e-3;
@@ -51,8 +53,8 @@ Example:
   kcat -C -b kafka:9092 -t decisions -o 41 -c 1 | moderatord explain --config moderatord.toml --decision -";
 
 pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources()).map_err(Faults::from)?;
-    telemetry::start_for_command(&config.log);
+    let config = Config::load(&args.settings.sources())?;
+    log::start_for_command(&config.log);
     let decision = read(&args.decision)?;
     let Some(scoring) = &decision.scoring else {
         writeln!(out, "the content was deleted: nothing was scored")?;
@@ -147,18 +149,18 @@ fn reread(decision: &Decision, config: &Config) -> anyhow::Result<String> {
     let Some(source) = &decision.source else {
         bail!("the decision names no source; give the text with --text");
     };
-    let stream = config.require_stream().map_err(Faults::from)?;
+    let stream = config.require_stream()?;
     let value = snapshot::record_at(&stream.brokers, &stream.properties, source)?;
     let comment = decode(&value, &config.input.fields, config.input.max_bytes)
         .with_context(|| format!("the record at offset {} is no comment", source.offset))?;
     Ok(comment.text)
 }
 
-type Found = (Source, Option<Registry>, Option<AdapterVersion>);
+type FoundText = (ModelSource, Option<Registry>, Option<AdapterVersion>);
 
 /// Every piece by its hash; what cannot be found is named.
-fn find(config: &Config, identity: &ModelIdentity, missing: &mut Vec<String>) -> anyhow::Result<Option<Found>> {
-    let base = Checkpoint::of(&config.model).map_err(Faults::from)?.fingerprint();
+fn find(config: &Config, identity: &ModelIdentity, missing: &mut Vec<String>) -> anyhow::Result<Option<FoundText>> {
+    let base = Checkpoint::of(&config.model)?.fingerprint();
     if base != identity.base {
         missing.push(format!("the base {}: model.path has {base}", identity.base));
     }
@@ -196,7 +198,7 @@ fn find(config: &Config, identity: &ModelIdentity, missing: &mut Vec<String>) ->
     } else {
         Quantize::None
     };
-    let source = Source {
+    let source = ModelSource {
         model: ModelConfig {
             adapter: config.model.adapter.clone().filter(|_| identity.adapter != "none"),
             quantize,

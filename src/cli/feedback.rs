@@ -6,9 +6,10 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::lines::{self, Line};
-use crate::retrain::feedback::Rules;
-use crate::retrain::gather::{Gathered, Gatherer};
+use super::lines;
+use super::lines::Line;
+use crate::retrain::data::feedback::Rules;
+use crate::retrain::data::gather::{Gathered, Gatherer};
 
 /// Reads a file of labelled JSON objects, one a line; ids and sources may be left out.
 ///

@@ -15,16 +15,15 @@ mod retrain;
 mod run;
 mod score;
 
-use std::fmt;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{ConfigError, Sources};
-use crate::model::LoadError;
-use crate::stream::StreamError;
+use crate::config::Sources;
+use crate::fault::Faults;
+use crate::stream::control::StreamError;
 
 /// Streaming moderation filter: the probability that a comment is hateful, and a decision.
 #[derive(Debug, Parser)]
@@ -140,49 +139,6 @@ impl Exit {
         } else {
             Self::Failure
         }
-    }
-}
-
-/// Everything that is wrong with settings, model or adapter, one a line.
-#[derive(Debug, Default)]
-struct Faults(Vec<String>);
-
-impl Faults {
-    fn add<T: fmt::Display>(&mut self, faults: &[T]) {
-        self.0.extend(faults.iter().map(ToString::to_string));
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl std::error::Error for Faults {}
-
-impl fmt::Display for Faults {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let noun = if self.0.len() == 1 { "fault" } else { "faults" };
-        write!(f, "{} {noun}", self.0.len())?;
-        for fault in &self.0 {
-            write!(f, "\n  {fault}")?;
-        }
-        Ok(())
-    }
-}
-
-impl From<ConfigError> for Faults {
-    fn from(error: ConfigError) -> Self {
-        let mut faults = Self::default();
-        faults.add(&error.faults);
-        faults
-    }
-}
-
-impl From<LoadError> for Faults {
-    fn from(error: LoadError) -> Self {
-        let mut faults = Self::default();
-        faults.add(&error.problems);
-        faults
     }
 }
 

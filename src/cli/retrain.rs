@@ -11,17 +11,18 @@ use serde_json::json;
 use tracing::info;
 
 use super::feedback;
-use super::{Exit, Faults, SettingsArgs};
+use super::{Exit, SettingsArgs};
+use crate::classifier::golden::Question;
 use crate::config::{Config, RetrainConfig};
 use crate::kafka::snapshot;
+use crate::ops::log;
 use crate::registry::Registry;
-use crate::retrain::feedback::Rules;
-use crate::retrain::gather::{Gathered, Gatherer};
-use crate::retrain::session::{Outcome, Published, REPORT_FILE, Session};
-use crate::retrain::trainer::Progress;
-use crate::serving::golden::Question;
-use crate::serving::{self, Source};
-use crate::telemetry;
+use crate::retrain::data::feedback::Rules;
+use crate::retrain::data::gather::{Gathered, Gatherer};
+use crate::retrain::session::{Published, REPORT_FILE, RetrainOutcome, Session};
+use crate::retrain::train::trainer::Progress;
+use crate::serving;
+use crate::serving::ModelSource;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -49,9 +50,9 @@ Examples:
   moderatord retrain --config moderatord.toml --input labels.jsonl --no-promote"#;
 
 pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources()).map_err(Faults::from)?;
-    telemetry::start_for_command(&config.log);
-    let url = config.require_registry().map_err(Faults::from)?;
+    let config = Config::load(&args.settings.sources())?;
+    log::start_for_command(&config.log);
+    let url = config.require_registry()?;
     let registry = Registry::create(url)?;
     // Held to the end: two retrainings of one host would judge against what the other replaces.
     let _lock = registry.lock(SystemTime::now())?;
@@ -60,7 +61,7 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     let questions = questions(&config.retrain)?;
     let bar = Bar::new();
     let mut progress = |progress: Progress| bar.tell(progress);
-    let source = Source {
+    let source = ModelSource {
         model: config.model.clone(),
         prompt: config.prompt.clone(),
     };
@@ -76,8 +77,8 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     let outcome = serving::runtime()?.block_on(session.run(gathered, !args.no_promote));
     bar.bar.finish_and_clear();
     match outcome? {
-        Outcome::Skipped(reason) => writeln!(out, "skipped: {reason}")?,
-        Outcome::Published(published) => conclude(&published, args.no_promote, &registry, out)?,
+        RetrainOutcome::Skipped(reason) => writeln!(out, "skipped: {reason}")?,
+        RetrainOutcome::Published(published) => conclude(&published, args.no_promote, &registry, out)?,
     }
     Ok(Exit::Success)
 }
@@ -88,7 +89,7 @@ fn gather(input: Option<&Path>, config: &Config) -> anyhow::Result<(Gathered, se
         let gathered = feedback::read(path, max_bytes)?;
         return Ok((gathered, json!({ "file": path.display().to_string() })));
     }
-    let topic = config.require_feedback().map_err(Faults::from)?;
+    let topic = config.require_feedback()?;
     let mut gatherer = Gatherer::new(Rules {
         max_bytes,
         lenient: false,
@@ -137,7 +138,7 @@ fn questions(config: &RetrainConfig) -> anyhow::Result<Vec<Question>> {
     if let Some(fault) = gathered.refused.listed.first() {
         bail!("cannot read the golden set `{}`: {fault}", path.display());
     }
-    let question = |row: crate::retrain::feedback::Feedback| Question {
+    let question = |row: crate::retrain::data::feedback::Feedback| Question {
         id: row.content_id,
         text: row.text,
         hateful: Some(row.hateful >= 0.5),

@@ -17,14 +17,16 @@ use crate::config::{BatchConfig, Config, Sources, StreamConfig};
 use crate::decide::CurrentJudge;
 use crate::kafka::topics::Partitions;
 use crate::ops::health::{Health, Phase};
-use crate::ops::http::{self, Outside};
+use crate::ops::http;
+use crate::ops::http::Outside;
+use crate::ops::log;
 use crate::ops::metrics as names;
 use crate::ops::notify::Notifier;
-use crate::pipeline::{Model, Pipeline, Settings};
 use crate::registry::{RecordKind, Registry};
+use crate::serving::Served;
 use crate::serving::watch::{Watch, announce};
-use crate::serving::{Replacement, Served};
-use crate::telemetry;
+use crate::stream::pipeline::{Model, Pipeline, Settings};
+use crate::stream::score::Replacement;
 
 /// No scored batch for this long means that nothing works: several canaries and the longest batch.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
@@ -54,7 +56,7 @@ Exit codes: 0 stopped as told, 1 failed (start it again), 64 wrong usage, 78 set
 or committed offsets need a person.";
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
-    let checked = check(&args.settings, Streaming::Required, telemetry::start)?;
+    let checked = check(&args.settings, Streaming::Required, log::start)?;
     let Checked { config, model, stream } = checked;
     let (stream, partitions) = stream.context("the settings name no stream")?;
     if let Some(warning) = partitions.warning() {
@@ -64,12 +66,12 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let daemon = runtime.block_on(Daemon::prepare(&config))?;
+    let daemon = runtime.block_on(RunningDaemon::prepare(&config))?;
     let registry = model.registry.clone();
     let (serving, mut source) = (model.pointer_sequence(), model.source.clone());
     let (served, max_tokens) = warm(model, &config)?;
     // What is swapped in later computes where this does, or not at all.
-    source.model.device = served.classifier.place().choice();
+    source.model.device = served.classifier.placement().choice();
     announce(&served.judged.identity);
     daemon.health.scored(Instant::now());
     let (replace, swap) = bounded(0);
@@ -182,14 +184,14 @@ impl Reload<'_> {
 }
 
 /// What faces the operating system: signals, HTTP, the service manager.
-struct Daemon {
+struct RunningDaemon {
     health: Arc<Health>,
     notifier: Notifier,
     listener: TcpListener,
     outside: Outside,
 }
 
-impl Daemon {
+impl RunningDaemon {
     async fn prepare(config: &Config) -> anyhow::Result<Self> {
         let address = config.http.listen;
         let listener = TcpListener::bind(address)
@@ -288,7 +290,7 @@ fn reload_policy(sources: &Sources, judge: &CurrentJudge) {
     let config = match Config::load(sources) {
         Ok(config) => config,
         Err(faults) => {
-            for fault in faults.faults {
+            for fault in faults {
                 error!(%fault, "cannot reload the settings; the old ones stay");
             }
             return;

@@ -10,16 +10,17 @@ use anyhow::Context;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::lines::{self, Line};
-use super::{Exit, Faults, SettingsArgs, checked};
+use super::lines;
+use super::lines::Line;
+use super::{Exit, SettingsArgs, checked};
 use crate::config::{Config, InputConfig};
 use crate::decide::{CurrentJudge, Judge, JudgedModel, deleted};
-use crate::decode::{DecodeError, decode};
 use crate::message::{Comment, Decision, Op, Scored};
+use crate::ops::log;
 use crate::prompt::{Prompt, Prompter};
-use crate::score::{Row, ScoreError, Scorer};
+use crate::scorer::{Row, ScoreError, Scorer, largest_margin};
 use crate::serving::Loaded;
-use crate::telemetry;
+use crate::stream::decode::{DecodeError, decode};
 
 /// Comments of one batch, however short: bounds what waits when lines cost no tokens.
 const MAX_BATCH_COMMENTS: usize = 1024;
@@ -58,8 +59,8 @@ Examples:
   kcat -C -b kafka:9092 -t comments -e | moderatord score --config moderatord.toml --input -"#;
 
 pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources()).map_err(Faults::from)?;
-    telemetry::start_for_command(&config.log);
+    let config = Config::load(&args.settings.sources())?;
+    log::start_for_command(&config.log);
     let Loaded {
         mut classifier,
         calibration,
@@ -70,12 +71,12 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
         calibration,
         derived: thresholds,
     };
-    let session = Session {
+    let session = ScoreRun {
         judge: CurrentJudge::new(config.policy.clone(), judged).get(),
         prompter: classifier.prompter(),
         scorer: &mut classifier,
         max_tokens: config.batch.max_tokens.min(MAX_TOKENS),
-        batch: Batch::default(),
+        batch: LineBatch::default(),
         unscored: 0,
         progress: ProgressBar::hidden(),
         out,
@@ -93,12 +94,12 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
 const MAX_TOKENS: usize = 4096;
 
 /// One run of the command.
-struct Session<'a> {
+struct ScoreRun<'a> {
     judge: Arc<Judge>,
     prompter: Arc<Prompter>,
     scorer: &'a mut dyn Scorer,
     max_tokens: usize,
-    batch: Batch,
+    batch: LineBatch,
     unscored: usize,
     progress: ProgressBar,
     out: &'a mut dyn Write,
@@ -107,12 +108,12 @@ struct Session<'a> {
 
 /// Comments that wait to be scored together, in input order.
 #[derive(Default)]
-struct Batch {
+struct LineBatch {
     comments: Vec<(usize, Comment, Prompt)>,
     tokens: usize,
 }
 
-impl Session<'_> {
+impl ScoreRun<'_> {
     fn text(mut self, text: &str) -> anyhow::Result<Exit> {
         let comment = Comment {
             event_id: None,
@@ -187,7 +188,7 @@ impl Session<'_> {
 
     /// Scores what waits and writes its decisions.
     fn score(&mut self) -> anyhow::Result<()> {
-        let Batch { comments, .. } = std::mem::take(&mut self.batch);
+        let LineBatch { comments, .. } = std::mem::take(&mut self.batch);
         if comments.is_empty() {
             return Ok(());
         }
@@ -221,7 +222,7 @@ impl Session<'_> {
         let (mut margins, now) = (margins.into_iter(), SystemTime::now());
         let decide = |(_, comment, prompt): &(usize, Comment, Prompt)| {
             let windows = prompt.rows.len();
-            match margins.by_ref().take(windows).reduce(f32::max) {
+            match largest_margin(margins.by_ref().take(windows)) {
                 None => deleted(comment, None),
                 Some(margin) => {
                     let scored = Scored {
@@ -282,10 +283,10 @@ fn progress(file: &File) -> ProgressBar {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::classifier::Classifier;
     use crate::config::{PolicyConfig, Sources};
     use crate::decide::{Calibration, Policy};
     use crate::message::Thresholds;
-    use crate::model::Classifier;
 
     /// Cannot score a row of exactly this cost, and then says nothing of the others either.
     struct Poisoned(usize);
@@ -315,7 +316,7 @@ mod tests {
             review: 0.5,
             block: 0.9,
         };
-        let mut session = Session {
+        let mut session = ScoreRun {
             judge: Arc::new(Judge::new(
                 Policy::new(&PolicyConfig {
                     from_adapter: false,
@@ -328,7 +329,7 @@ mod tests {
             prompter,
             scorer: &mut Poisoned(poison),
             max_tokens: config.batch.max_tokens,
-            batch: Batch::default(),
+            batch: LineBatch::default(),
             unscored: 0,
             progress: ProgressBar::hidden(),
             out: &mut out,

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Config;
-use super::fault::{ConfigError, Fault};
-use super::reader::Reader;
+use super::reader::SettingsReader;
+use crate::fault::{Fault, Faults};
 
 /// How Kafka is reached, as far as it is set.
 #[derive(Debug, Clone)]
@@ -142,16 +142,14 @@ impl Config {
     ///
     /// # Errors
     /// Every setting that is missing, and a password file that cannot be read.
-    pub fn require_stream(&self) -> Result<StreamConfig, ConfigError> {
+    pub fn require_stream(&self) -> Result<StreamConfig, Faults> {
         let mut faults = Vec::new();
         let mut require = |key: &str, expected: &str| {
             let variable = format!("MODERATORD__{}", key.to_uppercase().replace('.', "__"));
-            faults.push(Fault {
-                key: key.to_owned(),
-                value: None,
-                origin: None,
-                expected: format!("not set, expected {expected}; set it in the file or as {variable}"),
-            });
+            faults.push(Fault::setting(
+                key,
+                format!("not set, expected {expected}; set it in the file or as {variable}"),
+            ));
         };
         if self.kafka.brokers.is_empty() {
             require("kafka.brokers", "at least one host:port");
@@ -179,7 +177,7 @@ impl Config {
             }
         };
         if !faults.is_empty() {
-            return Err(ConfigError { faults });
+            return Err(Faults::from(faults));
         }
         let [comments, decisions, dead_letters] = topics;
         Ok(StreamConfig {
@@ -206,11 +204,8 @@ impl KafkaConfig {
     pub(super) fn properties_with_password(&self) -> Result<KafkaProperties, Fault> {
         let mut properties = self.properties.clone();
         if let Some(path) = &self.password_file {
-            let password = read_password(path).map_err(|reason| Fault {
-                key: "kafka.password_file".to_owned(),
-                value: Some(path.display().to_string()),
-                origin: None,
-                expected: reason,
+            let password = read_password(path).map_err(|reason| {
+                Fault::setting("kafka.password_file", reason).with_value(Some(path.display().to_string()))
             })?;
             properties.0.insert("sasl.password".to_owned(), password);
         }
@@ -261,7 +256,7 @@ const LONGEST_COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
 const ONCE: &str = "exactly-once delivery rests on the value that moderatord sets";
 
-pub(super) fn read(reader: &mut Reader) -> Option<(KafkaConfig, TopicsConfig, Delivery)> {
+pub(super) fn read(reader: &mut SettingsReader) -> Option<(KafkaConfig, TopicsConfig, Delivery)> {
     let brokers = brokers(reader);
     let group = reader.string("kafka.group");
     let instance = reader.optional_string("kafka.instance");
@@ -300,7 +295,7 @@ pub(super) fn read(reader: &mut Reader) -> Option<(KafkaConfig, TopicsConfig, De
     Some((kafka, topics, delivery?))
 }
 
-fn brokers(reader: &mut Reader) -> Option<Vec<String>> {
+fn brokers(reader: &mut SettingsReader) -> Option<Vec<String>> {
     if reader.find("kafka.brokers").is_none() {
         return Some(Vec::new());
     }
@@ -322,7 +317,7 @@ fn brokers(reader: &mut Reader) -> Option<Vec<String>> {
     Some(brokers)
 }
 
-fn properties(reader: &mut Reader, has_password_file: bool) -> KafkaProperties {
+fn properties(reader: &mut SettingsReader, has_password_file: bool) -> KafkaProperties {
     let mut properties = BTreeMap::new();
     let mut open: Vec<_> = reader.entries("kafka.properties").into_iter().collect();
     while let Some((name, found)) = open.pop() {
@@ -346,7 +341,7 @@ fn properties(reader: &mut Reader, has_password_file: bool) -> KafkaProperties {
     KafkaProperties(properties)
 }
 
-fn topics(reader: &mut Reader) -> TopicsConfig {
+fn topics(reader: &mut SettingsReader) -> TopicsConfig {
     let keys = [
         "topics.comments",
         "topics.decisions",

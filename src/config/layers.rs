@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::{FileFormat, Format, Map, Value};
 
-use super::fault::{ConfigError, Fault};
+use crate::fault::Fault;
 
 /// The defaults are the shipped file itself, so the two cannot differ.
 const DEFAULTS: &str = include_str!("../../config/moderatord.toml");
@@ -62,7 +62,7 @@ impl Sources {
         layers.push(self.flags());
         let mut builder = config::Config::builder();
         for layer in layers {
-            builder = builder.add_source(Layer(layer));
+            builder = builder.add_source(SettingsLayer(layer));
         }
         match builder.build() {
             Ok(config) => (config.cache, faults),
@@ -74,7 +74,7 @@ impl Sources {
     }
 
     fn environment(&self, faults: &mut Vec<Fault>) -> Map<String, Value> {
-        let mut tree = Tree::default();
+        let mut tree = SettingsTree::default();
         // Sorted, so that faults come in the same order on every run.
         let variables: BTreeMap<_, _> = self.environment.iter().map(|(name, value)| (name, value)).collect();
         for (name, value) in variables {
@@ -83,12 +83,7 @@ impl Sources {
             };
             let origin = format!("environment variable {name}");
             let Some(value) = value.to_str() else {
-                faults.push(Fault {
-                    key: name.to_owned(),
-                    value: None,
-                    origin: None,
-                    expected: "is not UTF-8".to_owned(),
-                });
+                faults.push(Fault::setting(name, "is not UTF-8"));
                 continue;
             };
             tree.insert(&segments(&name[PREFIX.len()..]), Value::new(Some(&origin), value));
@@ -97,7 +92,7 @@ impl Sources {
     }
 
     fn flags(&self) -> Map<String, Value> {
-        let mut tree = Tree::default();
+        let mut tree = SettingsTree::default();
         for (key, value, flag) in &self.flags {
             let path: Vec<String> = key.split('.').map(str::to_owned).collect();
             tree.insert(&path, Value::new(Some(&format!("flag {flag}")), value.as_str()));
@@ -151,42 +146,37 @@ fn parse(origin: Option<&String>, text: &str) -> Result<Map<String, Value>, Stri
 }
 
 fn unreadable(file: String, reason: String) -> Fault {
-    Fault {
-        key: file,
-        value: None,
-        origin: None,
-        expected: reason,
-    }
+    Fault::setting(&file, reason)
 }
 
 /// Dotted keys as nested tables.
 #[derive(Debug, Default)]
-struct Tree(BTreeMap<String, Node>);
+struct SettingsTree(BTreeMap<String, SettingsNode>);
 
 #[derive(Debug)]
-enum Node {
+enum SettingsNode {
     Leaf(Value),
-    Branch(Tree),
+    Branch(SettingsTree),
 }
 
-impl Tree {
+impl SettingsTree {
     fn insert(&mut self, path: &[String], value: Value) {
         match path {
             [] => {}
             [name] => {
-                self.0.insert(name.clone(), Node::Leaf(value));
+                self.0.insert(name.clone(), SettingsNode::Leaf(value));
             }
             [name, rest @ ..] => {
                 let node = self
                     .0
                     .entry(name.clone())
-                    .or_insert_with(|| Node::Branch(Self::default()));
+                    .or_insert_with(|| SettingsNode::Branch(Self::default()));
                 // A variable that sets a whole section gives way: it is a fault either way, and
                 // the keys below it are named as well.
-                if let Node::Leaf(_) = node {
-                    *node = Node::Branch(Self::default());
+                if let SettingsNode::Leaf(_) = node {
+                    *node = SettingsNode::Branch(Self::default());
                 }
-                if let Node::Branch(tree) = node {
+                if let SettingsNode::Branch(tree) = node {
                     tree.insert(rest, value);
                 }
             }
@@ -195,8 +185,8 @@ impl Tree {
 
     fn into_map(self) -> Map<String, Value> {
         let value = |node| match node {
-            Node::Leaf(value) => value,
-            Node::Branch(tree) => tree.into_map().into(),
+            SettingsNode::Leaf(value) => value,
+            SettingsNode::Branch(tree) => tree.into_map().into(),
         };
         self.0.into_iter().map(|(name, node)| (name, value(node))).collect()
     }
@@ -204,21 +194,15 @@ impl Tree {
 
 /// One layer, for the `config` crate.
 #[derive(Debug, Clone)]
-struct Layer(Map<String, Value>);
+struct SettingsLayer(Map<String, Value>);
 
-impl config::Source for Layer {
+impl config::Source for SettingsLayer {
     fn clone_into_box(&self) -> Box<dyn config::Source + Send + Sync> {
         Box::new(self.clone())
     }
 
     fn collect(&self) -> Result<Map<String, Value>, config::ConfigError> {
         Ok(self.0.clone())
-    }
-}
-
-impl From<Fault> for ConfigError {
-    fn from(fault: Fault) -> Self {
-        Self { faults: vec![fault] }
     }
 }
 

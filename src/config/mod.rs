@@ -4,23 +4,25 @@
 //! stream alone needs is asked for by [`Config::require_stream`], so that `score` and `check` work
 //! without a broker.
 
-mod fault;
 mod kafka;
 mod layers;
+mod nearest;
 mod reader;
 mod retrain;
 mod sections;
+mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-pub use fault::{ConfigError, Fault};
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
 pub use retrain::{FeedbackTopic, RegistryConfig, RetrainConfig};
+pub use training::{Loss, Projection};
 
+use crate::fault::{Fault, Faults};
 use crate::message::Thresholds;
 
 /// Everything that an operator can set, validated.
@@ -61,14 +63,14 @@ impl Config {
     ///
     /// # Errors
     /// Every fault in every layer.
-    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
-        Draft::read(sources).finish()
+    pub fn load(sources: &Sources) -> Result<Self, Faults> {
+        ConfigDraft::read(sources).finish()
     }
 }
 
 /// The settings section by section, sound or not: `check` goes on with what is sound.
 #[derive(Debug)]
-pub struct Draft {
+pub struct ConfigDraft {
     /// As in [`Config`].
     pub model: Option<ModelConfig>,
     /// As in [`Config`].
@@ -96,7 +98,7 @@ struct Rest {
     log: LogConfig,
 }
 
-impl Draft {
+impl ConfigDraft {
     /// Reads and merges every layer.
     pub fn read(sources: &Sources) -> Self {
         let (root, faults) = sources.merge();
@@ -110,7 +112,7 @@ impl Draft {
                 known: BTreeSet::new(),
             };
         }
-        let mut reader = reader::Reader::new(root, sources.file.as_deref(), faults);
+        let mut reader = reader::SettingsReader::new(root, sources.file.as_deref(), faults);
         let (stream, model) = (kafka::read(&mut reader), sections::model(&mut reader));
         let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
         let (batch, policy) = (sections::batch(&mut reader), sections::policy(&mut reader));
@@ -160,7 +162,7 @@ impl Draft {
     ///
     /// # Errors
     /// Everything that is.
-    pub fn finish(self) -> Result<Config, ConfigError> {
+    pub fn finish(self) -> Result<Config, Faults> {
         match (self.model, self.prompt, self.rest) {
             (Some(model), Some(prompt), Some(rest)) if self.faults.is_empty() => Ok(Config {
                 model,

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
-use super::fault::{ConfigError, Fault, nearest};
+use super::nearest::nearest;
+use crate::fault::Fault;
 
 /// The merged tree, and what was found wrong with it so far.
-pub(super) struct Reader {
+pub(super) struct SettingsReader {
     root: Value,
     /// The settings file's name as an origin, and its folder.
     file: Option<(String, PathBuf)>,
@@ -24,13 +25,13 @@ pub(super) struct Reader {
 
 /// A value as it stands in a layer.
 #[derive(Debug, Clone)]
-pub(super) struct Found {
+pub(super) struct SettingValue {
     key: String,
     kind: ValueKind,
     origin: Option<String>,
 }
 
-impl Found {
+impl SettingValue {
     /// Environment and flags know only text; a file has types and must use them.
     fn is_text_only(&self) -> bool {
         self.origin
@@ -39,7 +40,7 @@ impl Found {
     }
 }
 
-impl Reader {
+impl SettingsReader {
     pub(super) fn new(root: Value, file: Option<&Path>, faults: Vec<Fault>) -> Self {
         let folder = |path: &Path| path.parent().map(Path::to_path_buf).unwrap_or_default();
         Self {
@@ -51,12 +52,12 @@ impl Reader {
     }
 
     /// The value at a key, which is known from now on.
-    pub(super) fn find(&mut self, key: &str) -> Option<Found> {
+    pub(super) fn find(&mut self, key: &str) -> Option<SettingValue> {
         self.known.insert(key.to_owned());
         self.peek(key)
     }
 
-    fn peek(&self, key: &str) -> Option<Found> {
+    fn peek(&self, key: &str) -> Option<SettingValue> {
         let mut value = &self.root;
         for name in key.split('.') {
             let ValueKind::Table(table) = &value.kind else {
@@ -68,7 +69,7 @@ impl Reader {
     }
 
     /// What stands under a key whose names are the operator's own.
-    pub(super) fn entries(&mut self, key: &str) -> BTreeMap<String, Found> {
+    pub(super) fn entries(&mut self, key: &str) -> BTreeMap<String, SettingValue> {
         let Some(table) = self.find(key) else {
             return BTreeMap::new();
         };
@@ -80,33 +81,22 @@ impl Reader {
         entries.iter().map(entry).collect()
     }
 
-    pub(super) fn reject(&mut self, found: &Found, expected: impl Into<String>) {
-        self.faults.push(Fault {
-            key: found.key.clone(),
-            value: Some(shown(&found.kind)),
-            origin: found.origin.clone(),
-            expected: expected.into(),
-        });
+    pub(super) fn reject(&mut self, found: &SettingValue, expected: impl Into<String>) {
+        let fault = Fault::setting(&found.key, expected).with_origin(found.origin.clone());
+        self.faults.push(fault.with_value(Some(shown(&found.kind))));
     }
 
-    /// As [`Reader::reject`] without the value, which may be a secret.
-    pub(super) fn reject_unquoted(&mut self, found: &Found, expected: impl Into<String>) {
-        self.reject(found, expected);
-        if let Some(fault) = self.faults.last_mut() {
-            fault.value = None;
-        }
+    /// As [`SettingsReader::reject`] without the value, which may be a secret.
+    pub(super) fn reject_unquoted(&mut self, found: &SettingValue, expected: impl Into<String>) {
+        self.faults
+            .push(Fault::setting(&found.key, expected).with_origin(found.origin.clone()));
     }
 
     /// A fault that lies between keys, or in one that is not set.
     pub(super) fn fault(&mut self, key: &str, expected: impl Into<String>) {
         match self.peek(key) {
             Some(found) => self.reject(&found, expected),
-            None => self.faults.push(Fault {
-                key: key.to_owned(),
-                value: None,
-                origin: None,
-                expected: expected.into(),
-            }),
+            None => self.faults.push(Fault::setting(key, expected)),
         }
     }
 
@@ -226,7 +216,7 @@ impl Reader {
     }
 
     /// A number in `0..=1`.
-    pub(super) fn probability(&mut self, found: &Found) -> Option<f64> {
+    pub(super) fn probability(&mut self, found: &SettingValue) -> Option<f64> {
         let value = match &found.kind {
             ValueKind::Float(value) => Some(*value),
             // 0 and 1 are the only whole numbers that pass the range.
@@ -301,27 +291,18 @@ impl Reader {
                     let names = self.known.iter().map(String::as_str);
                     let meant = nearest(&key, names).map(|name| format!("; did you mean `{name}`?"));
                     // The value stays out: a misspelt password is still a password.
-                    self.faults.push(Fault {
-                        expected: format!("unknown key{}", meant.unwrap_or_default()),
-                        origin,
-                        value: None,
-                        key,
-                    });
+                    self.faults.push(
+                        Fault::setting(&key, format!("unknown key{}", meant.unwrap_or_default())).with_origin(origin),
+                    );
                 }
             }
         }
     }
 }
 
-impl From<Vec<Fault>> for ConfigError {
-    fn from(faults: Vec<Fault>) -> Self {
-        Self { faults }
-    }
-}
-
-impl Found {
+impl SettingValue {
     /// The entries of a table, or nothing.
-    pub(super) fn table(&self) -> Option<BTreeMap<String, Found>> {
+    pub(super) fn table(&self) -> Option<BTreeMap<String, SettingValue>> {
         let ValueKind::Table(table) = &self.kind else {
             return None;
         };
@@ -338,8 +319,8 @@ impl Found {
     }
 }
 
-fn found(key: &str, value: &Value) -> Found {
-    Found {
+fn found(key: &str, value: &Value) -> SettingValue {
+    SettingValue {
         key: key.to_owned(),
         kind: value.kind.clone(),
         origin: value.origin().map(str::to_owned),

@@ -4,11 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::Config;
-use super::fault::{ConfigError, Fault};
 use super::kafka::KafkaProperties;
-use super::reader::Reader;
-use crate::model::lora::Projection;
-use crate::model::training::Loss;
+use super::reader::SettingsReader;
+use super::{Loss, Projection};
+use crate::fault::{Fault, Faults};
 
 /// Where adapter versions are kept.
 #[derive(Debug, Clone)]
@@ -82,15 +81,13 @@ impl Config {
     ///
     /// # Errors
     /// Every setting that is missing, and a password file that cannot be read.
-    pub fn require_feedback(&self) -> Result<FeedbackTopic, ConfigError> {
+    pub fn require_feedback(&self) -> Result<FeedbackTopic, Faults> {
         let mut faults = Vec::new();
         let mut missing = |key: &str, expected: &str| {
-            faults.push(Fault {
-                key: key.to_owned(),
-                value: None,
-                origin: None,
-                expected: format!("not set, expected {expected}; or give the feedback with --input"),
-            });
+            faults.push(Fault::setting(
+                key,
+                format!("not set, expected {expected}; or give the feedback with --input"),
+            ));
         };
         if self.kafka.brokers.is_empty() {
             missing("kafka.brokers", "at least one host:port");
@@ -111,7 +108,7 @@ impl Config {
                 properties,
                 topic: topic.clone(),
             }),
-            _ => Err(ConfigError { faults }),
+            _ => Err(Faults::from(faults)),
         }
     }
 
@@ -119,20 +116,18 @@ impl Config {
     ///
     /// # Errors
     /// It is not set.
-    pub fn require_registry(&self) -> Result<&str, ConfigError> {
+    pub fn require_registry(&self) -> Result<&str, Faults> {
         self.registry.url.as_deref().ok_or_else(|| {
-            Fault {
-                key: "registry.url".to_owned(),
-                value: None,
-                origin: None,
-                expected: "not set, expected a URL such as \"file:///var/lib/moderatord/registry\"".to_owned(),
-            }
+            Fault::setting(
+                "registry.url",
+                "not set, expected a URL such as \"file:///var/lib/moderatord/registry\"",
+            )
             .into()
         })
     }
 }
 
-pub(super) fn registry(reader: &mut Reader) -> Option<RegistryConfig> {
+pub(super) fn registry(reader: &mut SettingsReader) -> Option<RegistryConfig> {
     let url = reader.optional_string("registry.url");
     let keep = reader.integer("registry.keep", 1..=10_000);
     let poll = reader.duration("registry.poll", Duration::from_millis(100)..=Duration::from_secs(3600));
@@ -149,7 +144,7 @@ pub(super) fn registry(reader: &mut Reader) -> Option<RegistryConfig> {
     })
 }
 
-pub(super) fn retrain(reader: &mut Reader) -> Option<RetrainConfig> {
+pub(super) fn retrain(reader: &mut SettingsReader) -> Option<RetrainConfig> {
     let losses = [
         ("label", Loss::Label),
         ("pair", Loss::Pair),
@@ -212,7 +207,7 @@ pub(super) fn retrain(reader: &mut Reader) -> Option<RetrainConfig> {
     })
 }
 
-fn targets(reader: &mut Reader) -> Option<Vec<Projection>> {
+fn targets(reader: &mut SettingsReader) -> Option<Vec<Projection>> {
     let names = reader.strings("retrain.targets")?;
     let find = |name: &String| Projection::ALL.into_iter().find(|projection| projection.name() == name);
     let targets: Option<Vec<Projection>> = names.iter().map(find).collect();

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::reader::{Found, Reader};
+use super::reader::{SettingValue, SettingsReader};
 use super::{
     BatchConfig, DeviceChoice, DtypeChoice, HttpConfig, InputConfig, InputFields, LimitsConfig, LogConfig, LogFormat,
     LogLevel, ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
@@ -18,7 +18,7 @@ const LONGEST_LINGER: Duration = Duration::from_secs(5);
 /// Longest drain: service managers lose patience earlier.
 const LONGEST_GRACE: Duration = Duration::from_secs(600);
 
-pub(super) fn model(reader: &mut Reader) -> Option<ModelConfig> {
+pub(super) fn model(reader: &mut SettingsReader) -> Option<ModelConfig> {
     let path = reader.optional_path("model.path");
     let adapter = reader.optional_path("model.adapter");
     let quantize = reader.choice("model.quantize", &[("none", Quantize::None), ("q8_0", Quantize::Q8_0)]);
@@ -38,7 +38,7 @@ pub(super) fn model(reader: &mut Reader) -> Option<ModelConfig> {
     })
 }
 
-fn device(reader: &mut Reader) -> Option<DeviceChoice> {
+fn device(reader: &mut SettingsReader) -> Option<DeviceChoice> {
     let name = reader.string("model.device")?;
     let choice = match name.split_once(':') {
         None if name == "auto" => Some(DeviceChoice::Auto),
@@ -52,7 +52,7 @@ fn device(reader: &mut Reader) -> Option<DeviceChoice> {
     choice
 }
 
-pub(super) fn prompt(reader: &mut Reader) -> Option<PromptConfig> {
+pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
     let labels = labels(reader);
     let hateful_label = reader.string("prompt.hateful_label");
     if let (Some(labels), Some(hateful)) = (&labels, &hateful_label)
@@ -77,7 +77,7 @@ pub(super) fn prompt(reader: &mut Reader) -> Option<PromptConfig> {
     })
 }
 
-fn labels(reader: &mut Reader) -> Option<[String; 2]> {
+fn labels(reader: &mut SettingsReader) -> Option<[String; 2]> {
     let labels = reader.strings("prompt.labels")?;
     match <[String; 2]>::try_from(labels) {
         Ok([one, other]) if one != other => Some([one, other]),
@@ -88,7 +88,7 @@ fn labels(reader: &mut Reader) -> Option<[String; 2]> {
     }
 }
 
-pub(super) fn input(reader: &mut Reader) -> Option<InputConfig> {
+pub(super) fn input(reader: &mut SettingsReader) -> Option<InputConfig> {
     let [event_id, content_id, revision, op, community_id, text] =
         ["event_id", "content_id", "revision", "op", "community_id", "text"]
             .map(|field| pointer(reader, &format!("input.{field}")));
@@ -106,7 +106,7 @@ pub(super) fn input(reader: &mut Reader) -> Option<InputConfig> {
     })
 }
 
-fn pointer(reader: &mut Reader, key: &str) -> Option<String> {
+fn pointer(reader: &mut SettingsReader, key: &str) -> Option<String> {
     let pointer = reader.string(key)?;
     // In RFC 6901 `~` is always followed by 0 or 1.
     let escapes_hold = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
@@ -117,7 +117,7 @@ fn pointer(reader: &mut Reader, key: &str) -> Option<String> {
     None
 }
 
-pub(super) fn batch(reader: &mut Reader) -> Option<BatchConfig> {
+pub(super) fn batch(reader: &mut SettingsReader) -> Option<BatchConfig> {
     let max_tokens = reader.integer("batch.max_tokens", 64..=1 << 20);
     let linger = reader.duration("batch.linger", Duration::ZERO..=LONGEST_LINGER);
     Some(BatchConfig {
@@ -126,7 +126,7 @@ pub(super) fn batch(reader: &mut Reader) -> Option<BatchConfig> {
     })
 }
 
-pub(super) fn limits(reader: &mut Reader) -> Option<LimitsConfig> {
+pub(super) fn limits(reader: &mut SettingsReader) -> Option<LimitsConfig> {
     let events = reader.integer("limits.events", 100..=1_000_000);
     let bytes = reader.integer("limits.bytes", 1 << 20..=16 << 30);
     Some(LimitsConfig {
@@ -135,7 +135,7 @@ pub(super) fn limits(reader: &mut Reader) -> Option<LimitsConfig> {
     })
 }
 
-pub(super) fn policy(reader: &mut Reader) -> Option<PolicyConfig> {
+pub(super) fn policy(reader: &mut SettingsReader) -> Option<PolicyConfig> {
     let founds = ["policy.review", "policy.block"].map(|key| reader.find(key));
     let [review, block] = founds.each_ref().map(|found| reader.probability(found.as_ref()?));
     let default = ordered(reader, founds[0].as_ref(), review, block);
@@ -153,7 +153,11 @@ pub(super) fn policy(reader: &mut Reader) -> Option<PolicyConfig> {
     })
 }
 
-fn community(reader: &mut Reader, community: &Found, [mut review, mut block]: [Option<f64>; 2]) -> Option<Thresholds> {
+fn community(
+    reader: &mut SettingsReader,
+    community: &SettingValue,
+    [mut review, mut block]: [Option<f64>; 2],
+) -> Option<Thresholds> {
     let Some(entries) = community.table() else {
         reader.reject(community, "expected a table with `review`, `block` or both");
         return None;
@@ -169,7 +173,12 @@ fn community(reader: &mut Reader, community: &Found, [mut review, mut block]: [O
 }
 
 /// `named` is the setting to blame: one that the operator wrote.
-fn ordered(reader: &mut Reader, named: Option<&Found>, review: Option<f64>, block: Option<f64>) -> Option<Thresholds> {
+fn ordered(
+    reader: &mut SettingsReader,
+    named: Option<&SettingValue>,
+    review: Option<f64>,
+    block: Option<f64>,
+) -> Option<Thresholds> {
     let (review, block) = (review?, block?);
     if review <= block {
         return Some(Thresholds { review, block });
@@ -183,7 +192,7 @@ fn ordered(reader: &mut Reader, named: Option<&Found>, review: Option<f64>, bloc
     None
 }
 
-pub(super) fn http(reader: &mut Reader) -> Option<HttpConfig> {
+pub(super) fn http(reader: &mut SettingsReader) -> Option<HttpConfig> {
     let listen = reader.string("http.listen")?;
     match listen.parse() {
         Ok(listen) => Some(HttpConfig { listen }),
@@ -194,12 +203,12 @@ pub(super) fn http(reader: &mut Reader) -> Option<HttpConfig> {
     }
 }
 
-pub(super) fn shutdown(reader: &mut Reader) -> Option<ShutdownConfig> {
+pub(super) fn shutdown(reader: &mut SettingsReader) -> Option<ShutdownConfig> {
     let grace = reader.duration("shutdown.grace", Duration::from_secs(1)..=LONGEST_GRACE)?;
     Some(ShutdownConfig { grace })
 }
 
-pub(super) fn log(reader: &mut Reader) -> Option<LogConfig> {
+pub(super) fn log(reader: &mut SettingsReader) -> Option<LogConfig> {
     let format = reader.choice("log.format", &[("human", LogFormat::Human), ("json", LogFormat::Json)]);
     let levels = [
         ("error", LogLevel::Error),
@@ -217,7 +226,7 @@ pub(super) fn log(reader: &mut Reader) -> Option<LogConfig> {
 
 /// What no section can see alone.
 pub(super) fn across(
-    reader: &mut Reader,
+    reader: &mut SettingsReader,
     prompt: Option<&PromptConfig>,
     batch: Option<&BatchConfig>,
     shutdown: Option<&ShutdownConfig>,

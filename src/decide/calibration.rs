@@ -7,7 +7,7 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::message::content_hash;
+use crate::hash::content_hash;
 
 /// From a margin to the probability that the policy looks at.
 ///

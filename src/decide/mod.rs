@@ -17,9 +17,10 @@ pub use calibration::{Calibration, CalibrationError};
 use calibration::sigmoid;
 
 use crate::config::PolicyConfig;
+use crate::hash::{content_hash, hex};
 use crate::message::{
-    Action, AutomatedDecision, Comment, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scored, Scoring, Source,
-    Thresholds, content_hash, hex,
+    Action, AutomatedDecision, Comment, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scored, Scoring, SourceRecord,
+    Thresholds,
 };
 
 /// Which thresholds apply to whom.
@@ -35,12 +36,12 @@ impl Policy {
     /// The policy that the settings describe.
     pub fn new(config: &PolicyConfig) -> Self {
         #[derive(Serialize)]
-        struct Canonical<'a> {
+        struct CanonicalPolicy<'a> {
             format: u32,
             thresholds: &'a Thresholds,
             communities: &'a BTreeMap<String, Thresholds>,
         }
-        let canonical = Canonical {
+        let canonical = CanonicalPolicy {
             format: 1,
             thresholds: &config.thresholds,
             communities: &config.communities,
@@ -107,7 +108,13 @@ impl Judge {
     }
 
     /// The decision about a scored comment; `source` where it came from a topic.
-    pub fn decide(&self, comment: &Comment, scored: Scored, source: Option<&Source>, now: SystemTime) -> Decision {
+    pub fn decide(
+        &self,
+        comment: &Comment,
+        scored: Scored,
+        source: Option<&SourceRecord>,
+        now: SystemTime,
+    ) -> Decision {
         let thresholds = self.policy.thresholds(comment.community_id.as_deref());
         let probability = self.calibration.probability(scored.margin);
         // Nobody has read the rest of a truncated text, and a margin that is no number says nothing.
@@ -211,14 +218,14 @@ fn effective(config: &PolicyConfig, derived: DerivedThresholds) -> Policy {
 }
 
 /// The decision about a comment that was deleted upstream: nothing to score.
-pub fn deleted(comment: &Comment, source: Option<&Source>) -> Decision {
+pub fn deleted(comment: &Comment, source: Option<&SourceRecord>) -> Decision {
     decision(comment, source, Action::Delete, None)
 }
 
-fn decision(comment: &Comment, source: Option<&Source>, action: Action, scoring: Option<Scoring>) -> Decision {
+fn decision(comment: &Comment, source: Option<&SourceRecord>, action: Action, scoring: Option<Scoring>) -> Decision {
     Decision {
         schema: DECISION_SCHEMA.to_owned(),
-        decision_id: source.map(Source::decision_id),
+        decision_id: source.map(SourceRecord::decision_id),
         event_id: comment.event_id.clone(),
         content_id: comment.content_id.clone(),
         revision: comment.revision,
@@ -344,7 +351,7 @@ mod tests {
 
     #[test]
     fn a_deletion_is_passed_on_unscored() {
-        let source = Source {
+        let source = SourceRecord {
             topic: "comments".into(),
             partition: 0,
             offset: 7,

@@ -9,7 +9,8 @@ use std::time::Duration;
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 
-use crate::config::{Delivery, Fault, KafkaProperties, StreamConfig};
+use crate::config::{Delivery, KafkaProperties, StreamConfig};
+use crate::fault::{Fault, Faults};
 
 /// Longest that a transaction may stay open before the broker aborts it: a crashed daemon's
 /// partitions wait at most this long for another instance.
@@ -151,18 +152,14 @@ impl Timeouts {
 }
 
 /// Everything wrong with `kafka.properties` that librdkafka itself can tell, one fault a property.
-pub fn properties_faults(properties: &KafkaProperties) -> Vec<Fault> {
-    let mut faults = Vec::new();
+pub fn properties_faults(properties: &KafkaProperties) -> Faults {
+    let mut faults = Faults::default();
     for (name, value) in properties.iter() {
         let tried = ClientConfig::new().set(name, value).create_native_config();
         if let Err(KafkaError::ClientConfig(_, reason, ..)) = tried {
-            faults.push(Fault {
-                key: format!("kafka.properties.{name}"),
-                // It may be a secret, and librdkafka's reason does not need it.
-                value: None,
-                origin: None,
-                expected: lower_first(reason.trim().trim_end_matches('.')),
-            });
+            // The value may be a secret, and librdkafka's reason is clear without it.
+            let reason = lower_first(reason.trim().trim_end_matches('.'));
+            faults.push(Fault::setting(&format!("kafka.properties.{name}"), reason));
         }
     }
     faults

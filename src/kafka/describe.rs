@@ -55,12 +55,12 @@ pub fn topics(
     // each object made here is freed by its guard, after the last use of what it lends.
     unsafe {
         let client: *mut RDKafka = client.native_ptr();
-        let queue = Guard(rdsys::rd_kafka_queue_new(client), rdsys::rd_kafka_queue_destroy);
-        let wanted = Guard(
+        let queue = DestroyOnDrop(rdsys::rd_kafka_queue_new(client), rdsys::rd_kafka_queue_destroy);
+        let wanted = DestroyOnDrop(
             rdsys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len()),
             rdsys::rd_kafka_TopicCollection_destroy,
         );
-        let options = Guard(
+        let options = DestroyOnDrop(
             rdsys::rd_kafka_AdminOptions_new(client, rdsys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS),
             rdsys::rd_kafka_AdminOptions_destroy,
         );
@@ -68,14 +68,14 @@ pub fn topics(
         rdsys::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, text.as_mut_ptr(), text.len());
         let refused = rdsys::rd_kafka_AdminOptions_set_include_authorized_operations(options.0, 1);
         if !refused.is_null() {
-            drop(Guard(refused, rdsys::rd_kafka_error_destroy));
+            drop(DestroyOnDrop(refused, rdsys::rd_kafka_error_destroy));
         }
         rdsys::rd_kafka_DescribeTopics(client, wanted.0, options.0, queue.0);
         let event = rdsys::rd_kafka_queue_poll(queue.0, timeout_ms.saturating_add(1000));
         if event.is_null() {
             return Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut));
         }
-        let event = Guard(event, rdsys::rd_kafka_event_destroy);
+        let event = DestroyOnDrop(event, rdsys::rd_kafka_event_destroy);
         let code = rdsys::rd_kafka_event_error(event.0);
         if code.is_error() {
             return Err(KafkaError::AdminOp(code.into()));
@@ -138,9 +138,9 @@ unsafe fn list<'a, T>(first: *const T, count: usize) -> &'a [T] {
 }
 
 /// Frees a native object when it goes out of scope.
-struct Guard<T>(*mut T, unsafe extern "C" fn(*mut T));
+struct DestroyOnDrop<T>(*mut T, unsafe extern "C" fn(*mut T));
 
-impl<T> Drop for Guard<T> {
+impl<T> Drop for DestroyOnDrop<T> {
     fn drop(&mut self) {
         // SAFETY: the pointer came from the constructor that belongs to this destructor, and is freed
         // once.

@@ -12,7 +12,7 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::{QuietContext, reason};
 use crate::config::{FeedbackTopic, KafkaProperties};
-use crate::message::Source;
+use crate::message::SourceRecord;
 
 /// Nothing arrives for this long although the end is not reached: the brokers are away.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -143,7 +143,11 @@ fn client(source: &FeedbackTopic) -> ClientConfig {
 ///
 /// # Errors
 /// [`SnapshotError`]: it is not there any more, or is a tombstone.
-pub fn record_at(brokers: &[String], properties: &KafkaProperties, source: &Source) -> Result<Vec<u8>, SnapshotError> {
+pub fn record_at(
+    brokers: &[String],
+    properties: &KafkaProperties,
+    source: &SourceRecord,
+) -> Result<Vec<u8>, SnapshotError> {
     let failed = |reason: String| SnapshotError {
         topic: source.topic.clone(),
         reason: format!("partition {} offset {}: {reason}", source.partition, source.offset),

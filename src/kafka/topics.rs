@@ -7,9 +7,11 @@ use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
 use super::client::{Role, config};
-use super::describe::{self, Description, Operation};
+use super::describe;
+use super::describe::{Description, Operation};
 use super::{QuietContext, reason};
-use crate::config::{Fault, StreamConfig};
+use crate::config::StreamConfig;
+use crate::fault::{Fault, Faults};
 
 /// Long enough for a busy broker, short enough for a person who waits.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,8 +45,8 @@ pub enum TopicsError {
     #[error("cannot make a kafka client: {0}")]
     Client(String),
     /// Topics are missing or closed to us.
-    #[error("{} faults in the topics", .0.len())]
-    Faults(Vec<Fault>),
+    #[error("{0}")]
+    Faults(Faults),
 }
 
 /// Asks the brokers; writes nothing and creates nothing.
@@ -105,18 +107,13 @@ fn judge_all(stream: &StreamConfig, described: &[Description]) -> Result<Partiti
         ("topics.decisions", &stream.topics.decisions, Operation::Write),
         ("topics.dead_letters", &stream.topics.dead_letters, Operation::Write),
     ];
-    let mut faults = Vec::new();
+    let mut faults = Faults::default();
     let counts = wanted.map(|(key, name, operation)| {
         let found = described.iter().find(|topic| topic.name == *name);
         match judge(found, operation) {
             Ok(count) => count,
             Err(expected) => {
-                faults.push(Fault {
-                    key: key.to_owned(),
-                    value: Some(format!("\"{name}\"")),
-                    origin: None,
-                    expected,
-                });
+                faults.push(Fault::setting(key, expected).with_value(Some(format!("\"{name}\""))));
                 0
             }
         }

@@ -21,7 +21,7 @@ pub enum Phase {
 
 /// What a probe is told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum HealthVerdict {
     /// All is well.
     Good,
     /// In words, why not.
@@ -33,11 +33,11 @@ pub enum Verdict {
 pub struct Health {
     /// No scored batch for this long means that nothing works.
     stall_limit: Duration,
-    state: Mutex<State>,
+    state: Mutex<HealthState>,
 }
 
 #[derive(Debug)]
-struct State {
+struct HealthState {
     phase: Phase,
     last_scored: Option<Instant>,
 }
@@ -47,7 +47,7 @@ impl Health {
     pub fn new(stall_limit: Duration) -> Self {
         Self {
             stall_limit,
-            state: Mutex::new(State {
+            state: Mutex::new(HealthState {
                 phase: Phase::Starting,
                 last_scored: None,
             }),
@@ -75,35 +75,35 @@ impl Health {
 
     /// Liveness: not failed, and once serving, a batch was scored lately. While starting and draining
     /// systemd's own start and stop timeouts watch.
-    pub fn alive(&self, now: Instant) -> Verdict {
+    pub fn alive(&self, now: Instant) -> HealthVerdict {
         let state = self.lock();
         match state.phase {
-            Phase::Failed => Verdict::Bad("failed".into()),
-            Phase::Starting | Phase::Draining => Verdict::Good,
+            Phase::Failed => HealthVerdict::Bad("failed".into()),
+            Phase::Starting | Phase::Draining => HealthVerdict::Good,
             Phase::Serving => self.working(&state, now),
         }
     }
 
     /// Readiness: serving, and a batch was scored lately.
-    pub fn ready(&self, now: Instant) -> Verdict {
+    pub fn ready(&self, now: Instant) -> HealthVerdict {
         let state = self.lock();
         match state.phase {
-            Phase::Starting => Verdict::Bad("starting".into()),
-            Phase::Draining => Verdict::Bad("draining".into()),
-            Phase::Failed => Verdict::Bad("failed".into()),
+            Phase::Starting => HealthVerdict::Bad("starting".into()),
+            Phase::Draining => HealthVerdict::Bad("draining".into()),
+            Phase::Failed => HealthVerdict::Bad("failed".into()),
             Phase::Serving => self.working(&state, now),
         }
     }
 
-    fn working(&self, state: &State, now: Instant) -> Verdict {
+    fn working(&self, state: &HealthState, now: Instant) -> HealthVerdict {
         match state.last_scored.map(|last| now.saturating_duration_since(last)) {
-            Some(idle) if idle <= self.stall_limit => Verdict::Good,
-            Some(idle) => Verdict::Bad(format!("no batch scored for {} s", idle.as_secs())),
-            None => Verdict::Bad("no batch scored yet".into()),
+            Some(idle) if idle <= self.stall_limit => HealthVerdict::Good,
+            Some(idle) => HealthVerdict::Bad(format!("no batch scored for {} s", idle.as_secs())),
+            None => HealthVerdict::Bad("no batch scored yet".into()),
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HealthState> {
         // A thread that panicked while holding two plain values cannot have left them torn.
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
@@ -117,14 +117,17 @@ mod tests {
     fn alive_means_working() {
         let limit = Duration::from_secs(10);
         let (health, start) = (Health::new(limit), Instant::now());
-        let good = |verdict| verdict == Verdict::Good;
+        let good = |verdict| verdict == HealthVerdict::Good;
         assert!(good(health.alive(start)) && !good(health.ready(start)));
         health.enter(Phase::Serving);
         assert!(!good(health.alive(start)) && !good(health.ready(start)));
         health.scored(start);
         assert!(good(health.alive(start + limit)) && good(health.ready(start + limit)));
         let stalled = start + limit + Duration::from_secs(2);
-        assert_eq!(health.ready(stalled), Verdict::Bad("no batch scored for 12 s".into()));
+        assert_eq!(
+            health.ready(stalled),
+            HealthVerdict::Bad("no batch scored for 12 s".into())
+        );
         assert!(!good(health.alive(stalled)));
         health.scored(stalled);
         assert!(good(health.alive(stalled)));
@@ -139,11 +142,11 @@ mod tests {
         health.enter(Phase::Draining);
         assert_eq!(
             (health.alive(now), health.ready(now)),
-            (Verdict::Good, Verdict::Bad("draining".into()))
+            (HealthVerdict::Good, HealthVerdict::Bad("draining".into()))
         );
         health.enter(Phase::Failed);
         health.enter(Phase::Serving);
         assert_eq!(health.phase(), Phase::Failed);
-        assert_eq!(health.alive(now), Verdict::Bad("failed".into()));
+        assert_eq!(health.alive(now), HealthVerdict::Bad("failed".into()));
     }
 }

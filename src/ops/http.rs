@@ -14,7 +14,7 @@ use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
-use super::health::{Health, Verdict};
+use super::health::{Health, HealthVerdict};
 
 /// What the handlers read.
 #[derive(Clone)]
@@ -71,10 +71,10 @@ async fn render_metrics(State(outside): State<Outside>) -> Response {
         .into_response()
 }
 
-fn probe(verdict: Verdict) -> Response {
+fn probe(verdict: HealthVerdict) -> Response {
     match verdict {
-        Verdict::Good => (StatusCode::OK, "ok\n").into_response(),
-        Verdict::Bad(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+        HealthVerdict::Good => (StatusCode::OK, "ok\n").into_response(),
+        HealthVerdict::Bad(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
     }
 }
 

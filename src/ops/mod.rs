@@ -1,7 +1,8 @@
-//! What the outside sees of a running daemon: metrics and health over HTTP, readiness and liveness
-//! to systemd.
+//! What the outside sees of a running daemon: its log, metrics and health over HTTP, and readiness and liveness
+//! for systemd.
 
 pub mod health;
 pub mod http;
+pub mod log;
 pub mod metrics;
 pub mod notify;

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use tracing::warn;
 
-use super::health::{Health, Verdict};
+use super::health::{Health, HealthVerdict};
 
 /// How long a change of state waits for a service manager that is busy.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -92,8 +92,8 @@ impl Notifier {
             ticks.tick().await;
             match health.alive(now()) {
                 // The next one is soon; waiting for room would hold up more than it is worth.
-                Verdict::Good => self.send_within("WATCHDOG=1", Duration::ZERO),
-                Verdict::Bad(reason) => warn!(reason, "not feeding the watchdog"),
+                HealthVerdict::Good => self.send_within("WATCHDOG=1", Duration::ZERO),
+                HealthVerdict::Bad(reason) => warn!(reason, "not feeding the watchdog"),
             }
         }
     }

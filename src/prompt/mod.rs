@@ -16,9 +16,9 @@ pub use normalize::{NORMALIZER_VERSION, Normalizer};
 pub use tokenizer::SafeTokenizer;
 
 use crate::config::PromptConfig;
-use crate::message::content_hash;
-use crate::model::{LoadError, Problem};
-use crate::score::Row;
+use crate::fault::{Fault, Faults};
+use crate::hash::content_hash;
+use crate::scorer::Row;
 
 /// A comment's rows: one a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -87,7 +87,7 @@ impl Prompter {
         config: &PromptConfig,
         vocab_size: usize,
         max_positions: usize,
-    ) -> Result<Self, LoadError> {
+    ) -> Result<Self, Faults> {
         let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer)?;
         let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
         let head = format!("{instructions}{}Text:", config.separator);
@@ -107,9 +107,9 @@ impl Prompter {
             canonical,
             tokenizer,
         };
-        let mut problems = Vec::new();
+        let mut faults = Vec::new();
         if config.normalize && !Normalizer::can_protect(&config.separator) {
-            problems.push(Problem::setting(
+            faults.push(Fault::setting(
                 "prompt.separator",
                 format!(
                     "`{}` has fewer than two visible characters: a comment could forge it",
@@ -122,7 +122,7 @@ impl Prompter {
             ("prompt.separator", &config.separator),
         ] {
             if let Some(token) = prompter.tokenizer.control_token_in(text) {
-                problems.push(Problem::setting(
+                faults.push(Fault::setting(
                     key,
                     format!("spells the control token `{token}`, which would be read as plain text"),
                 ));
@@ -132,13 +132,13 @@ impl Prompter {
         for (id, label) in [(0, hateful), (1, 1 - hateful)] {
             match prompter.label_id(tokenizer_path, &config.labels[label]) {
                 Ok(found) => prompter.label_ids[id] = found,
-                Err(problem) => problems.push(problem),
+                Err(fault) => faults.push(fault),
             }
         }
         let encode = |text: &str| {
             prompter
                 .ids(text)
-                .map_err(|error| Problem::new(tokenizer_path, error.to_string()))
+                .map_err(|error| Fault::file(tokenizer_path, error.to_string()))
         };
         match (
             encode(&prompter.head),
@@ -147,7 +147,7 @@ impl Prompter {
             (Ok(prefix), Ok(frame)) => {
                 let needed = frame.len() + config.max_window_tokens;
                 if needed > max_positions {
-                    problems.push(Problem::setting(
+                    faults.push(Fault::setting(
                         "prompt.max_window_tokens",
                         format!(
                             "{} tokens and a frame of {} do not fit into the checkpoint's {max_positions} positions",
@@ -158,12 +158,12 @@ impl Prompter {
                 }
                 (prompter.prefix, prompter.frame_tokens) = (prefix, frame.len());
             }
-            (prefix, frame) => problems.extend([prefix, frame].into_iter().filter_map(Result::err)),
+            (prefix, frame) => faults.extend([prefix, frame].into_iter().filter_map(Result::err)),
         }
-        if problems.is_empty() {
+        if faults.is_empty() {
             Ok(prompter)
         } else {
-            Err(LoadError { problems })
+            Err(faults.into())
         }
     }
 
@@ -279,19 +279,19 @@ impl Prompter {
     }
 
     /// The label's id, once it is shown that a model reads it as one token right after the frame.
-    fn label_id(&self, path: &Path, label: &str) -> Result<u32, Problem> {
+    fn label_id(&self, path: &Path, label: &str) -> Result<u32, Fault> {
         let id = self.tokenizer.token_id(label);
         let id =
-            id.ok_or_else(|| Problem::new(path, format!("the label `{label}` is not one token of the vocabulary")))?;
+            id.ok_or_else(|| Fault::file(path, format!("the label `{label}` is not one token of the vocabulary")))?;
         for sample in ["", "a comment", "one, two: three."] {
             let prompt = self.frame(sample);
-            let ids = |text: &str| self.ids(text).map_err(|error| Problem::new(path, error.to_string()));
+            let ids = |text: &str| self.ids(text).map_err(|error| Fault::file(path, error.to_string()));
             let (mut expected, found) = (ids(&prompt)?, ids(&format!("{prompt}{label}"))?);
             let frame_end = expected.len();
             expected.push(id);
             if found != expected {
                 let from = frame_end.min(found.len()).saturating_sub(1);
-                return Err(Problem::new(
+                return Err(Fault::file(
                     path,
                     format!(
                         "the label `{label}` after the frame becomes ids {:?}, expected the frame's last id and [{id}]",
@@ -342,7 +342,7 @@ impl PromptConfig {
     /// It is none of ours.
     pub fn from_canonical(canonical: &str) -> Result<Self, serde_json::Error> {
         #[derive(serde::Deserialize)]
-        struct Canonical {
+        struct CanonicalPrompt {
             labels: [String; 2],
             hateful_label: String,
             instructions: String,
@@ -350,7 +350,7 @@ impl PromptConfig {
             max_window_tokens: usize,
             max_windows: usize,
         }
-        let found: Canonical = serde_json::from_str(canonical)?;
+        let found: CanonicalPrompt = serde_json::from_str(canonical)?;
         Ok(Self {
             labels: found.labels,
             hateful_label: found.hateful_label,

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::model::Problem;
+use crate::fault::Fault;
 
 /// Control tokens of the Gemma family, whatever the file says of them.
 const CONTROL: [&str; 8] = [
@@ -33,16 +33,16 @@ impl SafeTokenizer {
     ///
     /// # Errors
     /// The file is no tokenizer, tokenises at random, or does not begin every text with `<bos>`.
-    pub fn new(path: &Path, bytes: &[u8]) -> Result<Self, Problem> {
-        let problem = |text: String| Problem::new(path, text);
+    pub fn new(path: &Path, bytes: &[u8]) -> Result<Self, Fault> {
+        let fault = |text: String| Fault::file(path, text);
         refuse_random(path, bytes)?;
         // The parser asserts some of what it expects of a file.
         let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)))
-            .map_err(|_| problem("is not a tokenizer: the parser gave up".into()))?;
-        let mut inner = parsed.map_err(|error| problem(format!("is not a tokenizer: {error}")))?;
+            .map_err(|_| fault("is not a tokenizer: the parser gave up".into()))?;
+        let mut inner = parsed.map_err(|error| fault(format!("is not a tokenizer: {error}")))?;
         inner
             .with_truncation(None)
-            .map_err(|error| problem(format!("cannot turn truncation off: {error}")))?;
+            .map_err(|error| fault(format!("cannot turn truncation off: {error}")))?;
         inner.with_padding(None);
         let known = CONTROL.iter().filter(|name| inner.token_to_id(name).is_some());
         let control: Vec<_> = known
@@ -50,17 +50,17 @@ impl SafeTokenizer {
             .collect();
         inner
             .add_special_tokens(control)
-            .map_err(|error| problem(format!("cannot mark control tokens: {error}")))?;
+            .map_err(|error| fault(format!("cannot mark control tokens: {error}")))?;
         inner.set_encode_special_tokens(true);
         let bos = inner
             .token_to_id("<bos>")
-            .ok_or_else(|| problem("has no `<bos>` token".into()))?;
+            .ok_or_else(|| fault("has no `<bos>` token".into()))?;
         let tokenizer = Self { inner, bos };
         let sample = tokenizer
             .encode("a")
-            .map_err(|error| problem(format!("cannot tokenise: {error}")))?;
+            .map_err(|error| fault(format!("cannot tokenise: {error}")))?;
         if sample.first() != Some(&bos) || sample.iter().filter(|&&id| id == bos).count() != 1 {
-            return Err(problem(format!(
+            return Err(fault(format!(
                 "begins a text with ids {sample:?}, expected one `<bos>` ({bos}) first"
             )));
         }
@@ -104,13 +104,12 @@ impl SafeTokenizer {
 }
 
 /// A BPE with dropout gives another answer each time.
-fn refuse_random(path: &Path, bytes: &[u8]) -> Result<(), Problem> {
-    let json: Value =
-        serde_json::from_slice(bytes).map_err(|error| Problem::new(path, format!("not JSON: {error}")))?;
+fn refuse_random(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
+    let json: Value = serde_json::from_slice(bytes).map_err(|error| Fault::file(path, format!("not JSON: {error}")))?;
     match json.pointer("/model/dropout") {
         None | Some(Value::Null) => Ok(()),
         Some(value) if value.as_f64() == Some(0.0) => Ok(()),
-        Some(value) => Err(Problem::new(
+        Some(value) => Err(Fault::file(
             path,
             format!("`model.dropout` is {value}, expected none: scores would be random"),
         )),

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::records::RecordKind;
 use crate::decide::{Calibration, DerivedThresholds};
-use crate::message::content_hash;
+use crate::hash::content_hash;
 
 /// Format of [`Manifest`].
 pub const MANIFEST_FORMAT: u32 = 1;
@@ -93,13 +93,13 @@ pub struct Manifest {
     pub records: BTreeMap<RecordKind, String>,
     /// What its maker says of it.
     #[serde(flatten)]
-    pub facts: Facts,
+    pub facts: VersionFacts,
 }
 
 /// What the maker of a version says of it. What only people and reports read is plain JSON here: the
 /// registry does not know how adapters are made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Facts {
+pub struct VersionFacts {
     /// RFC 3339 UTC.
     pub created_at: String,
     /// The version that was in service and that it was measured against; none for the bare base.
@@ -132,7 +132,7 @@ impl Manifest {
         files: BTreeMap<String, FileEntry>,
         adapter: String,
         records: BTreeMap<RecordKind, String>,
-        facts: Facts,
+        facts: VersionFacts,
     ) -> Self {
         let mut manifest = Self {
             format: MANIFEST_FORMAT,
@@ -227,8 +227,8 @@ pub(super) mod tests {
 
     use super::*;
 
-    pub(in crate::registry) fn facts() -> Facts {
-        Facts {
+    pub(in crate::registry) fn facts() -> VersionFacts {
+        VersionFacts {
             created_at: "2026-01-02T03:04:05Z".into(),
             parent: None,
             base: "sha256:base".into(),

@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::manifest::is_file_name;
-use super::{Facts, FileEntry, MAX_MANIFEST_BYTES, Manifest, RecordKind, Registry, RegistryError};
+use super::{FileEntry, MAX_MANIFEST_BYTES, Manifest, RecordKind, Registry, RegistryError, VersionFacts};
 use super::{file_path, manifest_path};
-use crate::message::{adapter_hash, content_hash};
+use crate::hash::{adapter_hash, content_hash};
 
 /// The two files that make an adapter.
 pub const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
 /// What is to become a version.
 #[derive(Debug, Clone)]
-pub struct Draft {
+pub struct VersionDraft {
     /// What its maker says of it.
-    pub facts: Facts,
+    pub facts: VersionFacts,
     /// Files by name, [`ADAPTER_FILES`] among them; the manifest is made here.
     pub files: BTreeMap<String, Vec<u8>>,
     /// What it rests on, as canonical JSON.
@@ -27,8 +27,8 @@ impl Registry {
     ///
     /// # Errors
     /// [`RegistryError::Unpublishable`] for a draft that nobody could load, else the store's.
-    pub async fn publish(&self, draft: Draft) -> Result<Manifest, RegistryError> {
-        let Draft { facts, files, records } = draft;
+    pub async fn publish(&self, draft: VersionDraft) -> Result<Manifest, RegistryError> {
+        let VersionDraft { facts, files, records } = draft;
         let adapter = check_files(&files).map_err(RegistryError::Unpublishable)?;
         let mut hashes = BTreeMap::new();
         for (kind, canonical) in records {

@@ -6,7 +6,7 @@ use object_store::path::Path;
 
 use super::{MAX_MANIFEST_BYTES, Manifest, Pointer, Registry, RegistryError, Version};
 use super::{file_path, manifest_path};
-use crate::message::content_hash;
+use crate::hash::content_hash;
 
 /// A version read back, every byte proven.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::store::Created;
 use super::{Registry, RegistryError};
-use crate::message::{content_hash, hex};
+use crate::hash::{content_hash, hex};
 
 /// Larger than any record.
 const MAX_RECORD_BYTES: u64 = 1 << 20;

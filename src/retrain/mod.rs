@@ -1,18 +1,10 @@
 //! A better adapter from labelled feedback.
+//!
+//! [`data`] gathers and splits labelled rows, [`train`] fits an adapter, [`judge`] calibrates and compares it with the
+//! version in service, [`report`] explains the outcome to people, and [`session`] runs them in that order.
 
-pub mod calibration;
-pub mod dataset;
-pub mod evaluation;
-pub mod feedback;
-pub mod gate;
-pub mod gather;
-mod logistic;
-pub mod measure;
-pub mod near_duplicates;
-pub mod optimizer;
-pub mod peft;
+pub mod data;
+pub mod train;
+pub mod judge;
 pub mod report;
-mod sampling;
 pub mod session;
-pub mod thresholds;
-pub mod trainer;

@@ -3,19 +3,20 @@
 //! Used at the start and for every swap: read with every hash proven, loaded beside what serves, the
 //! golden set passed, warmed up. Whatever is wrong with a version, it does not enter service.
 
-pub mod golden;
 pub mod watch;
 
 use std::time::Duration;
 
+use crate::classifier::Classifier;
+use crate::classifier::canary;
+use crate::classifier::golden::{self, Arithmetic, GOLDEN_FILE, GoldenCase};
+use crate::classifier::warm_up::{Warm, verify, warm_up};
 use crate::config::{ModelConfig, PromptConfig};
 use crate::decide::{Calibration, DerivedThresholds, JudgedModel};
-use crate::model::{Classifier, LoadError};
+use crate::fault::Faults;
 use crate::prompt::PromptError;
 use crate::registry::{AdapterVersion, Pointer, RecordKind, Registry, RegistryError};
-use crate::score::warm_up::{Warm, prove, warm_up};
-use crate::score::{Row, ScoreError, Scorer, canary};
-use golden::{Arithmetic, GOLDEN_FILE, GoldenCase};
+use crate::scorer::{Row, ScoreError};
 
 /// A single row may take this long: well below what the watchdog takes for a stall.
 const LONGEST_WINDOW: Duration = Duration::from_secs(10);
@@ -27,8 +28,8 @@ pub enum ServingError {
     #[error(transparent)]
     Registry(#[from] RegistryError),
     /// Base, adapter and frame do not fit.
-    #[error("{}", list(.0))]
-    Load(LoadError),
+    #[error("{}", .0.on_one_line())]
+    Load(Faults),
     /// It says other things than when it was made.
     #[error("version {version} fails its golden set: {reason}")]
     Golden {
@@ -78,20 +79,15 @@ pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
-fn list(error: &LoadError) -> String {
-    let problems: Vec<String> = error.problems.iter().map(ToString::to_string).collect();
-    problems.join("; ")
-}
-
-impl From<LoadError> for ServingError {
-    fn from(error: LoadError) -> Self {
-        Self::Load(error)
+impl From<Faults> for ServingError {
+    fn from(faults: Faults) -> Self {
+        Self::Load(faults)
     }
 }
 
 /// What is loaded, and how.
 #[derive(Debug, Clone)]
-pub struct Source {
+pub struct ModelSource {
     /// Base, device, quantisation; its adapter counts where there is no registry.
     pub model: ModelConfig,
     /// The frame.
@@ -118,7 +114,7 @@ pub struct Loaded {
     pub thresholds: DerivedThresholds,
 }
 
-impl Source {
+impl ModelSource {
     /// Loads what a pointer names (nothing: the bare base), and proves it.
     ///
     /// # Errors
@@ -178,7 +174,7 @@ impl Source {
                 serde_json::from_slice(json).map_err(|error| failed(format!("cannot read {GOLDEN_FILE}: {error}")))?;
             let arithmetic = Arithmetic::of(identity);
             let prompter = classifier.prompter();
-            golden::prove(&mut classifier, &prompter, &cases, arithmetic).map_err(failed)?;
+            golden::verify(&mut classifier, &prompter, &cases, arithmetic).map_err(failed)?;
         }
         Ok(Loaded {
             classifier,
@@ -208,9 +204,9 @@ impl Source {
     ///
     /// # Errors
     /// [`ServingError`].
-    pub fn prove(&self, mut loaded: Loaded, max_tokens: usize) -> Result<Served, ServingError> {
+    pub fn verify(&self, mut loaded: Loaded, max_tokens: usize) -> Result<Served, ServingError> {
         let canary = canary::rows(&loaded.classifier.prompter())?;
-        prove(&mut loaded.classifier, &canary, max_tokens)?;
+        verify(&mut loaded.classifier, &canary, max_tokens)?;
         Ok(Served::new(loaded, canary))
     }
 
@@ -245,14 +241,4 @@ impl Served {
             judged,
         }
     }
-}
-
-/// Where a swap is handed to the scoring thread.
-pub struct Replacement {
-    /// The new scorer.
-    pub scorer: Box<dyn Scorer>,
-    /// Rows that it has scored.
-    pub canary: Vec<Row>,
-    /// What its scores are judged by from the next batch on.
-    pub judged: JudgedModel,
 }

@@ -10,15 +10,16 @@ use metrics::{counter, gauge};
 use tokio::runtime::Runtime;
 use tracing::{error, info, warn};
 
-use super::{Replacement, Served, Source};
+use super::{ModelSource, Served};
 use crate::message::ModelIdentity;
 use crate::ops::metrics as names;
 use crate::registry::{Pointer, Registry};
+use crate::stream::score::Replacement;
 
 /// Follows until the daemon ends.
 pub struct Watch {
     /// What is loaded.
-    pub source: Source,
+    pub source: ModelSource,
     /// Where versions are.
     pub registry: Registry,
     /// The pointer that is in service; 0 for none.
@@ -78,7 +79,7 @@ impl Watch {
         let start = Instant::now();
         let loaded = runtime.block_on(self.source.load(Some(&self.registry), Some(pointer)));
         // The batch size of the start stays: the base is the same, and so is its speed.
-        let served = loaded.and_then(|loaded| self.source.prove(loaded, self.max_tokens));
+        let served = loaded.and_then(|loaded| self.source.verify(loaded, self.max_tokens));
         let served = served.map_err(|error| error.to_string())?;
         let identity = served.judged.identity.clone();
         let version = identity.adapter_version.clone().unwrap_or_else(|| "none".to_owned());

@@ -5,6 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
+use rdkafka::error::KafkaError;
+
+use crate::kafka::errors::{ErrorClass, reason};
+
 /// Why a stream ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
@@ -50,6 +54,16 @@ pub enum StreamError {
 }
 
 impl StreamError {
+    /// The error of a call to Kafka that failed while `doing` something, by what it means for the stream.
+    pub(crate) fn kafka(doing: &'static str, error: &KafkaError) -> Self {
+        let reason = reason(error);
+        match ErrorClass::of_error(error) {
+            ErrorClass::Fenced => Self::Fenced { doing, reason },
+            ErrorClass::Forbidden => Self::Forbidden { doing, reason },
+            _ => Self::Kafka { doing, reason },
+        }
+    }
+
     /// Whether starting again cannot help until somebody has acted.
     pub fn needs_a_person(&self) -> bool {
         matches!(self, Self::Gap(_) | Self::Client(_) | Self::Forbidden { .. })
@@ -71,7 +85,7 @@ pub struct Gap {
 
 impl Gap {
     /// Whether the next offset cannot be read.
-    pub fn is_one(&self) -> bool {
+    pub fn is_gap(&self) -> bool {
         !(self.low..=self.high).contains(&self.next)
     }
 }

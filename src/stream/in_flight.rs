@@ -13,12 +13,12 @@ use std::time::Duration;
 pub struct InFlight {
     max_events: usize,
     max_bytes: usize,
-    state: Mutex<State>,
+    state: Mutex<InFlightState>,
     room: Condvar,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct InFlightState {
     events: usize,
     bytes: usize,
     /// Records by timestamp, for the age of the oldest.
@@ -62,7 +62,7 @@ impl InFlight {
 
     /// Waits until another record may be read; false when there is still no room after `timeout`.
     pub fn wait_for_room(&self, timeout: Duration) -> bool {
-        let has_no_room = |state: &mut State| state.events >= self.max_events || state.bytes >= self.max_bytes;
+        let has_no_room = |state: &mut InFlightState| state.events >= self.max_events || state.bytes >= self.max_bytes;
         let waited = self.room.wait_timeout_while(self.lock(), timeout, has_no_room);
         let (_state, result) = waited.unwrap_or_else(PoisonError::into_inner);
         !result.timed_out()
@@ -85,7 +85,7 @@ impl InFlight {
         self.lock().timestamps.keys().next().copied()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, InFlightState> {
         // Nothing that can panic runs between the changes of one record.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

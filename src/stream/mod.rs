@@ -1,18 +1,23 @@
-//! What the stages of `run` share: a record on its way, who owns its partition, how much is in flight,
-//! and how it all ends.
+//! The stream: comments in, decisions, dead letters and offsets out.
 //!
-//! No Kafka, no model; times are passed in.
+//! Four stages, each a thread that is built and run the same way: [`ingest`] reads, [`encode`] turns events into
+//! rows, [`score`] gives them margins, [`emit`] writes and commits. They are joined by bounded channels and know
+//! the types in the modules above them, never one another; [`pipeline`] puts them together.
 
 pub mod control;
-pub mod in_flight;
-pub mod offsets;
 pub mod ownership;
-pub mod progress;
+pub mod in_flight;
 pub mod record;
+pub mod offsets;
+pub mod committed;
+pub mod batch;
+pub mod rebalance;
+pub mod decode;
+pub mod group;
 
-pub use control::{Control, Gap, StreamError};
-pub use in_flight::{InFlight, Permit};
-pub use offsets::Lanes;
-pub use ownership::{Epoch, Ownership};
-pub use progress::Progress;
-pub use record::{Finished, Header, Outcome, Place, Record, Rejection, RejectionStage};
+pub mod ingest;
+pub mod encode;
+pub mod score;
+pub mod emit;
+
+pub mod pipeline;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::ownership::Epoch;
-use super::record::Place;
+use super::record::RecordPosition;
 
 /// One lane a partition.
 #[derive(Debug)]
@@ -35,16 +35,16 @@ impl<T> Lanes<T> {
     ///
     /// What was read under an assignment older than the lane's is dropped; the first record of a
     /// newer one drops what the older held back.
-    pub fn finish(&mut self, place: Place, item: T) -> impl Iterator<Item = T> {
+    pub fn finish(&mut self, position: RecordPosition, item: T) -> impl Iterator<Item = T> {
         let lane = self
             .lanes
-            .entry(place.partition)
-            .or_insert_with(|| Lane::new(place.epoch));
-        if place.epoch > lane.epoch {
-            *lane = Lane::new(place.epoch);
+            .entry(position.partition)
+            .or_insert_with(|| Lane::new(position.epoch));
+        if position.epoch > lane.epoch {
+            *lane = Lane::new(position.epoch);
         }
-        if place.epoch == lane.epoch && !lane.is_closed {
-            lane.early.insert(place.sequence, item);
+        if position.epoch == lane.epoch && !lane.is_closed {
+            lane.early.insert(position.sequence, item);
         }
         std::iter::from_fn(move || {
             let item = lane.early.remove(&lane.next)?;
@@ -88,8 +88,8 @@ mod tests {
     use super::super::ownership::Ownership;
     use super::*;
 
-    fn place(partition: i32, epoch: Epoch, sequence: u64) -> Place {
-        Place {
+    fn position(partition: i32, epoch: Epoch, sequence: u64) -> RecordPosition {
+        RecordPosition {
             partition,
             epoch,
             sequence,
@@ -103,23 +103,23 @@ mod tests {
         let ownership = Ownership::default();
         let (old, new) = (ownership.assign(0), ownership.assign(0));
         let mut lanes = Lanes::default();
-        assert_eq!(lanes.finish(place(0, old, 0), 'a').collect::<Vec<_>>(), ['a']);
-        assert_eq!(lanes.finish(place(0, old, 2), 'c').count(), 0);
-        assert_eq!(lanes.finish(place(0, new, 1), 'y').count(), 0);
-        assert_eq!(lanes.finish(place(0, old, 1), 'b').count(), 0);
+        assert_eq!(lanes.finish(position(0, old, 0), 'a').collect::<Vec<_>>(), ['a']);
+        assert_eq!(lanes.finish(position(0, old, 2), 'c').count(), 0);
+        assert_eq!(lanes.finish(position(0, new, 1), 'y').count(), 0);
+        assert_eq!(lanes.finish(position(0, old, 1), 'b').count(), 0);
         assert_eq!(lanes.held_back(), 1);
-        assert_eq!(lanes.finish(place(0, new, 0), 'x').collect::<Vec<_>>(), ['x', 'y']);
-        lanes.finish(place(0, new, 5), 'z').for_each(drop);
+        assert_eq!(lanes.finish(position(0, new, 0), 'x').collect::<Vec<_>>(), ['x', 'y']);
+        lanes.finish(position(0, new, 5), 'z').for_each(drop);
         lanes.close(&[(0, new), (1, new)]);
         assert_eq!(lanes.held_back(), 0);
         // What was on its way when the partition left must not wait for predecessors that never come.
-        assert_eq!(lanes.finish(place(0, new, 2), 'z').count(), 0);
+        assert_eq!(lanes.finish(position(0, new, 2), 'z').count(), 0);
         assert_eq!(lanes.held_back(), 0);
         let newest = ownership.assign(0);
-        assert_eq!(lanes.finish(place(0, newest, 0), 'n').collect::<Vec<_>>(), ['n']);
+        assert_eq!(lanes.finish(position(0, newest, 0), 'n').collect::<Vec<_>>(), ['n']);
         // A late word about an assignment that was followed by another closes nothing.
         lanes.close(&[(0, new)]);
-        assert_eq!(lanes.finish(place(0, newest, 1), 'm').collect::<Vec<_>>(), ['m']);
+        assert_eq!(lanes.finish(position(0, newest, 1), 'm').collect::<Vec<_>>(), ['m']);
     }
 
     proptest! {
@@ -144,8 +144,8 @@ mod tests {
                 if waiting.is_empty() { break }
                 let (partition, sequence) = waiting.swap_remove(pick.index(waiting.len()));
                 finished[partition].push(sequence);
-                let place = place(partition as i32, epochs[partition], sequence);
-                released[partition].extend(lanes.finish(place, sequence));
+                let position = position(partition as i32, epochs[partition], sequence);
+                released[partition].extend(lanes.finish(position, sequence));
                 let contiguous = (0..).take_while(|sequence| finished[partition].contains(sequence)).count() as u64;
                 prop_assert_eq!(&released[partition], &(0..contiguous).collect::<Vec<_>>());
             }

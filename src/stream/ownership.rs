@@ -13,11 +13,11 @@ pub struct Epoch(u64);
 /// Shared by all stages.
 #[derive(Debug, Default)]
 pub struct Ownership {
-    state: Mutex<State>,
+    state: Mutex<OwnershipState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OwnershipState {
     last: u64,
     epochs: BTreeMap<i32, Epoch>,
 }
@@ -55,7 +55,7 @@ impl Ownership {
         self.lock().epochs.keys().copied().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, OwnershipState> {
         // Every change is one insertion or removal: a panic elsewhere cannot have left it torn.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

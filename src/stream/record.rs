@@ -11,7 +11,7 @@ use crate::message::{Comment, Scored};
 
 /// Where a record stands, and under which assignment it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Place {
+pub struct RecordPosition {
     /// Partition of the comments topic.
     pub partition: i32,
     /// The assignment under which it was read.
@@ -28,7 +28,7 @@ pub type Header = (String, Option<Vec<u8>>);
 /// An input record with everything that an output repeats of it.
 pub struct Record {
     /// Where it stands.
-    pub place: Place,
+    pub position: RecordPosition,
     /// The key, carried over to the output.
     pub key: Option<Vec<u8>>,
     /// The event; none is a tombstone.
@@ -55,9 +55,22 @@ impl fmt::Debug for Record {
     /// Leaves key, value and headers out: they are the users'.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
-            .field("place", &self.place)
+            .field("position", &self.position)
             .finish_non_exhaustive()
     }
+}
+
+/// A comment whose rows wait for the model.
+#[derive(Debug)]
+pub struct Pending {
+    /// Its record.
+    pub record: Record,
+    /// The comment.
+    pub comment: Comment,
+    /// Its windows, each one row.
+    pub windows: usize,
+    /// It has more windows than are scored.
+    pub truncated: bool,
 }
 
 /// A record whose fate is known.

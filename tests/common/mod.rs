@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Quantize};
+use moderatord::fault::Faults;
 use serde_json::Value;
 
 /// A path below `tests/fixtures`, of the folder that the environment names: a test may run elsewhere than it
@@ -16,6 +17,12 @@ use serde_json::Value;
 pub fn fixture(path: &str) -> PathBuf {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&root).join("tests/fixtures").join(path)
+}
+
+/// Faults, one a line.
+pub fn lines(faults: &Faults) -> String {
+    let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
+    faults.join("\n")
 }
 
 /// A command that a developer's own settings do not reach.

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use moderatord::decide::Calibration;
 use moderatord::decide::DerivedThresholds;
-use moderatord::registry::{Draft, Facts, RecordKind};
+use moderatord::registry::{RecordKind, VersionDraft, VersionFacts};
 use serde_json::json;
 
 /// A draft; a later letter is a later version. All share a prompt, each has its own calibration.
-pub fn draft(name: &str) -> Draft {
+pub fn draft(name: &str) -> VersionDraft {
     let number = name.bytes().next().unwrap();
     let calibration = Calibration::platt(f64::from(number) / 100.0, 0.0).unwrap();
     let prompt = r#"{"format":1,"separator":"<separator>"}"#;
@@ -17,8 +17,8 @@ pub fn draft(name: &str) -> Draft {
         ("adapter_model.safetensors", format!("weights of {name}")),
         ("report.html", format!("<p>{name}</p>")),
     ];
-    Draft {
-        facts: Facts {
+    VersionDraft {
+        facts: VersionFacts {
             created_at: format!("2026-01-01T00:00:00.{number:03}Z"),
             parent: None,
             base: "sha256:base".into(),

@@ -10,13 +10,15 @@ mod common;
 
 use common::labels::label;
 use common::{fixture, model_config, prompt_config, reference_cases};
+use moderatord::classifier::Classifier;
 use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig};
-use moderatord::model::checkpoint::Checkpoint;
-use moderatord::model::device::Place;
-use moderatord::model::gemma::Gemma;
-use moderatord::model::{Classifier, LoadOptions, LoraMode};
-use moderatord::retrain::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
-use moderatord::score::{Row, Scorer};
+use moderatord::model::device::Placement;
+use moderatord::model::files::checkpoint::Checkpoint;
+use moderatord::model::forward::gemma::Gemma;
+use moderatord::model::forward::linear::LoraMode;
+use moderatord::model::forward::load::LoadOptions;
+use moderatord::retrain::train::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
+use moderatord::scorer::{Row, Scorer};
 
 const FAMILIES: [&str; 4] = ["gemma", "gemma2", "gemma3", "gemma3_linear8"];
 const ADAPTERS: [Option<&str>; 3] = [None, Some("lora_qv"), Some("lora_all_rslora")];
@@ -126,7 +128,7 @@ fn training_on_the_gpu_follows_the_cpu() {
         let options = LoadOptions {
             lora: LoraMode::Unmerged,
             quantize: model.quantize,
-            place: Place::of(model).unwrap(),
+            placement: Placement::of(model).unwrap(),
         };
         let gemma = Gemma::load(&Checkpoint::of(model).unwrap(), None, options).unwrap();
         let rows: Vec<TrainingRow> = (0..24)

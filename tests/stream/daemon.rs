@@ -4,17 +4,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use moderatord::classifier::canary;
 use moderatord::config::{BatchConfig, Config, Delivery, InputConfig, LimitsConfig, PolicyConfig, Sources};
 use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
 use moderatord::kafka::topics;
 use moderatord::message::{ModelIdentity, Thresholds};
-use moderatord::model::checkpoint::Checkpoint;
+use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::ops::health::Health;
-use moderatord::pipeline::{Model, Pipeline, Settings};
 use moderatord::prompt::Prompter;
-use moderatord::score::{Begun, Row, Running, ScoreError, Scorer, canary};
-use moderatord::serving::Replacement;
-use moderatord::stream::StreamError;
+use moderatord::scorer::{Begun, Row, Running, ScoreError, Scorer};
+use moderatord::stream::control::StreamError;
+use moderatord::stream::pipeline::{Model, Pipeline, Settings};
+use moderatord::stream::score::Replacement;
 
 use crate::broker::{Broker, PATIENCE, unique};
 use crate::common::{fixture, prompt_config};
@@ -133,7 +134,7 @@ impl Setup {
         let config = self.config(broker);
         // For whoever looks for the reason of a failure.
         if std::env::var_os("MODERATORD_TEST_LOG").is_some() {
-            moderatord::telemetry::start(&config.log);
+            moderatord::ops::log::start(&config.log);
         }
         let stream = config.require_stream().unwrap();
         let settings = Settings {

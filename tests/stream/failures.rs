@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use moderatord::score::{Row, ScoreError, Scorer};
-use moderatord::serving::Replacement;
-use moderatord::stream::StreamError;
+use moderatord::scorer::{Row, ScoreError, Scorer};
+use moderatord::stream::control::StreamError;
+use moderatord::stream::score::Replacement;
 
 use crate::broker::{Broker, PATIENCE};
 use crate::daemon::{Names, Queued, Scripted, Setup, eventually, is_canary, judged, margin, prompter};

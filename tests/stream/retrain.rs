@@ -12,11 +12,11 @@ use crate::common::labels::label;
 use crate::daemon::{Names, eventually};
 use crate::flow::{assert_each_once, comment};
 
-struct Place {
+struct Workspace {
     folder: tempfile::TempDir,
 }
 
-impl Place {
+impl Workspace {
     fn new(broker: &Broker, names: &Names, feedback: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("registry")).unwrap();
@@ -74,7 +74,7 @@ impl Place {
 struct Service(Child, std::path::PathBuf);
 
 impl Service {
-    fn start(place: &Place) -> Self {
+    fn start(place: &Workspace) -> Self {
         let log = place.folder.path().join("log");
         let mut command = place.command(&["run"]);
         let child = command
@@ -116,7 +116,7 @@ fn a_running_daemon_swaps_to_what_retraining_promotes() {
     let names = Names::create(&broker, "retrain", 1);
     let feedback = crate::broker::unique("feedback");
     broker.create_topic(&feedback, 2);
-    let place = Place::new(&broker, &names, &feedback);
+    let place = Workspace::new(&broker, &names, &feedback);
     let comments = |from: usize, count: usize| {
         let values: Vec<Vec<u8>> = (from..from + count)
             .map(|id| comment(id, "a walk in the rain rain rain"))
@@ -234,7 +234,7 @@ fn break_version(registry: &Path, version: &str) {
 fn two_retrainings_do_not_run_at_once_and_bad_input_is_named() {
     let broker = Broker::start();
     let names = Names::new("lock");
-    let place = Place::new(&broker, &names, "none");
+    let place = Workspace::new(&broker, &names, "none");
     let input = place.folder.path().join("labels.jsonl");
     let labels: Vec<String> = (0..400).map(|number| label(number).1 + "\n").collect();
     std::fs::write(&input, labels.concat()).unwrap();

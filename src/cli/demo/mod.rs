@@ -18,18 +18,18 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::types::RDKafkaErrorCode;
 use serde_json::json;
 
+use super::Exit;
 use super::run::assemble;
-use super::{Exit, Faults};
 use crate::config::{Config, Sources};
 use crate::kafka::QuietContext;
 use crate::kafka::embedded::{EmbeddedBroker, PROPERTIES};
 use crate::kafka::topics::Partitions;
 use crate::ops::health::Health;
-use crate::pipeline::Pipeline;
-use crate::serving::{ServingError, Source};
-use crate::telemetry;
+use crate::ops::log;
+use crate::serving::{ModelSource, ServingError};
+use crate::stream::pipeline::Pipeline;
 use counter::{Count, Counter, SENT_AT, now_us};
-use view::{Facts, View};
+use view::{DemoFacts, LiveView};
 
 const COMMENTS: &str = "comments";
 const DECISIONS: &str = "decisions";
@@ -65,7 +65,7 @@ pub(super) struct DemoArgs {
 const AFTER_HELP: &str = "\
 Starts a broker in this process and prints its address, so that other clients can join:
   kcat -b ADDRESS -C -t decisions
-Sample comments go through the very pipeline that `run` serves, with delivery at_least_once, since the
+SampleComment comments go through the very pipeline that `run` serves, with delivery at_least_once, since the
 embedded broker has no real transactions. Another consumer reads what comes out and counts: lost,
 duplicated, and the time from sending an event to reading its decision.
 
@@ -80,8 +80,8 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         let created = broker.create_topic(topic, PARTITIONS);
         created.with_context(|| format!("cannot create the topic {topic}"))?;
     }
-    let config = Config::load(&sources(&broker.address(), args.model.as_deref())).map_err(Faults::from)?;
-    telemetry::start_for_command(&config.log);
+    let config = Config::load(&sources(&broker.address(), args.model.as_deref()))?;
+    log::start_for_command(&config.log);
     let brokers = broker.address();
     if !args.json {
         writeln!(
@@ -90,18 +90,18 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         )?;
         out.flush()?;
     }
-    let source = Source {
+    let source = ModelSource {
         model: config.model.clone(),
         prompt: config.prompt.clone(),
     };
     let loaded = match source.load_version(None, None) {
         Ok(loaded) => loaded,
-        Err(ServingError::Load(error)) => bail!(Faults::from(error)),
+        Err(ServingError::Load(error)) => bail!(error),
         Err(error) => bail!(error),
     };
     let description = loaded.classifier.description().to_owned();
     let (served, warm) = source.warm_up(loaded, config.batch.max_tokens)?;
-    let stream = config.require_stream().map_err(Faults::from)?;
+    let stream = config.require_stream()?;
     let partitions = Partitions {
         comments: PARTITIONS,
         decisions: PARTITIONS,
@@ -247,7 +247,7 @@ impl Demo<'_> {
             let is_live = !self.is_json && std::io::stdout().is_terminal();
             let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
             let mut ticks = tokio::time::interval(TICK);
-            let (mut view, mut progress) = (View::default(), (0, start));
+            let (mut view, mut progress) = (LiveView::default(), (0, start));
             let mut rate = Rate::default();
             loop {
                 tokio::select! {
@@ -263,7 +263,7 @@ impl Demo<'_> {
                     progress = (finished, now);
                 }
                 if is_live {
-                    let facts = Facts {
+                    let facts = DemoFacts {
                         brokers: self.brokers,
                         model: self.model,
                         produced: self.produced.load(Ordering::Relaxed),

@@ -50,14 +50,14 @@ const HATEFUL: [&str; 4] = [
 ];
 
 /// One input event: key, value, and what to call it on screen.
-pub(super) struct Sample {
+pub(super) struct SampleComment {
     pub key: String,
     pub value: Option<Vec<u8>>,
     pub text: &'static str,
 }
 
 /// The event of a number; the same on every run.
-pub(super) fn sample(number: u64) -> Sample {
+pub(super) fn sample(number: u64) -> SampleComment {
     let turn = |turn: u64, count: usize| usize::try_from(turn % count as u64).unwrap_or(0);
     let key = format!("c{number}");
     let (value, text) = match number % 100 {
@@ -83,15 +83,15 @@ pub(super) fn sample(number: u64) -> Sample {
             (Some(event.to_string().into_bytes()), text)
         }
     };
-    Sample { key, value, text }
+    SampleComment { key, value, text }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::classifier::Classifier;
     use crate::config::{Config, Sources};
-    use crate::model::Classifier;
-    use crate::score::Scorer;
+    use crate::scorer::Scorer;
 
     #[test]
     fn events_are_of_all_kinds_and_the_same_on_every_run() {

@@ -8,7 +8,7 @@ use super::counter::{Count, Seen};
 use super::samples::sample;
 
 /// What the view shows beside the count.
-pub(super) struct Facts<'a> {
+pub(super) struct DemoFacts<'a> {
     pub brokers: &'a str,
     pub model: &'a str,
     pub produced: u64,
@@ -19,13 +19,19 @@ pub(super) struct Facts<'a> {
 
 /// Draws over its last picture.
 #[derive(Debug, Default)]
-pub(super) struct View {
+pub(super) struct LiveView {
     lines: usize,
 }
 
-impl View {
+impl LiveView {
     /// Draws on a terminal of so many columns; a line that wrapped would count twice the next time.
-    pub fn draw(&mut self, facts: &Facts<'_>, count: &Count, columns: usize, out: &mut dyn Write) -> io::Result<()> {
+    pub fn draw(
+        &mut self,
+        facts: &DemoFacts<'_>,
+        count: &Count,
+        columns: usize,
+        out: &mut dyn Write,
+    ) -> io::Result<()> {
         let picture = picture(facts, count);
         // Up to the first line of the last picture; each line is cleared as it is written.
         if self.lines > 0 {
@@ -40,7 +46,7 @@ impl View {
     }
 }
 
-fn picture(facts: &Facts<'_>, count: &Count) -> String {
+fn picture(facts: &DemoFacts<'_>, count: &Count) -> String {
     let mut text = String::new();
     let seconds = facts.elapsed.as_secs();
     let action = |name: &str| count.actions.get(name).copied().unwrap_or(0);
@@ -91,7 +97,7 @@ mod tests {
 
     #[test]
     fn a_picture_is_drawn_over_the_last() {
-        let facts = Facts {
+        let facts = DemoFacts {
             brokers: "127.0.0.1:9092",
             model: "a model",
             produced: 3,
@@ -106,7 +112,7 @@ mod tests {
             action: "allow".into(),
             probability: Some(0.25),
         });
-        let (mut view, mut out) = (View::default(), Vec::new());
+        let (mut view, mut out) = (LiveView::default(), Vec::new());
         view.draw(&facts, &count, 80, &mut out).unwrap();
         let once = String::from_utf8(out.clone()).unwrap().replace("\x1b[2K", "");
         insta::assert_snapshot!(once, @r"

@@ -9,7 +9,7 @@ mod read;
 
 use std::path::Path;
 
-use super::problem::LoadError;
+use crate::fault::Faults;
 
 /// Which published architecture the checkpoint has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,7 +99,7 @@ impl GemmaConfig {
     ///
     /// # Errors
     /// All faults found: an architecture we do not compute, a field missing or out of range.
-    pub fn parse(file: &Path, text: &str) -> Result<Self, LoadError> {
+    pub fn parse(file: &Path, text: &str) -> Result<Self, Faults> {
         read::read(file, text)
     }
 
@@ -118,7 +118,7 @@ impl GemmaConfig {
 mod tests {
     use super::*;
 
-    fn parse(text: &str) -> Result<GemmaConfig, LoadError> {
+    fn parse(text: &str) -> Result<GemmaConfig, Faults> {
         GemmaConfig::parse(Path::new("config.json"), text)
     }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Family, GemmaConfig, LayerConfig, Rope};
-use crate::model::problem::{LoadError, Problem};
+use crate::fault::{Fault, Faults};
 
 /// Far above any published checkpoint; a hostile file cannot make us allocate by its numbers.
 const MAX_DIMENSION: usize = 1 << 20;
@@ -15,7 +15,7 @@ const MAX_LAYERS: usize = 512;
 
 /// `config.json` as published or as transformers 5 writes it.
 #[derive(Debug, Deserialize)]
-struct RawConfig {
+struct RawModelConfig {
     model_type: Option<String>,
     vocab_size: Option<usize>,
     hidden_size: Option<usize>,
@@ -55,19 +55,19 @@ struct RawRope {
 }
 
 /// Reads the text of a `config.json`; `file` is only named in errors.
-pub(super) fn read(file: &Path, text: &str) -> Result<GemmaConfig, LoadError> {
+pub(super) fn read(file: &Path, text: &str) -> Result<GemmaConfig, Faults> {
     let mut json: Value =
-        serde_json::from_str(text).map_err(|error| Problem::new(file, format!("not JSON: {error}")))?;
+        serde_json::from_str(text).map_err(|error| Fault::file(file, format!("not JSON: {error}")))?;
     // A multimodal checkpoint nests its text decoder, and leaves out what equals the defaults of
     // transformers' Gemma3TextConfig.
     if let Some(nested) = json.get_mut("text_config").map(Value::take) {
         json = with_text_defaults(nested);
     }
-    let raw: RawConfig =
-        serde_json::from_value(json).map_err(|error| Problem::new(file, format!("cannot read: {error}")))?;
-    Reader {
+    let raw: RawModelConfig =
+        serde_json::from_value(json).map_err(|error| Fault::file(file, format!("cannot read: {error}")))?;
+    ConfigReader {
         file,
-        problems: Vec::new(),
+        faults: Vec::new(),
     }
     .read(&raw)
 }
@@ -89,17 +89,17 @@ fn with_text_defaults(mut nested: Value) -> Value {
 }
 
 /// Collects every fault instead of stopping at the first.
-struct Reader<'a> {
+struct ConfigReader<'a> {
     file: &'a Path,
-    problems: Vec<Problem>,
+    faults: Vec<Fault>,
 }
 
-impl Reader<'_> {
+impl ConfigReader<'_> {
     fn fault(&mut self, text: impl Into<String>) {
-        self.problems.push(Problem::new(self.file, text));
+        self.faults.push(Fault::file(self.file, text));
     }
 
-    fn read(mut self, raw: &RawConfig) -> Result<GemmaConfig, LoadError> {
+    fn read(mut self, raw: &RawModelConfig) -> Result<GemmaConfig, Faults> {
         let family = match raw.model_type.as_deref() {
             Some("gemma") => Family::Gemma,
             Some("gemma2") => Family::Gemma2,
@@ -109,9 +109,7 @@ impl Reader<'_> {
                 self.fault(format!(
                     "`model_type` is {found}, expected `gemma`, `gemma2` or `gemma3_text`"
                 ));
-                return Err(LoadError {
-                    problems: self.problems,
-                });
+                return Err(self.faults.into());
             }
         };
         self.refuse_unsupported(raw, family);
@@ -150,16 +148,14 @@ impl Reader<'_> {
         if !config.head_dim.is_multiple_of(2) {
             self.fault(format!("`head_dim` is {}, expected an even number", config.head_dim));
         }
-        if self.problems.is_empty() {
+        if self.faults.is_empty() {
             Ok(config)
         } else {
-            Err(LoadError {
-                problems: self.problems,
-            })
+            Err(self.faults.into())
         }
     }
 
-    fn refuse_unsupported(&mut self, raw: &RawConfig, family: Family) {
+    fn refuse_unsupported(&mut self, raw: &RawModelConfig, family: Family) {
         let named = |name, activation: Option<Activation>| activation.map(|found| (name, found));
         let found = named("hidden_activation", raw.hidden_activation).or(named("hidden_act", raw.hidden_act));
         match found {
@@ -213,7 +209,7 @@ impl Reader<'_> {
         value.map(|_| self.positive(name, value))
     }
 
-    fn layers(&mut self, raw: &RawConfig, family: Family, count: usize) -> Vec<LayerConfig> {
+    fn layers(&mut self, raw: &RawModelConfig, family: Family, count: usize) -> Vec<LayerConfig> {
         let global = self.rope(raw, "full_attention", raw.rope_theta, raw.rope_scaling.as_ref());
         let local = match family {
             // Gemma 2's windowed layers rotate like its full ones; so does Gemma 1, which has no window.
@@ -241,7 +237,7 @@ impl Reader<'_> {
 
     /// The rope of one layer type: from `rope_parameters` (transformers 5: flat, or nested by layer
     /// type), else from the published flat fields.
-    fn rope(&mut self, raw: &RawConfig, layer_type: &str, theta: Option<f64>, scaling: Option<&RawRope>) -> Rope {
+    fn rope(&mut self, raw: &RawModelConfig, layer_type: &str, theta: Option<f64>, scaling: Option<&RawRope>) -> Rope {
         let nested = raw
             .rope_parameters
             .as_ref()
@@ -273,7 +269,7 @@ impl Reader<'_> {
     }
 
     /// For each layer whether it is windowed.
-    fn sliding_layers(&mut self, raw: &RawConfig, family: Family, count: usize) -> Vec<bool> {
+    fn sliding_layers(&mut self, raw: &RawModelConfig, family: Family, count: usize) -> Vec<bool> {
         if family == Family::Gemma {
             return vec![false; count];
         }

@@ -2,18 +2,19 @@
 
 #[cfg(feature = "cuda")]
 pub(super) mod card;
+pub(crate) mod footprint;
 
 use candle_core::{DType, Device, Result as CandleResult};
 use tracing::warn;
 
-use super::checkpoint::Checkpoint;
-use super::footprint::bytes_needed;
-use super::problem::Problem;
 use crate::config::{DeviceChoice, DtypeChoice, ModelConfig, Quantize};
+use crate::fault::Fault;
+use crate::model::files::checkpoint::Checkpoint;
+use footprint::bytes_needed;
 
 /// A device that is there, and a dtype that it computes in.
 #[derive(Debug, Clone)]
-pub struct Place {
+pub struct Placement {
     /// The device.
     pub device: Device,
     /// What linear layers compute in: f32, or bf16 on a GPU.
@@ -22,7 +23,7 @@ pub struct Place {
     ordinal: Option<usize>,
 }
 
-impl Place {
+impl Placement {
     /// The CPU, in f32.
     pub fn cpu() -> Self {
         Self {
@@ -37,14 +38,15 @@ impl Place {
     ///
     /// # Errors
     /// No such device, or one that cannot do what is asked of it.
-    pub fn of(model: &ModelConfig) -> Result<Self, Problem> {
-        let place = match model.device {
+    pub fn of(model: &ModelConfig) -> Result<Self, Fault> {
+        let placement = match model.device {
             DeviceChoice::Cpu => Self::cpu(),
             DeviceChoice::Auto => auto(),
-            DeviceChoice::Cuda(ordinal) => cuda(ordinal)
-                .map_err(|reason| Problem::setting("model.device", format!("`cuda:{ordinal}` {reason}")))?,
+            DeviceChoice::Cuda(ordinal) => {
+                cuda(ordinal).map_err(|reason| Fault::setting("model.device", format!("`cuda:{ordinal}` {reason}")))?
+            }
         };
-        let is_cpu = place.device.is_cpu();
+        let is_cpu = placement.device.is_cpu();
         let dtype = match model.dtype {
             DtypeChoice::Auto if is_cpu => DType::F32,
             DtypeChoice::Auto | DtypeChoice::Bf16 => DType::BF16,
@@ -52,35 +54,35 @@ impl Place {
         };
         if is_cpu && dtype != DType::F32 {
             let text = "`bf16` is computed on GPUs only; expected `auto` or `f32` on the CPU";
-            return Err(Problem::setting("model.dtype", text.to_owned()));
+            return Err(Fault::setting("model.dtype", text.to_owned()));
         }
         if !is_cpu && model.quantize != Quantize::None {
             let text = "weights are quantised on the CPU only; expected `none` on a GPU";
-            return Err(Problem::setting("model.quantize", text.to_owned()));
+            return Err(Fault::setting("model.quantize", text.to_owned()));
         }
-        Ok(Self { dtype, ..place })
+        Ok(Self { dtype, ..placement })
     }
 
-    /// As [`Place::of`], for a checkpoint that must fit in what memory is free there. Where it does not, `auto`
+    /// As [`Placement::of`], for a checkpoint that must fit in what memory is free there. Where it does not, `auto`
     /// takes the CPU with a warning.
     ///
     /// # Errors
-    /// As [`Place::of`]; too little memory on a device that is named.
-    pub fn for_checkpoint(model: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self, Problem> {
-        let place = Self::of(model)?;
-        let problem = |text: String| Problem::setting("model.device", format!("`{}` {text}", place.name()));
-        let free = place
+    /// As [`Placement::of`]; too little memory on a device that is named.
+    pub fn for_checkpoint(model: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self, Fault> {
+        let placement = Self::of(model)?;
+        let fault = |text: String| Fault::setting("model.device", format!("`{}` {text}", placement.name()));
+        let free = placement
             .free_bytes()
-            .map_err(|error| problem(format!("does not tell its free memory: {}", first_line(&error))))?;
+            .map_err(|error| fault(format!("does not tell its free memory: {}", first_line(&error))))?;
         let adapter = model.adapter.as_ref();
         let adapter = adapter.and_then(|folder| std::fs::metadata(folder.join("adapter_model.safetensors")).ok());
         // What is wrong with its file is told when it is read.
-        let needed = bytes_needed(checkpoint, place.dtype) + adapter.map_or(0, |file| file.len());
+        let needed = bytes_needed(checkpoint, placement.dtype) + adapter.map_or(0, |file| file.len());
         match (room(free, needed), model.device) {
-            (Ok(()), _) => Ok(place),
+            (Ok(()), _) => Ok(placement),
             (Err(reason), DeviceChoice::Auto) => {
                 warn!(
-                    device = place.name(),
+                    device = placement.name(),
                     reason, "no GPU can be used: computing on the CPU"
                 );
                 Self::of(&ModelConfig {
@@ -88,7 +90,7 @@ impl Place {
                     ..model.clone()
                 })
             }
-            (Err(reason), _) => Err(problem(reason)),
+            (Err(reason), _) => Err(fault(reason)),
         }
     }
 
@@ -119,8 +121,8 @@ impl Place {
     }
 }
 
-/// As [`Place::free_bytes`].
-pub(super) fn free_bytes(device: &Device) -> CandleResult<Option<u64>> {
+/// As [`Placement::free_bytes`].
+pub(crate) fn free_bytes(device: &Device) -> CandleResult<Option<u64>> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => card::free_bytes(device).map(Some),
@@ -132,7 +134,7 @@ pub(super) fn free_bytes(device: &Device) -> CandleResult<Option<u64>> {
 ///
 /// # Errors
 /// What failed on the device.
-pub(super) fn release(device: &Device) -> CandleResult<()> {
+pub(crate) fn release(device: &Device) -> CandleResult<()> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => card::release(device),
@@ -148,7 +150,7 @@ pub(super) fn release(device: &Device) -> CandleResult<()> {
     not(feature = "cuda"),
     expect(unused_variables, reason = "the CPU's memory is the system's")
 )]
-pub(super) fn keep_memory(device: &Device, bytes: u64) -> CandleResult<()> {
+pub(crate) fn keep_memory(device: &Device, bytes: u64) -> CandleResult<()> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(device) => card::keep_memory(device, bytes),
@@ -158,7 +160,7 @@ pub(super) fn keep_memory(device: &Device, bytes: u64) -> CandleResult<()> {
 
 /// Called before the last use of a device goes: the libraries' handles panic when a device that has failed cannot
 /// close them, so such a device stays open until the process ends.
-pub(super) fn keep_open_if_failed(device: &Device) {
+pub(crate) fn keep_open_if_failed(device: &Device) {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(card) if device.synchronize().is_err() => std::mem::forget(card.clone()),
@@ -179,27 +181,27 @@ fn room(free: Option<u64>, needed: u64) -> Result<(), String> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn auto() -> Place {
-    Place::cpu()
+fn auto() -> Placement {
+    Placement::cpu()
 }
 
 #[cfg(feature = "cuda")]
-fn auto() -> Place {
+fn auto() -> Placement {
     cuda(0).unwrap_or_else(|reason| {
         warn!(reason, "no GPU can be used: computing on the CPU");
-        Place::cpu()
+        Placement::cpu()
     })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_ordinal: usize) -> Result<Place, String> {
+fn cuda(_ordinal: usize) -> Result<Placement, String> {
     Err("needs a build with CUDA, which this is not; expected `auto` or `cpu`".to_owned())
 }
 
 /// Opens the card and runs one of our kernels on it, which is where a driver that is too old, and a card that
 /// the kernels are not compiled for, show.
 #[cfg(feature = "cuda")]
-fn cuda(ordinal: usize) -> Result<Place, String> {
+fn cuda(ordinal: usize) -> Result<Placement, String> {
     if let Some(reason) = card::missing_driver() {
         return Err(format!("needs NVIDIA's driver, and there is none: {reason}"));
     }
@@ -221,7 +223,7 @@ fn cuda(ordinal: usize) -> Result<Place, String> {
             ));
         }
     }
-    Ok(Place {
+    Ok(Placement {
         device,
         dtype: DType::BF16,
         ordinal: Some(ordinal),
@@ -229,7 +231,7 @@ fn cuda(ordinal: usize) -> Result<Place, String> {
 }
 
 /// candle's errors carry a backtrace where the environment asks for one.
-pub(super) fn first_line(error: &candle_core::Error) -> String {
+pub(crate) fn first_line(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 

@@ -83,7 +83,7 @@ impl PackedAttention<'_> {
 }
 
 /// What one query sees, as slices.
-struct View<'a> {
+struct HeadView<'a> {
     keys: &'a [f32],
     values: &'a [f32],
     prefix_keys: &'a [f32],
@@ -132,7 +132,7 @@ impl CustomOp3 for PackedAttention<'_> {
             prefix_keys.len() / (self.kv_heads * self.head_dim),
         )?;
         let q = elements(name, s1, l1)?;
-        let view = View {
+        let view = HeadView {
             keys: elements(name, s2, l2)?,
             values: elements(name, s3, l3)?,
             prefix_keys,
@@ -164,7 +164,15 @@ impl CustomOp3 for PackedAttention<'_> {
 impl PackedAttention<'_> {
     /// All heads of one query.
     #[inline(always)]
-    fn attend(&self, span: &Span, query: usize, q: &[f32], view: &View<'_>, scores: &mut Vec<f32>, out: &mut [f32]) {
+    fn attend(
+        &self,
+        span: &Span,
+        query: usize,
+        q: &[f32],
+        view: &HeadView<'_>,
+        scores: &mut Vec<f32>,
+        out: &mut [f32],
+    ) {
         let kv_width = self.kv_heads * self.head_dim;
         // Own keys up to and including the query itself.
         let own = span.keys - span.queries + (query - span.query_start) + 1;

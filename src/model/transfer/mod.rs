@@ -4,6 +4,8 @@
 //! begun while another runs.
 
 #[cfg(feature = "cuda")]
+pub(super) mod held;
+#[cfg(feature = "cuda")]
 mod pinned;
 
 use std::ops::Range;
@@ -83,32 +85,32 @@ impl Transfer {
     ///
     /// # Errors
     /// candle's.
-    pub fn fetch(&self, tensor: &Tensor) -> Result<Answer> {
+    pub fn fetch(&self, tensor: &Tensor) -> Result<PendingLogits> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = &self.device {
-            return Ok(Answer::Coming(self.pinned.fetch(tensor, device)?));
+            return Ok(PendingLogits::PinnedRead(self.pinned.fetch(tensor, device)?));
         }
-        Ok(Answer::Here(tensor.flatten_all()?.to_vec1()?))
+        Ok(PendingLogits::Here(tensor.flatten_all()?.to_vec1()?))
     }
 }
 
 /// Numbers that a device was asked for.
 #[derive(Debug)]
-pub enum Answer {
+pub enum PendingLogits {
     /// They are here.
     Here(Vec<f32>),
     /// A GPU writes them when all work that it was given before is done.
     #[cfg(feature = "cuda")]
-    Coming(pinned::Coming),
+    PinnedRead(pinned::PinnedRead),
 }
 
-impl Answer {
-    /// Whether [`Answer::wait`] would not wait. True also of one that failed.
+impl PendingLogits {
+    /// Whether [`PendingLogits::wait`] would not wait. True also of one that failed.
     pub fn is_here(&self) -> bool {
         match self {
             Self::Here(_) => true,
             #[cfg(feature = "cuda")]
-            Self::Coming(coming) => coming.is_here(),
+            Self::PinnedRead(read) => read.is_here(),
         }
     }
 
@@ -120,7 +122,7 @@ impl Answer {
         match self {
             Self::Here(values) => Ok(values),
             #[cfg(feature = "cuda")]
-            Self::Coming(coming) => coming.wait(),
+            Self::PinnedRead(read) => read.wait(),
         }
     }
 }

@@ -7,7 +7,7 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DeviceRepr, PinnedHostSlice, ValidAsZeroBits};
 use candle_core::{CudaDevice, Result, Tensor};
 
-use crate::model::kernels::cuda::{Held, wrap};
+use crate::model::transfer::held::{Held, wrap};
 
 /// The smallest buffer: most passes fit, and page-locked memory comes in pages anyway.
 const SMALLEST: usize = 1 << 14;
@@ -15,8 +15,8 @@ const SMALLEST: usize = 1 << 14;
 /// Buffers that are used again; there are as many as passes were ever under way at once.
 #[derive(Debug, Default)]
 pub struct Pinned {
-    outgoing: Shelf<u32>,
-    incoming: Arc<Shelf<f32>>,
+    outgoing: BufferPool<u32>,
+    incoming: Arc<BufferPool<f32>>,
 }
 
 impl Pinned {
@@ -38,7 +38,7 @@ impl Pinned {
     }
 
     /// A tensor's elements, once the card has done all that it was given before.
-    pub fn fetch(&self, tensor: &Tensor, device: &CudaDevice) -> Result<Coming> {
+    pub fn fetch(&self, tensor: &Tensor, device: &CudaDevice) -> Result<PinnedRead> {
         let stream = device.cuda_stream();
         let held = Held::new("fetch", tensor)?;
         let (view, count) = (held.view::<f32>()?, tensor.elem_count());
@@ -47,24 +47,24 @@ impl Pinned {
             .memcpy_dtoh(&view, &mut buffer.host.as_mut_slice().w()?[..count])
             .w()?;
         buffer.used_by(&stream)?;
-        Ok(Coming {
+        Ok(PinnedRead {
             buffer: Some(buffer),
             count,
-            shelf: Arc::clone(&self.incoming),
+            pool: Arc::clone(&self.incoming),
         })
     }
 }
 
 /// Elements that the card will write.
 #[derive(Debug)]
-pub struct Coming {
-    /// Taken out when it goes back to its shelf.
+pub struct PinnedRead {
+    /// Taken out when it goes back to its pool.
     buffer: Option<Buffer<f32>>,
     count: usize,
-    shelf: Arc<Shelf<f32>>,
+    pool: Arc<BufferPool<f32>>,
 }
 
-impl Coming {
+impl PinnedRead {
     pub fn is_here(&self) -> bool {
         self.buffer.as_ref().is_none_or(Buffer::is_free)
     }
@@ -75,22 +75,22 @@ impl Coming {
         };
         buffer.wait()?;
         let values = buffer.host.as_slice().w()?[..self.count].to_vec();
-        self.shelf.put(buffer);
+        self.pool.put(buffer);
         Ok(values)
     }
 }
 
 /// Buffers that nobody holds; the card may still be at work on them.
 #[derive(Debug)]
-struct Shelf<T>(Mutex<Vec<Buffer<T>>>);
+struct BufferPool<T>(Mutex<Vec<Buffer<T>>>);
 
-impl<T> Default for Shelf<T> {
+impl<T> Default for BufferPool<T> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<T: DeviceRepr + ValidAsZeroBits> Shelf<T> {
+impl<T: DeviceRepr + ValidAsZeroBits> BufferPool<T> {
     /// One of at least so many elements.
     fn take(&self, count: usize, device: &CudaDevice) -> Result<Buffer<T>> {
         // Events are asked for in the context of the thread.

@@ -8,10 +8,10 @@ mod charts;
 mod html;
 mod sections;
 
-use super::calibration::Fitted;
-use super::evaluation::{Curves, Evaluation};
-use super::gate::Verdict;
-use super::thresholds::Bands;
+use super::judge::calibration::Fitted;
+use super::judge::evaluation::{Curves, Evaluation};
+use super::judge::gate::Verdict;
+use super::judge::thresholds::Bands;
 
 pub use charts::ChartError;
 
@@ -21,9 +21,9 @@ pub struct Report<'a> {
     /// When the challenger was made, RFC 3339 UTC.
     pub created_at: &'a str,
     /// The adapter in service.
-    pub champion: Side<'a>,
+    pub champion: ReportSide<'a>,
     /// The new one.
-    pub challenger: Side<'a>,
+    pub challenger: ReportSide<'a>,
     /// What a retraining found beside the figures; absent where two adapters are only compared.
     pub judgement: Option<Judgement<'a>>,
     /// Rows read, dropped and used.
@@ -47,7 +47,7 @@ pub struct Judgement<'a> {
 
 /// One of the two adapters on the rows that judge.
 #[derive(Debug, Clone, Copy)]
-pub struct Side<'a> {
+pub struct ReportSide<'a> {
     /// Its version, or what else it is called.
     pub name: &'a str,
     /// Its figures.

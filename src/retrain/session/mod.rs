@@ -12,28 +12,34 @@ use anyhow::{Context, bail};
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::calibration::fit;
-use super::dataset::{Dataset, LabelledRow, SplitConfig};
-use super::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, evaluate};
-use super::gate::{GateConfig, GateRow, GoldenSet, Said, TrainingRows, Verdict, judge};
-use super::gather::Gathered;
-use super::measure;
-use super::near_duplicates::{Index, Signature};
-use super::peft;
-use super::thresholds::{Band, Bands, ReviewTarget, Targets};
-use super::trainer::{FrameIds, Progress, TrainerConfig, train};
+use super::data::dataset::{Dataset, LabelledRow, SplitConfig};
+use super::data::gather::Gathered;
+use super::data::near_duplicates::{Index, Signature};
+use super::judge::calibration::fit;
+use super::judge::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, evaluate};
+use super::judge::gate::{GateConfig, GateRow, GoldenSet, Prediction, TrainingRows, Verdict, judge};
+use super::judge::measure;
+use super::judge::thresholds::{Band, Bands, ReviewTarget, Targets};
+use super::train::peft;
+use super::train::trainer::{FrameIds, Progress, TrainerConfig, train};
+use crate::classifier::Classifier;
+use crate::classifier::golden;
+use crate::classifier::golden::{Arithmetic, GOLDEN_FILE, Question};
 use crate::config::{PolicyConfig, Quantize, RetrainConfig};
 use crate::decide::{Calibration, DerivedThresholds};
+use crate::fault::Faults;
 use crate::message::Thresholds;
-use crate::model::bundled;
-use crate::model::checkpoint::Checkpoint;
-use crate::model::device::Place;
-use crate::model::gemma::Gemma;
-use crate::model::{Classifier, LoadError, LoadOptions, LoraMode};
+use crate::model::device::Placement;
+use crate::model::files::bundled;
+use crate::model::files::checkpoint::Checkpoint;
+use crate::model::forward::gemma::Gemma;
+use crate::model::forward::linear::LoraMode;
+use crate::model::forward::load::LoadOptions;
 use crate::prompt::Prompter;
-use crate::registry::{ADAPTER_FILES, AdapterVersion, Draft, Facts, Manifest, Pointer, RecordKind, Registry};
-use crate::serving::Source;
-use crate::serving::golden::{self, Arithmetic, GOLDEN_FILE, Question};
+use crate::registry::{
+    ADAPTER_FILES, AdapterVersion, Manifest, Pointer, RecordKind, Registry, VersionDraft, VersionFacts,
+};
+use crate::serving::ModelSource;
 
 /// Name of the file with the training part's signatures, by which the next retraining knows what this
 /// version was trained on.
@@ -48,7 +54,7 @@ const RESAMPLES: usize = 1000;
 /// What a retraining starts from.
 pub struct Session<'a> {
     /// Base and frame.
-    pub source: Source,
+    pub source: ModelSource,
     /// How.
     pub config: &'a RetrainConfig,
     /// Thresholds where none are derived.
@@ -64,7 +70,7 @@ pub struct Session<'a> {
 }
 
 /// How it ended.
-pub enum Outcome {
+pub enum RetrainOutcome {
     /// Nothing to learn from, in words.
     Skipped(String),
     /// A version was published.
@@ -75,7 +81,7 @@ pub enum Outcome {
 pub struct Published {
     /// It.
     pub manifest: Manifest,
-    /// What the gate said.
+    /// What the gate prediction.
     pub verdict: Verdict,
     /// The pointer that put it into service, if one did.
     pub pointer: Option<Pointer>,
@@ -88,7 +94,7 @@ pub struct Published {
 }
 
 /// One adapter on the held-out parts.
-struct Measured {
+struct MeasuredAdapter {
     calibration: Calibration,
     thresholds: Thresholds,
     test: Vec<f64>,
@@ -101,7 +107,7 @@ impl Session<'_> {
     ///
     /// # Errors
     /// Whatever keeps it from its end; nothing is in service then that was not before.
-    pub async fn run(mut self, gathered: Gathered, promote: bool) -> anyhow::Result<Outcome> {
+    pub async fn run(mut self, gathered: Gathered, promote: bool) -> anyhow::Result<RetrainOutcome> {
         let pointer = self.registry.current().await?;
         let champion = self.champion(pointer.as_ref()).await?;
         let key = self.registry.split_key().await?;
@@ -119,7 +125,7 @@ impl Session<'_> {
         };
         let dataset = Dataset::split(gathered.rows, key.as_bytes(), split, &trained_on);
         if let Some(reason) = too_little(&dataset, self.config.min_rows) {
-            return Ok(Outcome::Skipped(reason));
+            return Ok(RetrainOutcome::Skipped(reason));
         }
         let parts = [dataset.train.len(), dataset.validation.len(), dataset.test.len()];
         info!(train = parts[0], validation = parts[1], test = parts[2], "split");
@@ -129,7 +135,7 @@ impl Session<'_> {
             .source
             .load_version(champion.as_ref().map(|_| self.registry), champion.as_ref())?;
         // All that is compared is computed in one place.
-        self.source.model.device = loaded.classifier.place().choice();
+        self.source.model.device = loaded.classifier.placement().choice();
         let prompter = loaded.classifier.prompter();
         let test_prompts = measure::prompts(&prompter, &dataset.test)?;
         let champion_test = measure::margins(&mut loaded.classifier, &test_prompts)?;
@@ -158,8 +164,8 @@ impl Session<'_> {
         let cases = golden::ask(&mut challenger, &prompter, questions, arithmetic).map_err(anyhow::Error::msg)?;
         let verdict = self.verdict(&dataset, &champion_measured, &measured, signatures.len(), &cases);
 
-        let adapter = crate::message::adapter_hash(&files.config, &files.weights);
-        let facts = Facts {
+        let adapter = crate::hash::adapter_hash(&files.config, &files.weights);
+        let facts = VersionFacts {
             created_at: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             parent: champion.as_ref().map(|champion| champion.manifest.version.clone()),
             base,
@@ -208,7 +214,7 @@ impl Session<'_> {
         if fitted.calibration != Calibration::Identity {
             records_of.insert(RecordKind::Calibration, fitted.calibration.canonical());
         }
-        let draft = Draft {
+        let draft = VersionDraft {
             facts,
             files: BTreeMap::from([
                 (config_name.to_owned(), files.config),
@@ -233,7 +239,7 @@ impl Session<'_> {
                     .await?,
             );
         }
-        Ok(Outcome::Published(Box::new(Published {
+        Ok(RetrainOutcome::Published(Box::new(Published {
             manifest,
             verdict,
             pointer: promoted,
@@ -288,7 +294,7 @@ impl Session<'_> {
         let options = LoadOptions {
             lora: LoraMode::Unmerged,
             quantize: Quantize::None,
-            place: Place::for_checkpoint(&self.source.model, &checkpoint).map_err(LoadError::from)?,
+            placement: Placement::for_checkpoint(&self.source.model, &checkpoint).map_err(Faults::from)?,
         };
         let model = Gemma::load(&checkpoint, None, options)?;
         let Some(eos) = prompter.eos_id() else {
@@ -350,7 +356,7 @@ impl Session<'_> {
         test: Vec<f64>,
         calibration: Calibration,
         derived: DerivedThresholds,
-    ) -> anyhow::Result<Measured> {
+    ) -> anyhow::Result<MeasuredAdapter> {
         let scored = measure::scored_rows(&dataset.test, &test, calibration);
         let block = derived.block.unwrap_or(self.policy.thresholds.block);
         let review = derived.review.unwrap_or(self.policy.thresholds.review).min(block);
@@ -358,7 +364,7 @@ impl Session<'_> {
             threshold: 0.5,
             bootstrap: self.bootstrap(),
         };
-        Ok(Measured {
+        Ok(MeasuredAdapter {
             calibration,
             thresholds: Thresholds { review, block },
             test,
@@ -370,14 +376,14 @@ impl Session<'_> {
     fn verdict(
         &self,
         dataset: &Dataset,
-        champion: &Measured,
-        challenger: &Measured,
+        champion: &MeasuredAdapter,
+        challenger: &MeasuredAdapter,
         champion_rows: usize,
         cases: &[golden::GoldenCase],
     ) -> Verdict {
-        let said = |measured: &Measured, row: usize| {
+        let prediction = |measured: &MeasuredAdapter, row: usize| {
             let margin = measured.test[row];
-            Said {
+            Prediction {
                 margin,
                 called: measured.calibration.probability(margin as f32) >= measured.thresholds.review,
             }
@@ -390,8 +396,8 @@ impl Session<'_> {
                 hateful: measure::is_hateful(row),
                 weight: measure::traffic_weight(row),
                 community: row.feedback.community_id.clone(),
-                champion: said(champion, number),
-                challenger: said(challenger, number),
+                champion: prediction(champion, number),
+                challenger: prediction(challenger, number),
             })
             .collect();
         let training_rows = TrainingRows {

@@ -1,22 +1,22 @@
 //! The report of a retraining: what it found, laid out for people.
 
-use super::{Measured, Session};
-use crate::registry::Facts;
-use crate::retrain::calibration::Fitted;
-use crate::retrain::gate::Verdict;
-use crate::retrain::report::{Fact, Judgement, Report, Side, render};
-use crate::retrain::thresholds::Bands;
-use crate::retrain::trainer::TrainerConfig;
+use super::{MeasuredAdapter, Session};
+use crate::registry::VersionFacts;
+use crate::retrain::judge::calibration::Fitted;
+use crate::retrain::judge::gate::Verdict;
+use crate::retrain::judge::thresholds::Bands;
+use crate::retrain::report::{Fact, Judgement, Report, ReportSide, render};
+use crate::retrain::train::trainer::TrainerConfig;
 
 impl Session<'_> {
     #[expect(clippy::too_many_arguments, reason = "a page about all of them, called once")]
     pub(super) fn report(
         &self,
-        facts: &Facts,
+        facts: &VersionFacts,
         adapter: &str,
         champion_name: &str,
-        champion: &Measured,
-        challenger: &Measured,
+        champion: &MeasuredAdapter,
+        challenger: &MeasuredAdapter,
         verdict: &Verdict,
         fitted: &Fitted,
         bands: &Bands,
@@ -32,12 +32,12 @@ impl Session<'_> {
         let counts = counts.map(|(name, value)| Fact::new(name.replace('_', " "), value));
         let report = Report {
             created_at: &facts.created_at,
-            champion: Side {
+            champion: ReportSide {
                 name: champion_name,
                 evaluation: &champion.evaluation,
                 curves: &champion.curves,
             },
-            challenger: Side {
+            challenger: ReportSide {
                 name: adapter,
                 evaluation: &challenger.evaluation,
                 curves: &challenger.curves,

@@ -14,6 +14,7 @@ use candle_core::{CudaDevice, CudaStorage, DType, Result, Storage, Tensor, bail}
 use half::bf16;
 
 use super::{PackedAttention, Turn};
+use crate::model::transfer::held::{Held, wrap};
 
 const GEGLU: Module = Module("moderatord_geglu", include_str!(concat!(env!("OUT_DIR"), "/geglu.ptx")));
 const NORM: Module = Module("moderatord_norm", include_str!(concat!(env!("OUT_DIR"), "/norm.ptx")));
@@ -64,46 +65,8 @@ macro_rules! by_dtype {
     };
 }
 
-/// A contiguous tensor's storage, held while a kernel is launched.
-pub(in crate::model) struct Held<'a> {
-    storage: candle_core::StorageRef<'a>,
-    range: (usize, usize),
-}
-
-impl<'a> Held<'a> {
-    pub(in crate::model) fn new(op: &str, tensor: &'a Tensor) -> Result<Self> {
-        let (storage, layout) = tensor.storage_and_layout();
-        let Some(range) = layout.contiguous_offsets() else {
-            bail!("{op} expects a contiguous tensor")
-        };
-        Ok(Self { storage, range })
-    }
-
-    fn cuda(&self) -> Result<&CudaStorage> {
-        match &*self.storage {
-            Storage::Cuda(storage) => Ok(storage),
-            _ => bail!("a kernel's tensors must all be on the GPU"),
-        }
-    }
-
-    pub(in crate::model) fn view<T: CudaDType>(&self) -> Result<CudaView<'_, T>> {
-        let (start, end) = self.range;
-        Ok(self.cuda()?.as_cuda_slice::<T>()?.slice(start..end))
-    }
-}
-
 fn device(tensor: &Tensor) -> Result<CudaDevice> {
     tensor.device().as_cuda_device().cloned()
-}
-
-/// A tensor around what a kernel wrote.
-pub(in crate::model) fn wrap<T: CudaDType>(
-    slice: candle_core::cuda_backend::cudarc::driver::CudaSlice<T>,
-    device: &CudaDevice,
-    shape: impl Into<candle_core::Shape>,
-) -> Tensor {
-    let storage = CudaStorage::wrap_cuda_slice(slice, device.clone());
-    Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false)
 }
 
 fn count(op: &str, value: usize) -> Result<u32> {

@@ -4,7 +4,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
 use super::{ChartError, INK, SCALE, SMALL_TEXT, TEXT, Who, svg, text_style};
-use crate::retrain::evaluation::Confusion;
+use crate::retrain::judge::evaluation::Confusion;
 
 const SIZE: (u32, u32) = (560, 250);
 /// Left and upper edge of the four cells, and their size, as shown.

@@ -3,7 +3,7 @@
 use plotters::prelude::*;
 
 use super::{Area, ChartError, Drawn, INK, LINE, MUTED, SCALE, SMALL_TEXT, STROKE, TEXT, Who, svg, thinned};
-use crate::retrain::evaluation::{Curves, Point, ReliabilityBin};
+use crate::retrain::judge::evaluation::{Curves, Point, ReliabilityBin};
 
 const SIZE: (u32, u32) = (380, 350);
 

@@ -7,7 +7,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
 use super::{ChartError, HARMLESS, HATEFUL, INK, LINE, MUTED, SCALE, SMALL_TEXT, TEXT, svg, text_style};
-use crate::retrain::evaluation::Histogram;
+use crate::retrain::judge::evaluation::Histogram;
 
 const SIZE: (u32, u32) = (560, 330);
 

@@ -2,10 +2,10 @@
 
 use super::capitalised;
 use crate::decide::Calibration;
-use crate::retrain::calibration::Method;
+use crate::retrain::judge::calibration::Method;
+use crate::retrain::judge::thresholds::{Band, ReviewTarget};
 use crate::retrain::report::html::{Cell, escape, number, percent, table};
 use crate::retrain::report::{Judgement, Report};
-use crate::retrain::thresholds::{Band, ReviewTarget};
 
 pub(in crate::retrain::report) fn calibration(report: &Report<'_>) -> String {
     let Some(Judgement {

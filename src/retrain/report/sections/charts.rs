@@ -1,9 +1,10 @@
 //! The charts and what stands below them.
 
-use crate::retrain::evaluation::Estimate;
-use crate::retrain::report::charts::{self, ChartError, Who};
+use crate::retrain::judge::evaluation::Estimate;
+use crate::retrain::report::charts;
+use crate::retrain::report::charts::{ChartError, Who};
 use crate::retrain::report::html::{figure, number, percent};
-use crate::retrain::report::{Report, Side};
+use crate::retrain::report::{Report, ReportSide};
 
 /// Lines and marks as the charts draw them.
 const LEGEND: &str = "<ul class=\"legend\">\n\
@@ -16,7 +17,7 @@ const LEGEND: &str = "<ul class=\"legend\">\n\
 
 pub(in crate::retrain::report) fn curves(report: &Report<'_>) -> Result<String, ChartError> {
     let (champion, challenger) = (report.champion, report.challenger);
-    let values = |name: fn(&Side<'_>) -> Estimate| {
+    let values = |name: fn(&ReportSide<'_>) -> Estimate| {
         let [champion, challenger] = [champion, challenger].map(|side| number(name(&side).value));
         format!("champion {champion}, challenger {challenger}")
     };

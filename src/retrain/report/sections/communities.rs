@@ -1,7 +1,7 @@
 //! Who is called hateful how often, by community, and what the gate made of it.
 
-use crate::retrain::evaluation::CommunityFigures;
-use crate::retrain::gate::{Group, Verdict};
+use crate::retrain::judge::evaluation::CommunityFigures;
+use crate::retrain::judge::gate::{Group, Verdict};
 use crate::retrain::report::Report;
 use crate::retrain::report::html::{Cell, number, percent, table};
 

@@ -5,9 +5,9 @@ mod charts;
 mod communities;
 
 use super::html::{Cell, escape, facts as fact_table, number, table};
-use super::{Judgement, Report, Side};
-use crate::retrain::evaluation::{CALIBRATION_BINS, Estimate, Evaluation};
-use crate::retrain::gate::{MIN_CLASS_ROWS, MIN_OK_ROWS, Verdict};
+use super::{Judgement, Report, ReportSide};
+use crate::retrain::judge::evaluation::{CALIBRATION_BINS, Estimate, Evaluation};
+use crate::retrain::judge::gate::{MIN_CLASS_ROWS, MIN_OK_ROWS, Verdict};
 
 pub(super) use bands::calibration;
 pub(super) use charts::{calls, curves};
@@ -90,7 +90,7 @@ enum Better {
 }
 
 pub(super) fn figures(report: &Report<'_>) -> String {
-    let estimate = |side: Side<'_>, name: &str| {
+    let estimate = |side: ReportSide<'_>, name: &str| {
         let figures = side.evaluation.figures;
         figures
             .iter()

@@ -1,0 +1,315 @@
+//! Reading and checking an adapter's files; every fault is kept.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::Tensor;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::LoraWeights;
+use super::pattern::{Matcher, full_pattern, lookup, parse_name, suffix_pattern};
+use crate::config::Projection;
+use crate::fault::Fault;
+use crate::model::config::GemmaConfig;
+use crate::model::files::checkpoint::{MAX_ADAPTER_CONFIG_BYTES, read_bytes};
+use crate::model::files::tensor_file::TensorFile;
+
+/// The part of `adapter_config.json` that is read as it stands.
+#[derive(Debug, Deserialize)]
+struct RawAdapterConfig {
+    peft_type: Option<String>,
+    r: Option<usize>,
+    lora_alpha: Option<f64>,
+    #[serde(default)]
+    use_rslora: bool,
+    rank_pattern: Option<BTreeMap<String, usize>>,
+    alpha_pattern: Option<BTreeMap<String, f64>>,
+    target_modules: Option<NamesOrPattern>,
+    exclude_modules: Option<NamesOrPattern>,
+    layers_to_transform: Option<OneOrMany>,
+    bias: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum NamesOrPattern {
+    Pattern(String),
+    Names(Vec<String>),
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(usize),
+    Many(Vec<usize>),
+}
+
+/// Our manifest beside the PEFT files, where the adapter came from a registry.
+#[derive(Debug, Deserialize)]
+struct RawManifest {
+    version: Option<String>,
+    base: Option<String>,
+}
+
+/// PEFT options that change the arithmetic and that we do not compute: refused unless empty.
+const UNSUPPORTED: [&str; 13] = [
+    "use_dora",
+    "lora_bias",
+    "fan_in_fan_out",
+    "use_qalora",
+    "use_bdlora",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "modules_to_save",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+];
+
+pub(super) struct AdapterReader<'a> {
+    pub(super) config_path: PathBuf,
+    pub(super) file: &'a TensorFile,
+    pub(super) base: &'a GemmaConfig,
+    pub(super) faults: Vec<Fault>,
+}
+
+impl AdapterReader<'_> {
+    fn config_fault(&mut self, text: impl Into<String>) {
+        self.faults.push(Fault::file(&self.config_path, text));
+    }
+
+    fn file_fault(&mut self, text: impl Into<String>) {
+        self.faults.push(Fault::file(self.file.path(), text));
+    }
+
+    pub(super) fn read(&mut self, config_bytes: &[u8]) -> BTreeMap<(usize, Projection), LoraWeights> {
+        let raw = match serde_json::from_slice::<Value>(config_bytes) {
+            Ok(json) => {
+                self.refuse_unsupported(&json);
+                serde_json::from_value::<RawAdapterConfig>(json)
+            }
+            Err(error) => Err(error),
+        };
+        let raw = match raw {
+            Ok(raw) => raw,
+            Err(error) => {
+                self.config_fault(format!("cannot read: {error}"));
+                return BTreeMap::new();
+            }
+        };
+        if !raw
+            .peft_type
+            .as_deref()
+            .is_some_and(|name| name.eq_ignore_ascii_case("lora"))
+        {
+            self.config_fault(format!("`peft_type` is {:?}, expected `LORA`", raw.peft_type));
+        }
+        if raw.bias.as_deref().is_some_and(|bias| bias != "none") {
+            self.config_fault(format!("`bias` is {:?}, expected `none`", raw.bias));
+        }
+        let rank_keys = raw.rank_pattern.iter().flat_map(BTreeMap::keys);
+        let alpha_keys = raw.alpha_pattern.iter().flat_map(BTreeMap::keys);
+        for key in rank_keys.chain(alpha_keys) {
+            if let Err(error) = suffix_pattern(key) {
+                self.config_fault(format!("the pattern `{key}` cannot be read: {error}"));
+            }
+        }
+        let Some(targets) = self.targets(&raw) else {
+            return BTreeMap::new();
+        };
+        let found = self.tensors();
+        let mut weights = BTreeMap::new();
+        for (layer, projection) in targets {
+            if let Some(lora) = self.read_pair(&raw, &found, layer, projection) {
+                weights.insert((layer, projection), lora);
+            }
+        }
+        weights
+    }
+
+    fn refuse_unsupported(&mut self, json: &Value) {
+        for name in UNSUPPORTED {
+            let empty = match json.get(name) {
+                None | Some(Value::Null | Value::Bool(false)) => true,
+                Some(Value::Array(items)) => items.is_empty(),
+                Some(Value::Object(fields)) => fields.is_empty(),
+                Some(_) => false,
+            };
+            if !empty {
+                self.config_fault(format!(
+                    "`{name}` is set, expected none: this LoRA variant is not supported"
+                ));
+            }
+        }
+    }
+
+    /// The linear layers that the config says are adapted, by PEFT's rules of matching.
+    fn targets(&mut self, raw: &RawAdapterConfig) -> Option<Vec<(usize, Projection)>> {
+        let Some(wanted) = &raw.target_modules else {
+            self.config_fault("`target_modules` is missing, expected names of linear layers or a pattern");
+            return None;
+        };
+        let layers = match &raw.layers_to_transform {
+            None => None,
+            Some(OneOrMany::One(layer)) => Some(vec![*layer]),
+            Some(OneOrMany::Many(layers)) => Some(layers.clone()),
+        };
+        if let Some(&layer) = layers.iter().flatten().find(|&&layer| layer >= self.base.num_layers()) {
+            let layers = self.base.num_layers();
+            self.config_fault(format!(
+                "`layers_to_transform` names layer {layer}, but the base has {layers} layers"
+            ));
+        }
+        let wanted = self.matcher("target_modules", wanted)?;
+        let excluded = match &raw.exclude_modules {
+            Some(excluded) => Some(self.matcher("exclude_modules", excluded)?),
+            None => None,
+        };
+        let mut targets = Vec::new();
+        for layer in 0..self.base.num_layers() {
+            for projection in Projection::ALL {
+                let name = format!("model.layers.{layer}.{}", projection.path());
+                let excluded = excluded.as_ref().is_some_and(|excluded| excluded.matches(&name));
+                let transformed = layers.as_ref().is_none_or(|layers| layers.contains(&layer));
+                if wanted.matches(&name) && !excluded && transformed {
+                    targets.push((layer, projection));
+                }
+            }
+        }
+        if targets.is_empty() {
+            self.config_fault("`target_modules` matches no linear layer of the base");
+        }
+        Some(targets)
+    }
+
+    fn matcher(&mut self, key: &str, names: &NamesOrPattern) -> Option<Matcher> {
+        match names {
+            NamesOrPattern::Names(names) => {
+                for name in names {
+                    let last = name.rsplit('.').next().unwrap_or(name);
+                    if !Projection::ALL.iter().any(|projection| projection.name() == last) {
+                        self.config_fault(format!(
+                            "`{key}` names `{name}`, expected one of the seven linear layers"
+                        ));
+                    }
+                }
+                Some(Matcher::Names(names.clone()))
+            }
+            NamesOrPattern::Pattern(pattern) if pattern == "all-linear" => Some(Matcher::All),
+            NamesOrPattern::Pattern(pattern) => match full_pattern(pattern) {
+                Ok(regex) => Some(Matcher::Pattern(regex)),
+                Err(error) => {
+                    self.config_fault(format!("`{key}` is not a pattern we can read: {error}"));
+                    None
+                }
+            },
+        }
+    }
+
+    /// Tensor names of the file by layer, projection and side; names anything else as a fault.
+    fn tensors(&mut self) -> BTreeMap<(usize, Projection, char), String> {
+        let mut found = BTreeMap::new();
+        let mut names = self.file.names();
+        names.sort_unstable();
+        for name in names {
+            match parse_name(&name) {
+                Some(key) if key.0 < self.base.num_layers() => {
+                    found.insert(key, name);
+                }
+                Some((layer, ..)) => {
+                    let layers = self.base.num_layers();
+                    self.file_fault(format!(
+                        "tensor `{name}` is for layer {layer}, but the base has {layers} layers: made for another base"
+                    ));
+                }
+                None => self.file_fault(format!(
+                    "tensor `{name}` is not one of ours, expected `base_model.model.model.layers.N.….lora_A.weight` or `lora_B`"
+                )),
+            }
+        }
+        found
+    }
+
+    fn read_pair(
+        &mut self,
+        raw: &RawAdapterConfig,
+        found: &BTreeMap<(usize, Projection, char), String>,
+        layer: usize,
+        projection: Projection,
+    ) -> Option<LoraWeights> {
+        let module = format!("model.layers.{layer}.{}", projection.path());
+        let rank = match lookup(raw.rank_pattern.as_ref(), &module).or(raw.r) {
+            Some(rank) if (1..=65_536).contains(&rank) => rank,
+            rank => {
+                self.config_fault(format!("the rank of `{module}` is {rank:?}, expected 1 to 65536"));
+                return None;
+            }
+        };
+        let alpha = match lookup(raw.alpha_pattern.as_ref(), &module).or(raw.lora_alpha) {
+            Some(alpha) if alpha.is_finite() => alpha,
+            alpha => {
+                self.config_fault(format!(
+                    "the alpha of `{module}` is {alpha:?}, expected a finite number"
+                ));
+                return None;
+            }
+        };
+        let scale = if raw.use_rslora {
+            alpha / (rank as f64).sqrt()
+        } else {
+            alpha / rank as f64
+        };
+        let [outputs, inputs] = projection.shape(self.base);
+        let a = self.read_side(found, (layer, projection, 'A'), &[rank, inputs]);
+        let b = self.read_side(found, (layer, projection, 'B'), &[outputs, rank]);
+        Some(LoraWeights { a: a?, b: b?, scale })
+    }
+
+    fn read_side(
+        &mut self,
+        found: &BTreeMap<(usize, Projection, char), String>,
+        key: (usize, Projection, char),
+        shape: &[usize],
+    ) -> Option<Tensor> {
+        let (layer, projection, side) = key;
+        let default = || {
+            format!(
+                "base_model.model.model.layers.{layer}.{}.lora_{side}.weight",
+                projection.path()
+            )
+        };
+        let name = found.get(&key).cloned().unwrap_or_else(default);
+        self.file
+            .read_f32(&name, shape)
+            .map_err(|fault| self.faults.push(fault))
+            .ok()
+    }
+
+    pub(super) fn manifest(&mut self, path: &Path, base_fingerprint: &str) -> Option<String> {
+        if !path.exists() {
+            return None;
+        }
+        let manifest = read_bytes(path, MAX_ADAPTER_CONFIG_BYTES).and_then(|bytes| {
+            serde_json::from_slice::<RawManifest>(&bytes)
+                .map_err(|error| Fault::file(path, format!("cannot read: {error}")))
+        });
+        match manifest {
+            Ok(manifest) => {
+                if let Some(base) = manifest.base.filter(|base| base != base_fingerprint) {
+                    self.faults.push(Fault::file(
+                        path,
+                        format!("the adapter was made for base `{base}`, expected `{base_fingerprint}`"),
+                    ));
+                }
+                manifest.version
+            }
+            Err(fault) => {
+                self.faults.push(fault);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! From an opened checkpoint and adapter to a decoder; every tensor that is missing or misshapen is
+//! reported, not only the first.
+
+use candle_core::{Result as CandleResult, Tensor};
+
+use super::gemma::{DecoderLayer, Gemma};
+use super::linear::{Linear, LoraMode};
+use super::rope::RopeTables;
+use crate::config::Projection;
+use crate::config::Quantize;
+use crate::fault::{Fault, Faults};
+use crate::model::device::Placement;
+use crate::model::files::checkpoint::Checkpoint;
+use crate::model::files::lora::Adapter;
+use crate::model::transfer::Transfer;
+
+/// How weights are held.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// How the adapter meets the base; weights that are not f32 keep it unmerged whatever this says.
+    pub lora: LoraMode,
+    /// How frozen weights are held.
+    pub quantize: Quantize,
+    /// Where they are brought, and what linear layers compute in.
+    pub placement: Placement,
+}
+
+impl Gemma {
+    /// Reads the weights.
+    ///
+    /// # Errors
+    /// Every fault found in the weight files.
+    pub fn load(checkpoint: &Checkpoint, adapter: Option<&Adapter>, options: LoadOptions) -> Result<Self, Faults> {
+        let config = checkpoint.config();
+        let mut loader = Loader {
+            checkpoint,
+            adapter,
+            options,
+            faults: Vec::new(),
+        };
+        loader.refuse_unknown();
+        let table = [config.vocab_size, config.hidden_size];
+        let device = loader.options.placement.device.clone();
+        let embed_tokens = loader.keep(checkpoint.read_as_stored("embed_tokens.weight", &table, &device));
+        let lm_head = if config.tie_word_embeddings {
+            None
+        } else {
+            Some(loader.keep(checkpoint.read_lm_head(&table, &device)))
+        };
+        let norm = loader.norm("norm", config.hidden_size);
+        let layers: Vec<Option<DecoderLayer>> = (0..config.num_layers()).map(|index| loader.layer(index)).collect();
+        let (Some(embed_tokens), Some(norm), true) = (embed_tokens, norm, loader.faults.is_empty()) else {
+            return Err(loader.faults.into());
+        };
+        Ok(Self {
+            config: config.clone(),
+            embed_tokens,
+            lm_head: lm_head.flatten(),
+            layers: layers.into_iter().flatten().collect(),
+            norm,
+            ropes: RopeTables::new(config),
+            transfer: Transfer::new(&device),
+            device,
+            dtype: loader.options.placement.dtype,
+        })
+    }
+}
+
+struct Loader<'a> {
+    checkpoint: &'a Checkpoint,
+    adapter: Option<&'a Adapter>,
+    options: LoadOptions,
+    faults: Vec<Fault>,
+}
+
+impl Loader<'_> {
+    fn keep<T>(&mut self, result: Result<T, Fault>) -> Option<T> {
+        result.map_err(|fault| self.faults.push(fault)).ok()
+    }
+
+    fn computed<T>(&mut self, thing: &str, result: CandleResult<T>) -> Option<T> {
+        let folder = self.checkpoint.folder();
+        let result = result.map_err(|error| Fault::file(folder, format!("cannot prepare `{thing}`: {error}")));
+        self.keep(result)
+    }
+
+    /// A tensor of the layers that the architecture does not use means that the config describes
+    /// another model than the weights.
+    fn refuse_unknown(&mut self) {
+        let config = self.checkpoint.config();
+        let mut known: Vec<String> = Projection::ALL.iter().map(|p| format!("{}.weight", p.path())).collect();
+        known.extend([
+            "input_layernorm.weight".into(),
+            "post_attention_layernorm.weight".into(),
+        ]);
+        if config.family.has_post_norms() {
+            known.extend([
+                "pre_feedforward_layernorm.weight".into(),
+                "post_feedforward_layernorm.weight".into(),
+            ]);
+        }
+        if config.family.has_qk_norm() {
+            known.extend(["self_attn.q_norm.weight".into(), "self_attn.k_norm.weight".into()]);
+        }
+        // Old checkpoints carry the rotary frequencies, which follow from the config.
+        known.push("self_attn.rotary_emb.inv_freq".into());
+        for name in self.checkpoint.layer_tensors() {
+            let parts = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+            let expected = parts.is_some_and(|(layer, rest)| {
+                layer.parse().is_ok_and(|layer: usize| layer < config.num_layers())
+                    && known.iter().any(|name| name == rest)
+            });
+            if !expected {
+                let (prefix, model_type) = (self.checkpoint.prefix(), config.family.model_type());
+                let layers = config.num_layers();
+                self.faults.push(Fault::file(
+                    self.checkpoint.folder(),
+                    format!("tensor `{prefix}{name}` is not part of a `{model_type}` of {layers} layers"),
+                ));
+            }
+        }
+    }
+
+    /// A norm's weight: the file holds `w - 1`.
+    fn norm(&mut self, name: &str, width: usize) -> Option<Tensor> {
+        let weight = self.keep(self.checkpoint.read_f32(&format!("{name}.weight"), &[width]))?;
+        let device = &self.options.placement.device;
+        self.computed(name, (weight + 1.0).and_then(|weight| weight.to_device(device)))
+    }
+
+    fn linear(&mut self, layer: usize, projection: Projection) -> Option<Linear> {
+        let name = format!("layers.{layer}.{}", projection.path());
+        let shape = projection.shape(self.checkpoint.config());
+        let weight = self.weight(&format!("{name}.weight"), &shape)?;
+        let lora = self.adapter.and_then(|adapter| adapter.get(layer, projection));
+        let linear = match self.options.quantize {
+            Quantize::None => Linear::dense(weight, lora, self.options.lora),
+            Quantize::Q8_0 => Linear::quantized(&weight, lora),
+        };
+        self.computed(&name, linear)
+    }
+
+    /// A linear layer's weight where it computes, in what it computes.
+    fn weight(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
+        let Placement { device, dtype, .. } = self.options.placement.clone();
+        if device.is_cpu() {
+            return self.keep(self.checkpoint.read_f32(name, shape));
+        }
+        // Straight from the map to the card, and made what it computes with there.
+        let weight = self.keep(self.checkpoint.read_as_stored(name, shape, &device))?;
+        self.computed(name, weight.to_dtype(dtype))
+    }
+
+    fn layer(&mut self, index: usize) -> Option<DecoderLayer> {
+        let config = self.checkpoint.config();
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
+        let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] =
+            Projection::ALL.map(|projection| self.linear(index, projection));
+        let norm = |name: &str| format!("layers.{index}.{name}");
+        let input_layernorm = self.norm(&norm("input_layernorm"), hidden);
+        let post_attention = self.norm(&norm("post_attention_layernorm"), hidden);
+        let (post_attention_norm, pre_feedforward_norm, post_feedforward_norm) = if config.family.has_post_norms() {
+            let pre = self.norm(&norm("pre_feedforward_layernorm"), hidden);
+            let post = self.norm(&norm("post_feedforward_layernorm"), hidden);
+            (Some(post_attention?), pre, Some(post?))
+        } else {
+            (None, post_attention, None)
+        };
+        let qk_norm = if config.family.has_qk_norm() {
+            let q_norm = self.norm(&norm("self_attn.q_norm"), head_dim);
+            let k_norm = self.norm(&norm("self_attn.k_norm"), head_dim);
+            Some((q_norm?, k_norm?))
+        } else {
+            None
+        };
+        Some(DecoderLayer {
+            config: config.layers[index],
+            q_proj: q_proj?,
+            k_proj: k_proj?,
+            v_proj: v_proj?,
+            o_proj: o_proj?,
+            gate_proj: gate_proj?,
+            up_proj: up_proj?,
+            down_proj: down_proj?,
+            qk_norm,
+            input_layernorm: input_layernorm?,
+            post_attention_norm,
+            pre_feedforward_norm: pre_feedforward_norm?,
+            post_feedforward_norm,
+        })
+    }
+}

@@ -1,0 +1,212 @@
+//! One layer again, in operations that have a backward.
+//!
+//! The same weights and the same layer description as the serving pass in [`super::gemma`]; a parity
+//! test ties the two. candle's fused operations, and ours, stop gradients silently, so everything
+//! here is composed of plain ones, and every adapter tensor's gradient is tested.
+
+use candle_core::{D, Device, Result, Tensor};
+
+use crate::model::forward::gemma::{DecoderLayer, Gemma};
+use crate::model::kernels::{Span, Turn};
+
+/// How the packed rows of a pass stand, and which positions it wants.
+pub(super) struct Rows<'a> {
+    /// One span a row that has queries.
+    pub(super) spans: &'a [Span],
+    /// Positions whose output is wanted, if not all.
+    pub(super) ends: Option<&'a Tensor>,
+    /// How tokens turn under the layer's rope.
+    pub(super) turn: &'a Turn,
+    /// Tokens of the first row, which is the prefix of the others.
+    pub(super) prefix: usize,
+}
+
+impl Gemma {
+    /// The residual stream after layer `index`: (tokens, hidden) to (wanted positions, hidden).
+    ///
+    /// # Errors
+    /// candle's.
+    pub(super) fn differentiable_layer(&self, index: usize, x: &Tensor, rows: &Rows<'_>) -> Result<Tensor> {
+        let layer = &self.layers[index];
+        let eps = self.config.rms_norm_eps;
+        let normed = rms_norm(x, &layer.input_layernorm, eps)?;
+        let (q_norm, k_norm) = match &layer.qk_norm {
+            Some((q_norm, k_norm)) => (Some(q_norm), Some(k_norm)),
+            None => (None, None),
+        };
+        let (cos, sin) = &rows.turn.gathered()?;
+        let k = self.turned_heads(&layer.k_proj.differentiable(&normed)?, k_norm, cos, sin)?;
+        let v = self.heads(&layer.v_proj.differentiable(&normed)?)?;
+        let (x, q) = match rows.ends {
+            None => (
+                x.clone(),
+                self.turned_heads(&layer.q_proj.differentiable(&normed)?, q_norm, cos, sin)?,
+            ),
+            Some(ends) => {
+                let at_ends = |tensor: &Tensor| tensor.index_select(ends, 0);
+                let q = layer.q_proj.differentiable(&at_ends(&normed)?)?;
+                (
+                    at_ends(x)?,
+                    self.turned_heads(&q, q_norm, &at_ends(cos)?, &at_ends(sin)?)?,
+                )
+            }
+        };
+        let y = layer.o_proj.differentiable(&self.attend(layer, &q, &k, &v, rows)?)?;
+        let y = match &layer.post_attention_norm {
+            Some(norm) => rms_norm(&y, norm, eps)?,
+            None => y,
+        };
+        let x = (x + y)?;
+        let normed = rms_norm(&x, &layer.pre_feedforward_norm, eps)?;
+        let hidden = (layer.gate_proj.differentiable(&normed)?.gelu()? * layer.up_proj.differentiable(&normed)?)?;
+        let y = layer.down_proj.differentiable(&hidden)?;
+        let y = match &layer.post_feedforward_norm {
+            Some(norm) => rms_norm(&y, norm, eps)?,
+            None => y,
+        };
+        x + y
+    }
+
+    /// (tokens, heads * head_dim) to (heads, tokens, head_dim).
+    fn heads(&self, x: &Tensor) -> Result<Tensor> {
+        let (tokens, width) = x.dims2()?;
+        let head_dim = self.config.head_dim;
+        x.reshape((tokens, width / head_dim, head_dim))?
+            .transpose(0, 1)?
+            .contiguous()
+    }
+
+    /// As [`Gemma::heads`], normed and rotated.
+    fn turned_heads(&self, x: &Tensor, norm: Option<&Tensor>, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+        let x = self.heads(x)?;
+        let x = match norm {
+            Some(norm) => rms_norm(&x, norm, self.config.rms_norm_eps)?,
+            None => x,
+        };
+        let half = self.config.head_dim / 2;
+        let (first, second) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
+        let turned = [
+            (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?,
+            (second.broadcast_mul(cos)? + first.broadcast_mul(sin)?)?,
+        ];
+        Tensor::cat(&turned, 2)
+    }
+
+    /// Attention row by row: (heads, tokens, head_dim) each to (queries, heads * head_dim).
+    fn attend(&self, layer: &DecoderLayer, q: &Tensor, k: &Tensor, v: &Tensor, rows: &Rows<'_>) -> Result<Tensor> {
+        let config = &self.config;
+        let (heads, kv_heads, head_dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let group = heads / kv_heads;
+        let mut outputs = Vec::with_capacity(rows.spans.len());
+        for span in rows.spans {
+            let seen = |x: &Tensor| {
+                let own = x.narrow(1, span.key_start, span.keys)?;
+                if span.shared == 0 {
+                    Ok(own)
+                } else {
+                    Tensor::cat(&[x.narrow(1, 0, span.shared)?, own], 1)
+                }
+            };
+            let tokens = span.shared + span.keys;
+            debug_assert!(span.shared <= rows.prefix);
+            // Grouped heads as one longer batch of queries: (kv_heads, group * queries, head_dim).
+            let q = q.narrow(1, span.query_start, span.queries)?.contiguous()?;
+            let q = q.reshape((kv_heads, group * span.queries, head_dim))?;
+            let scores = (q.matmul(&seen(k)?.transpose(1, 2)?.contiguous()?)? * config.query_scale)?;
+            let scores = match config.attn_logit_softcapping {
+                Some(cap) => ((scores / cap)?.tanh()? * cap)?,
+                None => scores,
+            };
+            let scores = scores.reshape((kv_heads, group, span.queries, tokens))?;
+            let scores = scores.broadcast_add(&mask(span, layer.config.window, scores.device())?)?;
+            let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
+            let weights = weights.reshape((kv_heads, group * span.queries, tokens))?;
+            let output = weights
+                .matmul(&seen(v)?.contiguous()?)?
+                .reshape((heads, span.queries, head_dim))?;
+            outputs.push(output.transpose(0, 1)?.reshape((span.queries, heads * head_dim))?);
+        }
+        Tensor::cat(&outputs, 0)
+    }
+}
+
+/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
+    x.broadcast_div(&(mean + eps)?.sqrt()?)?.broadcast_mul(weight)
+}
+
+/// (1, 1, queries, shared + keys): zero where a query sees a key, else minus infinity.
+fn mask(span: &Span, window: Option<usize>, device: &Device) -> Result<Tensor> {
+    let tokens = span.shared + span.keys;
+    let mut mask = Vec::with_capacity(span.queries * tokens);
+    for query in 0..span.queries {
+        let position = tokens - span.queries + query;
+        mask.extend((0..tokens).map(|key| {
+            let visible = key <= position && window.is_none_or(|window| position - key < window);
+            if visible { 0f32 } else { f32::NEG_INFINITY }
+        }));
+    }
+    Tensor::from_vec(mask, (1, 1, span.queries, tokens), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Quantize;
+    use crate::model::device::Placement;
+    use crate::model::files::checkpoint::Checkpoint;
+    use crate::model::files::lora::Adapter;
+    use crate::model::forward::linear::LoraMode;
+    use crate::model::forward::load::LoadOptions;
+    use crate::model::forward::packing::{Packed, PackedRow, Prefix, Wanted};
+
+    /// Train = serve: every layer gives the same residual stream in both forms, within 1e-5 of
+    /// values of order one.
+    #[test]
+    fn each_layer_equals_the_serving_pass() -> Result<()> {
+        for family in ["gemma", "gemma2", "gemma3", "gemma3_linear8"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("tests/fixtures")
+                .join(family);
+            let checkpoint = Checkpoint::open(&folder).unwrap();
+            let adapter = Adapter::load(&folder.join("lora_all_rslora"), checkpoint.config(), "").unwrap();
+            let options = LoadOptions {
+                lora: LoraMode::Unmerged,
+                quantize: Quantize::None,
+                placement: Placement::cpu(),
+            };
+            let model = Gemma::load(&checkpoint, Some(&adapter), options).unwrap();
+            let tokens: Vec<u32> = (0..70).map(|index| 100 + 11 * index).collect();
+            let (prefix, first, second) = (&tokens[..20], &tokens[20..50], &tokens[50..]);
+            let row = |own, shared| PackedRow { own, shared };
+            let rows = [row(prefix, 0), row(first, 20), row(second, 13)];
+            let mut inputs = Vec::new();
+            let output = model.run(&rows, Prefix::FirstRow, Wanted::All, &mut |input, _, _| {
+                inputs.push(input.clone())
+            })?;
+            inputs.push(output.residual);
+            let packed = Packed::new(&rows)?;
+            let angles = model.ropes.gather(&packed.positions, None)?;
+            for (index, pair) in inputs.windows(2).enumerate() {
+                let turn = angles.of(&model.layers[index].config.rope);
+                let rows = Rows {
+                    spans: &packed.spans,
+                    ends: None,
+                    turn,
+                    prefix: prefix.len(),
+                };
+                let found = model.differentiable_layer(index, &pair[0], &rows)?;
+                let scale = pair[1].abs()?.max_all()?.to_scalar::<f32>()?.max(1.0);
+                let difference = (found - &pair[1])?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(
+                    difference <= 1e-5 * scale,
+                    "{family} layer {index}: {difference} of {scale}"
+                );
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,63 @@
+//! What the metrics say of committed outputs: each is touched once a commit.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use metrics::{counter, histogram};
+
+use super::output::{Output, Tally};
+use crate::message::Action;
+use crate::ops::metrics as names;
+
+/// LabelCounts by label.
+type LabelCounts = BTreeMap<&'static str, u64>;
+
+/// LabelCounts outputs, once they are committed.
+pub(super) fn record(outputs: &[Output], now: SystemTime) {
+    let now = now
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
+    let (mut outcomes, mut actions, mut reasons) = (LabelCounts::new(), LabelCounts::new(), LabelCounts::new());
+    let latency = histogram!(names::APPEND_TO_COMMIT);
+    let score = histogram!(names::PROBABILITY);
+    for output in outputs {
+        let outcome = match output.tally {
+            Tally::Decided { action, probability } => {
+                score.record(probability);
+                *actions.entry(action_name(action)).or_default() += 1;
+                "decided"
+            }
+            Tally::Deleted => {
+                *actions.entry(action_name(Action::Delete)).or_default() += 1;
+                "deleted"
+            }
+            Tally::Tombstone => "tombstone",
+            Tally::DeadLetter { reason } => {
+                *reasons.entry(reason).or_default() += 1;
+                "dead_letter"
+            }
+        };
+        *outcomes.entry(outcome).or_default() += 1;
+        if let Some(timestamp) = output.record.timestamp {
+            latency.record((now - timestamp).max(0) as f64 / 1e3);
+        }
+    }
+    for (outcome, count) in outcomes {
+        counter!(names::EVENTS, "outcome" => outcome).increment(count);
+    }
+    for (action, count) in actions {
+        counter!(names::DECISIONS, "action" => action).increment(count);
+    }
+    for (reason, count) in reasons {
+        counter!(names::DEAD_LETTERS, "reason" => reason).increment(count);
+    }
+}
+
+fn action_name(action: Action) -> &'static str {
+    match action {
+        Action::Allow => "allow",
+        Action::Review => "review",
+        Action::Block => "block",
+        Action::Delete => "delete",
+    }
+}

@@ -1,0 +1,430 @@
+//! Files that are wrong, broken or hostile: an error that names the file, the thing, what was found
+//! and what was expected; never a panic, never a guess.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use crate::common::{fixture, lines, model_config, prompt_config};
+use candle_core::{DType, Device, Tensor};
+use moderatord::classifier::Classifier;
+use moderatord::config::ModelConfig;
+use serde_json::{Value, json};
+
+/// A copy of the Gemma 3 fixture with one adapter, to be spoiled.
+struct Spoiled {
+    folder: tempfile::TempDir,
+}
+
+impl Spoiled {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("lora_qv")).unwrap();
+        for file in [
+            "config.json",
+            "tokenizer.json",
+            "model.safetensors",
+            "lora_qv/adapter_config.json",
+            "lora_qv/adapter_model.safetensors",
+        ] {
+            std::fs::copy(fixture("gemma3").join(file), folder.path().join(file)).unwrap();
+        }
+        Self { folder }
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.folder.path().join(file)
+    }
+
+    fn json(&self, file: &str, change: impl FnOnce(&mut Value)) -> &Self {
+        let mut json = serde_json::from_slice(&std::fs::read(self.path(file)).unwrap()).unwrap();
+        change(&mut json);
+        std::fs::write(self.path(file), json.to_string()).unwrap();
+        self
+    }
+
+    fn bytes(&self, file: &str, change: impl FnOnce(&mut Vec<u8>)) -> &Self {
+        let mut bytes = std::fs::read(self.path(file)).unwrap();
+        change(&mut bytes);
+        std::fs::write(self.path(file), bytes).unwrap();
+        self
+    }
+
+    fn tensors(&self, file: &str, change: impl FnOnce(&mut HashMap<String, Tensor>)) -> &Self {
+        let mut tensors = candle_core::safetensors::load(self.path(file), &Device::Cpu).unwrap();
+        change(&mut tensors);
+        candle_core::safetensors::save(&tensors, self.path(file)).unwrap();
+        self
+    }
+
+    fn load(&self, adapter: bool) -> Result<Classifier, moderatord::fault::Faults> {
+        let adapter = adapter.then(|| self.path("lora_qv"));
+        let model = ModelConfig {
+            path: Some(self.folder.path().to_owned()),
+            adapter,
+            ..model_config("gemma3")
+        };
+        Classifier::load(&model, &prompt_config())
+    }
+
+    /// The load fails, and says all of this.
+    #[track_caller]
+    fn fails(&self, expected: &[&str]) {
+        let text = match self.load(true) {
+            Ok(_) => panic!("loaded, expected {expected:?}"),
+            Err(error) => error.to_string(),
+        };
+        for part in expected {
+            assert!(text.contains(part), "`{part}` not in\n{text}");
+        }
+    }
+}
+
+const Q0: &str = "model.layers.0.self_attn.q_proj.weight";
+const A0: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+
+#[test]
+fn the_unspoiled_copy_loads() {
+    Spoiled::new().load(true).unwrap();
+}
+
+#[test]
+fn a_folder_that_is_no_checkpoint() {
+    let model = ModelConfig {
+        path: Some("/nonexistent/gemma".into()),
+        ..model_config("gemma3")
+    };
+    let faults = Classifier::load(&model, &prompt_config()).err().unwrap();
+    assert_eq!(
+        lines(&faults),
+        "/nonexistent/gemma: is not a folder, expected a checkpoint in Hugging Face layout"
+    );
+}
+
+#[test]
+fn all_missing_files_are_named_together() {
+    let spoiled = Spoiled::new();
+    for file in ["config.json", "tokenizer.json", "model.safetensors"] {
+        std::fs::remove_file(spoiled.path(file)).unwrap();
+    }
+    spoiled.fails(&[
+        "config.json: cannot open",
+        "tokenizer.json: cannot open",
+        "model.safetensors: cannot open",
+    ]);
+}
+
+#[test]
+fn an_architecture_that_is_not_ours() {
+    Spoiled::new()
+        .json("config.json", |json| json["model_type"] = json!("llama"))
+        .fails(&["config.json: `model_type` is `llama`, expected `gemma`, `gemma2` or `gemma3_text`"]);
+    // A Gemma 3 read as a Gemma 2: weights that the architecture has no place for.
+    Spoiled::new()
+        .json("config.json", |json| json["model_type"] = json!("gemma2"))
+        .fails(&["tensor `model.layers.0.self_attn.k_norm.weight` is not part of a `gemma2` of 4 layers"]);
+    // Fewer layers than the file has.
+    Spoiled::new()
+        .json("config.json", |json| {
+            json["num_hidden_layers"] = json!(3);
+            json["layer_types"].as_array_mut().unwrap().pop();
+        })
+        .fails(&["tensor `model.layers.3.", "is not part of a `gemma3_text` of 3 layers"]);
+}
+
+#[test]
+fn tensors_that_are_missing_or_misshapen() {
+    Spoiled::new()
+        .tensors("model.safetensors", |tensors| {
+            tensors.remove(Q0);
+            tensors.remove("model.norm.weight");
+        })
+        .fails(&[
+            &format!("tensor `{Q0}` is missing, expected [128, 64]"),
+            "tensor `model.norm.weight` is missing",
+        ]);
+    Spoiled::new()
+        .tensors("model.safetensors", |tensors| {
+            let transposed = tensors[Q0].t().unwrap().contiguous().unwrap();
+            tensors.insert(Q0.into(), transposed);
+        })
+        .fails(&[&format!(
+            "model.safetensors: tensor `{Q0}` has shape [64, 128], expected [128, 64]"
+        )]);
+    Spoiled::new()
+        .tensors("model.safetensors", |tensors| {
+            tensors.insert(Q0.into(), Tensor::zeros((128, 64), DType::U8, &Device::Cpu).unwrap());
+        })
+        .fails(&[&format!("tensor `{Q0}` has dtype U8, expected F32, F16 or BF16")]);
+}
+
+#[test]
+fn numbers_that_are_not_finite() {
+    for (name, dtype, value) in [
+        (Q0, DType::F32, f32::NAN),
+        (Q0, DType::BF16, f32::INFINITY),
+        (Q0, DType::F16, f32::NAN),
+        ("model.embed_tokens.weight", DType::BF16, f32::NAN),
+        ("model.embed_tokens.weight", DType::F16, f32::NEG_INFINITY),
+        ("model.embed_tokens.weight", DType::F32, f32::NAN),
+        ("model.norm.weight", DType::F32, f32::NAN),
+    ] {
+        let spoil = |tensors: &mut HashMap<String, Tensor>| {
+            let good = tensors[name].to_dtype(DType::F32).unwrap();
+            let mut values = good.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values[5] = value;
+            let bad = Tensor::from_vec(values, good.shape(), &Device::Cpu)
+                .unwrap()
+                .to_dtype(dtype)
+                .unwrap();
+            tensors.insert(name.into(), bad);
+        };
+        Spoiled::new().tensors("model.safetensors", spoil).fails(&[
+            &format!("model.safetensors: tensor `{name}` holds"),
+            "expected finite numbers",
+        ]);
+    }
+}
+
+#[test]
+fn safetensors_that_are_truncated_or_hostile() {
+    let file = "model.safetensors";
+    Spoiled::new()
+        .bytes(file, |bytes| bytes.truncate(bytes.len() / 2))
+        .fails(&["not a whole safetensors file of"]);
+    Spoiled::new().bytes(file, Vec::clear).fails(&["model.safetensors"]);
+    Spoiled::new()
+        .bytes(file, |bytes| bytes.truncate(7))
+        .fails(&["not a whole safetensors file of 7 bytes"]);
+    // A header that claims to be larger than the file, or than memory.
+    for length in [1u64 << 20, 1 << 40, u64::MAX] {
+        Spoiled::new()
+            .bytes(file, |bytes| bytes[..8].copy_from_slice(&length.to_le_bytes()))
+            .fails(&["not a whole safetensors file of"]);
+    }
+    // Offsets and shapes that do not describe the data.
+    for header in [
+        json!({Q0: {"dtype": "F32", "shape": [128, 64], "data_offsets": [0, 1u64 << 40]}}),
+        json!({Q0: {"dtype": "F32", "shape": [u64::MAX, u64::MAX], "data_offsets": [0, 8]}}),
+        json!({Q0: {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}),
+        json!({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+               "b": {"dtype": "F32", "shape": [2], "data_offsets": [4, 12]}}),
+        json!([1, 2, 3]),
+    ] {
+        let header = header.to_string();
+        Spoiled::new()
+            .bytes(file, |bytes| {
+                *bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 12]].concat();
+            })
+            .fails(&["not a whole safetensors file of"]);
+    }
+    // Flipping any byte of the header is an error or another valid description, never a panic.
+    for at in (0..2000).step_by(37) {
+        let _ = Spoiled::new().bytes(file, |bytes| bytes[at] ^= 0x15).load(false);
+    }
+}
+
+#[test]
+fn tokenizers_that_are_broken_or_hostile() {
+    let file = "tokenizer.json";
+    Spoiled::new()
+        .bytes(file, |bytes| bytes.truncate(1000))
+        .fails(&["tokenizer.json: not JSON"]);
+    Spoiled::new()
+        .bytes(file, |bytes| *bytes = b"{}".into())
+        .fails(&["tokenizer.json: is not a tokenizer"]);
+    Spoiled::new()
+        .json(file, |json| json["model"]["dropout"] = json!(0.1))
+        .fails(&["`model.dropout` is 0.1"]);
+    Spoiled::new()
+        .json(file, |json| json["post_processor"] = Value::Null)
+        .fails(&["expected one `<bos>` (2) first"]);
+    Spoiled::new()
+        .json(file, |json| json["model"]["merges"] = json!([["no", "such"]]))
+        .fails(&["tokenizer.json"]);
+    Spoiled::new()
+        .json(file, |json| json["model"]["vocab"] = json!({}))
+        .fails(&["tokenizer.json"]);
+    Spoiled::new()
+        .json(file, |json| {
+            json["post_processor"]["special_tokens"]["<bos>"]["ids"] = json!([4_000_000_000u32]);
+        })
+        .fails(&["tokenizer.json"]);
+    // Truncation that a file asks for would cut the frame; it is turned off.
+    let truncating = Spoiled::new();
+    truncating.json(file, |json| {
+        json["truncation"] = json!({"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0});
+        json["padding"] = json!({"strategy": {"Fixed": 200}, "direction": "Right", "pad_to_multiple_of": null,
+                                 "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"});
+    });
+    let prompter = truncating.load(false).unwrap().prompter();
+    let expected = Spoiled::new().load(false).unwrap().prompter();
+    assert_eq!(
+        prompter.encode("a fine day").unwrap(),
+        expected.encode("a fine day").unwrap()
+    );
+}
+
+#[test]
+fn adapters_that_do_not_fit() {
+    let (config, weights) = ("lora_qv/adapter_config.json", "lora_qv/adapter_model.safetensors");
+    Spoiled::new()
+        .json(config, |json| json["r"] = json!(8))
+        .fails(&[&format!(
+            "adapter_model.safetensors: tensor `{A0}` has shape [4, 64], expected [8, 64]"
+        )]);
+    Spoiled::new()
+        .json(config, |json| json["use_dora"] = json!(true))
+        .fails(&["`use_dora` is set"]);
+    Spoiled::new()
+        .json(config, |json| json["peft_type"] = json!("IA3"))
+        .fails(&["`peft_type` is Some(\"IA3\")"]);
+    Spoiled::new()
+        .json(config, |json| json["bias"] = json!("all"))
+        .fails(&["`bias` is"]);
+    Spoiled::new()
+        .json(config, |json| json["target_modules"] = json!(["q_proj", "lm_head"]))
+        .fails(&["`target_modules` names `lm_head`"]);
+    Spoiled::new()
+        .json(config, |json| {
+            json["target_modules"] = json!(["q_proj", "v_proj", "k_proj"])
+        })
+        .fails(&[
+            "tensor `base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight` is missing, expected [4, 64]",
+        ]);
+    Spoiled::new()
+        .json(config, |json| json["rank_pattern"] = json!({"q_proj(": 2}))
+        .fails(&["the pattern `q_proj(`"]);
+    Spoiled::new()
+        .tensors(weights, |tensors| {
+            tensors.remove(A0);
+        })
+        .fails(&[&format!("tensor `{A0}` is missing, expected [4, 64]")]);
+    Spoiled::new()
+        .tensors(weights, |tensors| {
+            let wide = Tensor::zeros((4, 80), DType::F32, &Device::Cpu).unwrap();
+            tensors.insert(A0.into(), wide);
+        })
+        .fails(&["has shape [4, 80], expected [4, 64]"]);
+    Spoiled::new()
+        .tensors(weights, |tensors| {
+            let nan = Tensor::full(f32::NAN, (4, 64), &Device::Cpu).unwrap();
+            tensors.insert(A0.into(), nan);
+        })
+        .fails(&[&format!("tensor `{A0}` holds NaN at index 0")]);
+    Spoiled::new()
+        .tensors(weights, |tensors| {
+            let tensor = tensors[A0].clone();
+            tensors.insert(A0.replace("layers.0", "layers.9"), tensor);
+        })
+        .fails(&["is for layer 9, but the base has 4 layers: made for another base"]);
+    Spoiled::new()
+        .bytes(weights, |bytes| bytes.truncate(500))
+        .fails(&["adapter_model.safetensors: not a whole"]);
+}
+
+#[test]
+fn an_adapter_whose_manifest_names_another_base() {
+    let spoiled = Spoiled::new();
+    let base = spoiled.load(false).unwrap().identity().base.clone();
+    let manifest = |base: &str| json!({"version": "v7", "base": base}).to_string();
+    std::fs::write(spoiled.path("lora_qv/manifest.json"), manifest(&base)).unwrap();
+    assert_eq!(
+        spoiled.load(true).unwrap().identity().adapter_version.as_deref(),
+        Some("v7")
+    );
+    std::fs::write(spoiled.path("lora_qv/manifest.json"), manifest("sha256:00")).unwrap();
+    spoiled.fails(&["manifest.json: the adapter was made for base `sha256:00`, expected `sha256:"]);
+}
+
+#[test]
+fn faults_of_base_adapter_and_prompt_are_reported_together() {
+    let spoiled = Spoiled::new();
+    spoiled
+        .tensors("model.safetensors", |tensors| {
+            tensors.remove(Q0);
+        })
+        .json("lora_qv/adapter_config.json", |json| json["use_dora"] = json!(true));
+    let adapter = Some(spoiled.path("lora_qv"));
+    let model = ModelConfig {
+        path: Some(spoiled.folder.path().to_owned()),
+        adapter,
+        ..model_config("gemma3")
+    };
+    let mut prompt = prompt_config();
+    prompt.labels[0] = "Harmless".into();
+    let text = Classifier::load(&model, &prompt).err().unwrap().to_string();
+    for part in [Q0, "`use_dora`", "the label `Harmless`"] {
+        assert!(text.contains(part), "`{part}` not in\n{text}");
+    }
+}
+
+/// A sharded set gives the same scores as one file; an index that lies or reaches out is refused.
+#[test]
+fn shards() {
+    let spoiled = Spoiled::new();
+    let tensors = candle_core::safetensors::load(spoiled.path("model.safetensors"), &Device::Cpu).unwrap();
+    let mut shards: [HashMap<String, Tensor>; 2] = Default::default();
+    let mut map = serde_json::Map::new();
+    for (index, (name, tensor)) in tensors.into_iter().enumerate() {
+        map.insert(name.clone(), json!(shard_name(index % 2)));
+        shards[index % 2].insert(name, tensor);
+    }
+    for (index, shard) in shards.iter().enumerate() {
+        candle_core::safetensors::save(shard, spoiled.path(&shard_name(index))).unwrap();
+    }
+    let whole = margin(spoiled.folder.path());
+    std::fs::remove_file(spoiled.path("model.safetensors")).unwrap();
+    let index = "model.safetensors.index.json";
+    std::fs::write(
+        spoiled.path(index),
+        json!({"metadata": {}, "weight_map": map}).to_string(),
+    )
+    .unwrap();
+    assert_eq!(margin(spoiled.folder.path()), whole);
+
+    spoiled.json(index, |json| json["weight_map"][Q0] = json!("../outside.safetensors"));
+    spoiled.fails(&["names the shard `../outside.safetensors`, expected a plain file name"]);
+    let other = shard_name(usize::from(map[Q0] == json!(shard_name(0))));
+    spoiled.json(index, |json| json["weight_map"][Q0] = json!(other));
+    spoiled.fails(&[&format!("says that `{other}` holds `{Q0}`, but it does not")]);
+}
+
+fn shard_name(index: usize) -> String {
+    format!("model-{:05}-of-00002.safetensors", index + 1)
+}
+
+fn margin(folder: &Path) -> [f32; 2] {
+    let model = ModelConfig {
+        path: Some(folder.to_owned()),
+        ..model_config("gemma3")
+    };
+    let classifier = Classifier::load(&model, &prompt_config()).unwrap();
+    let rows = classifier.prompter().encode("a fine day").unwrap().rows;
+    classifier.label_logits(&rows).unwrap()[0]
+}
+
+/// The same weights in each stored dtype give the same scores: all fixtures are bf16-representable.
+#[test]
+fn stored_dtypes() {
+    let spoiled = Spoiled::new();
+    let expected = margin(spoiled.folder.path());
+    for dtype in [DType::F32, DType::BF16] {
+        spoiled.tensors("model.safetensors", |tensors| {
+            tensors
+                .values_mut()
+                .for_each(|tensor| *tensor = tensor.to_dtype(dtype).unwrap());
+        });
+        assert_eq!(margin(spoiled.folder.path()), expected, "{dtype:?}");
+    }
+    spoiled.tensors("model.safetensors", |tensors| {
+        tensors
+            .values_mut()
+            .for_each(|tensor| *tensor = tensor.to_dtype(DType::F16).unwrap());
+    });
+    for (found, expected) in margin(spoiled.folder.path()).iter().zip(expected) {
+        assert!(
+            (found - expected).abs() < 1e-3,
+            "f16 rounds small weights: {found}, {expected}"
+        );
+    }
+}

@@ -1,0 +1,320 @@
+//! `moderatord run` as a service manager sees it: ready, probed, reloaded, stopped. And `demo`.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::common::fixture;
+use moderatord::kafka::embedded::EmbeddedBroker;
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn moderatord() -> Command {
+    crate::common::without_settings(env!("CARGO_BIN_EXE_moderatord"))
+}
+
+fn broker() -> EmbeddedBroker {
+    let broker = EmbeddedBroker::start().unwrap();
+    for topic in ["comments", "decisions", "dead"] {
+        broker.create_topic(topic, 1).unwrap();
+    }
+    broker
+}
+
+fn settings(broker: &str, port: u16) -> String {
+    format!(
+        "delivery = \"at_least_once\"\n[kafka]\nbrokers = [\"{broker}\"]\ninstance = \"test\"\n\
+         [kafka.properties]\n\"session.timeout.ms\" = 3000\n\"heartbeat.interval.ms\" = 300\n\"fetch.wait.max.ms\" = 10\n\
+         [topics]\ncomments = \"comments\"\ndecisions = \"decisions\"\ndead_letters = \"dead\"\n\
+         [model]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:{port}\"\n",
+        fixture("gemma3").display()
+    )
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn ask(port: u16, path: &str) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// What the service tells its manager, taken from the socket as it comes.
+struct Notifications(std::sync::mpsc::Receiver<String>);
+
+impl Notifications {
+    fn bind(path: &Path) -> Self {
+        let socket = UnixDatagram::bind(path).unwrap();
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut buffer = [0; 512];
+            while let Ok(length) = socket.recv(&mut buffer) {
+                let text = String::from_utf8(buffer[..length].to_vec()).unwrap();
+                if sender.send(text).is_err() {
+                    break;
+                }
+            }
+        });
+        Self(receiver)
+    }
+
+    /// The next message that is, or is not, a ping for the watchdog.
+    fn next(&self, is_ping: bool) -> String {
+        loop {
+            let text = self.0.recv_timeout(PATIENCE).unwrap();
+            if (text == "WATCHDOG=1") == is_ping {
+                return text;
+            }
+        }
+    }
+
+    fn state(&self) -> String {
+        self.next(false)
+    }
+}
+
+struct Service(Child);
+
+impl Service {
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill")
+            .arg(format!("-{name}"))
+            .arg(self.0.id().to_string())
+            .status();
+        assert!(sent.unwrap().success());
+    }
+
+    fn end(mut self) -> Option<i32> {
+        let deadline = Instant::now() + PATIENCE;
+        while self.0.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "does not end");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.0.wait().unwrap().code()
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+    }
+}
+
+fn produce(broker: &str, id: &str) {
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", broker).create().unwrap();
+    let event = format!(r#"{{"content_id":"{id}","text":"zebramarkword in the garden"}}"#);
+    producer
+        .send(BaseRecord::to("comments").key("k").payload(&event))
+        .unwrap();
+    producer.flush(PATIENCE).unwrap();
+}
+
+/// The decisions' consumer, from the beginning.
+fn reader(broker: &str) -> BaseConsumer {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", broker)
+        .set("group.id", "reader")
+        .set("auto.offset.reset", "earliest")
+        .set("fetch.wait.max.ms", "10");
+    let consumer: BaseConsumer = config.create().unwrap();
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition_offset("decisions", 0, rdkafka::Offset::Beginning)
+        .unwrap();
+    consumer.assign(&list).unwrap();
+    consumer
+}
+
+fn next_decision(reader: &BaseConsumer) -> serde_json::Value {
+    let message = reader.poll(PATIENCE).expect("a decision in time").unwrap();
+    serde_json::from_slice(message.payload().unwrap()).unwrap()
+}
+
+#[test]
+fn a_service_is_ready_reloads_its_policy_and_stops() {
+    let broker = broker();
+    let address = broker.address();
+    let folder = tempfile::tempdir().unwrap();
+    let (config, port) = (folder.path().join("moderatord.toml"), free_port());
+    std::fs::write(&config, settings(&address, port)).unwrap();
+    let log = folder.path().join("log");
+    let notifications = Notifications::bind(&folder.path().join("notify"));
+    let mut command = moderatord();
+    let child = command
+        .args(["run", "--config"])
+        .arg(&config)
+        .env("NOTIFY_SOCKET", folder.path().join("notify"))
+        .env("WATCHDOG_USEC", "300000")
+        .env("MODERATORD__LOG__LEVEL", "trace")
+        .env("MODERATORD__LOG__FORMAT", "json")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        // Not a pipe: nobody would read it, and the daemon would wait for that.
+        .stderr(std::fs::File::create(&log).unwrap())
+        .spawn()
+        .unwrap();
+    let service = Service(child);
+    assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+    assert!(ask(port, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(ask(port, "/readyz").starts_with("HTTP/1.1 200"));
+    notifications.next(true);
+
+    let reader = reader(&address);
+    produce(&address, "before");
+    let before = next_decision(&reader);
+    assert_eq!(
+        (&before["content_id"], &before["action"]),
+        (&"before".into(), &"allow".into())
+    );
+
+    // A faulty file changes nothing; a sound one is in force from the next comment on.
+    std::fs::write(&config, settings(&address, port) + "[policy]\nreview = 7\n").unwrap();
+    service.signal("HUP");
+    assert!(notifications.state().starts_with("RELOADING=1\nMONOTONIC_USEC="));
+    assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+    std::fs::write(
+        &config,
+        settings(&address, port) + "[policy]\nreview = 0.0\nblock = 0.01\n",
+    )
+    .unwrap();
+    service.signal("HUP");
+    assert!(notifications.state().starts_with("RELOADING=1"));
+    assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+    produce(&address, "after");
+    let after = next_decision(&reader);
+    assert_eq!(
+        (&after["content_id"], &after["action"]),
+        (&"after".into(), &"block".into())
+    );
+    assert_ne!(before["policy"], after["policy"]);
+    assert_eq!(before["margin"], after["margin"]);
+
+    // Counted once its offset is committed, a moment after its decision can be read.
+    let deadline = Instant::now() + PATIENCE;
+    let metrics = loop {
+        let metrics = ask(port, "/metrics");
+        if metrics.contains("moderatord_events_total{outcome=\"decided\"} 2") {
+            break metrics;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    for line in [
+        "moderatord_decisions_total{action=\"allow\"} 1",
+        "moderatord_decisions_total{action=\"block\"} 1",
+        "moderatord_append_to_commit_seconds_count 2",
+        "moderatord_probability_count 2",
+        "moderatord_model_info{",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+
+    service.signal("TERM");
+    assert_eq!(
+        notifications.state(),
+        "STOPPING=1\nEXTEND_TIMEOUT_USEC=30000000\nSTATUS=draining"
+    );
+    let code = service.end();
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("policy.review = 7"), "{log}");
+    assert!(
+        log.lines()
+            .all(|line| serde_json::from_str::<serde_json::Value>(line).is_ok()),
+        "{log}"
+    );
+    assert!(!log.contains("zebramarkword") && !metrics.contains("zebramarkword"));
+}
+
+#[test]
+fn what_is_missing_is_told_before_anything_is_served() {
+    let broker = EmbeddedBroker::start().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("moderatord.toml");
+    let text = settings(&broker.address(), 0).replace("[topics]\n", "\"sasl.mechanizm\" = \"PLAIN\"\n[topics]\n");
+    std::fs::write(&config, text).unwrap();
+    let output = moderatord().args(["run", "--config"]).arg(&config).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{error}");
+    assert!(
+        error.contains("kafka.properties.sasl.mechanizm: no such configuration property"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_check_asks_the_broker_and_writes_nothing() {
+    let broker = broker();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("moderatord.toml");
+    std::fs::write(&config, settings(&broker.address(), 0)).unwrap();
+    let output = moderatord().args(["check", "--config"]).arg(&config).output().unwrap();
+    let (out, error) = (
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(output.stderr).unwrap(),
+    );
+    assert_eq!(output.status.code(), Some(0), "{error}");
+    let expected = format!(
+        "kafka     {}, group moderatord, instance test, at least once",
+        broker.address()
+    );
+    assert!(out.contains(&expected), "{out}");
+    assert!(
+        out.contains("topics    comments (1 partitions) to decisions (1) and dead (1)"),
+        "{out}"
+    );
+
+    std::fs::write(&config, settings("127.0.0.1:1", 0)).unwrap();
+    let output = moderatord().args(["check", "--config"]).arg(&config).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("cannot ask the brokers 127.0.0.1:1: "), "{error}");
+}
+
+#[test]
+fn a_demo_counts_everything_once() {
+    let output = moderatord()
+        .args(["demo", "--events", "300", "--rate", "200", "--json"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{error}");
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    for (key, value) in [
+        ("produced", 300),
+        ("decided", 294),
+        ("dead_lettered", 6),
+        ("lost", 0),
+        ("duplicated", 0),
+    ] {
+        assert_eq!(summary[key], value, "{summary}");
+    }
+    for key in ["p50_ms", "p99_ms", "comments_per_second"] {
+        assert!(summary[key].as_f64().unwrap() > 0.0, "{summary}");
+    }
+    let output = moderatord()
+        .args(["demo", "--events", "40", "--rate", "0"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("broker    127.0.0.1:"), "{text}");
+    assert!(
+        text.contains("produced 40, decided 40, dead letters 0, lost 0, duplicated 0"),
+        "{text}"
+    );
+}

@@ -1,0 +1,394 @@
+//! Settings: the shipped file, the layers, and all faults at once.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::common::lines;
+use moderatord::config::{Config, ConfigDraft, Delivery, DeviceChoice, OnGap, Quantize, Sources, Start};
+use moderatord::message::Thresholds;
+
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("config/moderatord.toml")
+}
+
+/// A settings file of this text, and environment variables without their prefix.
+fn sources(file: &str, environment: &[(&str, &str)]) -> (tempfile::TempDir, Sources) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("moderatord.toml");
+    std::fs::write(&path, file).unwrap();
+    let variable = |&(name, value): &(&str, &str)| (format!("MODERATORD__{name}").into(), value.into());
+    let sources = Sources {
+        file: Some(path),
+        environment: environment.iter().map(variable).collect(),
+        flags: Vec::new(),
+    };
+    (folder, sources)
+}
+
+fn load(file: &str, environment: &[(&str, &str)]) -> Config {
+    let (_folder, sources) = sources(file, environment);
+    Config::load(&sources).unwrap()
+}
+
+/// The faults, one a line, the temporary folder cut from them.
+fn faults(file: &str, environment: &[(&str, &str)]) -> String {
+    let (folder, sources) = sources(file, environment);
+    let error = lines(&Config::load(&sources).unwrap_err());
+    error.replace(&format!("{}/", folder.path().display()), "")
+}
+
+const MODEL: &str = "[model]\npath = \"/m\"\n";
+
+/// Nothing but what has no default.
+fn minimal() -> Config {
+    load(MODEL, &[])
+}
+
+#[test]
+fn the_defaults_are_those_that_scripts_rely_on() {
+    let config = minimal();
+    assert_eq!(config.delivery, Delivery::ExactlyOnce);
+    assert_eq!(
+        (config.kafka.start, config.kafka.on_gap),
+        (Start::Earliest, OnGap::Stop)
+    );
+    assert_eq!(config.kafka.group, "moderatord");
+    assert!(!config.kafka.static_membership && config.kafka.brokers.is_empty());
+    assert_eq!(
+        (config.model.device, config.model.quantize),
+        (DeviceChoice::Auto, Quantize::None)
+    );
+    assert_eq!(config.model.adapter, None);
+    assert_eq!(config.input.fields.text, "/text");
+    assert_eq!(config.input.max_bytes, 1 << 20);
+    assert_eq!(
+        (config.batch.max_tokens, config.batch.linger),
+        (16_384, Duration::from_millis(20))
+    );
+    assert_eq!(
+        config.policy.thresholds,
+        Thresholds {
+            review: 0.5,
+            block: 0.9
+        }
+    );
+    assert!(config.policy.communities.is_empty());
+    assert_eq!(config.http.listen.to_string(), "127.0.0.1:9464");
+    assert_eq!(config.shutdown.grace, Duration::from_secs(20));
+}
+
+#[test]
+fn the_default_frame_is_the_published_one_byte_for_byte() {
+    let prompt = minimal().prompt;
+    let instructions = prompt.instructions.replace("{labels}", &prompt.labels.join(","));
+    let separator = &prompt.separator;
+    assert_eq!(
+        format!("{instructions}{separator}Text:hello{separator}Prediction:"),
+        "Classify the following text into one of the following classes:[Positive,Negative]<separator>Text:hello\
+         <separator>Prediction:"
+    );
+    assert_eq!(prompt.hateful_label, "Negative");
+    assert_eq!(
+        (prompt.normalize, prompt.max_window_tokens, prompt.max_windows),
+        (true, 512, 8)
+    );
+}
+
+#[test]
+fn the_shipped_file_says_what_the_defaults_are() {
+    let sources = Sources {
+        file: Some(shipped()),
+        environment: vec![("MODERATORD__MODEL__PATH".into(), "/m".into())],
+        flags: Vec::new(),
+    };
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(format!("{config:?}"), format!("{:?}", minimal()));
+}
+
+#[test]
+fn the_shipped_file_names_every_key_and_explains_it() {
+    let (_folder, sources) = sources(MODEL, &[]);
+    let draft = ConfigDraft::read(&sources);
+    let known: BTreeSet<&str> = draft.known_keys().collect();
+    let text = std::fs::read_to_string(shipped()).unwrap();
+    let (mut section, mut named, mut explained) = (String::new(), BTreeSet::new(), false);
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix('[') {
+            section = format!("{}.", name.trim_end_matches(']'));
+            named.insert(name.trim_end_matches(']').to_owned());
+        } else if let Some((name, _)) = line.trim_start_matches('#').split_once(" = ")
+            && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
+        {
+            // The pointers share one explanation.
+            assert!(
+                explained || section == "input.",
+                "{section}{name} has no comment above it"
+            );
+            named.insert(format!("{section}{name}"));
+            explained = false;
+        }
+        explained = line.starts_with("# ") || (explained && !line.is_empty());
+    }
+    let missing: Vec<_> = known.iter().filter(|key| !named.contains(**key)).collect();
+    assert!(missing.is_empty(), "not in the shipped file: {missing:?}");
+}
+
+#[test]
+fn the_commented_examples_of_the_shipped_file_are_valid() {
+    let text = std::fs::read_to_string(shipped()).unwrap();
+    let is_example = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
+    assert!(
+        text.lines().filter(is_example).count() >= 12,
+        "examples begin with # and no space"
+    );
+    let active: String = text
+        .lines()
+        .map(|line| if is_example(&line) { &line[1..] } else { line })
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let config = load(&active, &[("KAFKA__PASSWORD_FILE", ""), ("MODEL__ADAPTER", "")]);
+    let stream = config.require_stream().unwrap();
+    assert_eq!(stream.topics.decisions, "decisions");
+    assert_eq!(stream.instance, "gpu0");
+    assert_eq!(
+        config.policy.communities["gardening"],
+        Thresholds {
+            review: 0.3,
+            block: 0.8
+        }
+    );
+}
+
+#[test]
+fn later_layers_win() {
+    let file = "[model]\npath = \"/file\"\n[batch]\nmax_tokens = 1000\nlinger = \"5ms\"\n";
+    let environment = [
+        ("BATCH__MAX_TOKENS", "2000"),
+        ("PROMPT__LABELS", "good, bad"),
+        ("PROMPT__HATEFUL_LABEL", "bad"),
+        ("PROMPT__NORMALIZE", "false"),
+        ("KAFKA__BROKERS", "a:9092,[::1]:9093"),
+        ("KAFKA__PROPERTIES__SSL_CA_LOCATION", "/ca.pem"),
+        ("POLICY__COMMUNITIES__Garden__BLOCK", "0.7"),
+    ];
+    let config = load(file, &environment);
+    assert_eq!(
+        (config.batch.max_tokens, config.batch.linger),
+        (2000, Duration::from_millis(5))
+    );
+    assert_eq!(config.prompt.labels, ["good", "bad"]);
+    assert!(!config.prompt.normalize);
+    assert_eq!(config.kafka.brokers, ["a:9092", "[::1]:9093"]);
+    assert_eq!(
+        config.kafka.properties.iter().collect::<Vec<_>>(),
+        [("ssl.ca.location", "/ca.pem")]
+    );
+    assert_eq!(
+        config.policy.communities["Garden"],
+        Thresholds {
+            review: 0.5,
+            block: 0.7
+        }
+    );
+}
+
+#[test]
+fn a_flag_wins_over_all() {
+    let (_folder, mut sources) = sources("[model]\npath = \"/file\"\n", &[("MODEL__PATH", "/environment")]);
+    sources.flags = vec![("model.path", "flag".to_owned(), "--model")];
+    assert_eq!(
+        Config::load(&sources).unwrap().model.path.as_deref(),
+        Some(Path::new("flag"))
+    );
+}
+
+#[test]
+fn a_relative_path_in_the_file_is_relative_to_the_file() {
+    let (folder, sources) = sources("[model]\npath = \"gemma\"\n", &[("MODEL__ADAPTER", "adapter")]);
+    let model = Config::load(&sources).unwrap().model;
+    assert_eq!(model.path, Some(folder.path().join("gemma")));
+    assert_eq!(model.adapter.as_deref(), Some(Path::new("adapter")));
+}
+
+#[test]
+fn all_faults_are_reported_together() {
+    let file = r#"
+delivery = "exactly-once"
+[kafka]
+brokers = ["kafka:port"]
+instance = "gpu 0"
+passwort = "hunter2"
+[topics]
+comments = "c"
+decisions = "c"
+[model]
+pth = "/m"
+device = "tpu"
+quantize = 8
+[prompt]
+labels = ["good", "good"]
+max_windows = 0
+normalize = "true"
+[input]
+text = "text"
+[batch]
+max_tokens = 100
+linger = "2h"
+[policy]
+review = 0.95
+[policy.communities.garden]
+blok = 0.1
+[storage]
+url = "file:///r"
+[http]
+listen = "localhost"
+[shutdown]
+grace = 20
+"#;
+    let environment = [("LOG__LEVEL", "loud"), ("POLICY__COMMUNITIES__den__REVIEW", "high")];
+    insta::assert_snapshot!(faults(file, &environment), @r#"
+    kafka.brokers = ["kafka:port"] (moderatord.toml): expected host:port each
+    kafka.instance = "gpu 0" (moderatord.toml): expected letters, digits, `.`, `_` and `-`
+    topics.decisions = "c" (moderatord.toml): expected another topic than topics.comments
+    delivery = "exactly-once" (moderatord.toml): expected "exactly_once" or "at_least_once"
+    model.quantize = 8 (moderatord.toml): expected "none" or "q8_0"
+    model.device = "tpu" (moderatord.toml): expected "auto", "cpu" or "cuda:N"
+    input.text = "text" (moderatord.toml): expected a JSON pointer such as "/text" or "/payload/body"
+    prompt.labels = ["good", "good"] (moderatord.toml): expected two different labels
+    prompt.normalize = "true" (moderatord.toml): expected true or false
+    prompt.max_windows = 0 (moderatord.toml): expected an integer from 1 to 1024
+    batch.linger = "2h" (moderatord.toml): expected a duration from "0s" to "5s"
+    policy.review = 0.95 (moderatord.toml): review is 0.95 and block is 0.9, expected review <= block
+    policy.communities.den.review = "high" (environment variable MODERATORD__POLICY__COMMUNITIES__den__REVIEW): expected a number from 0.0 to 1.0
+    policy.communities.garden.blok (moderatord.toml): unknown key; expected `review` or `block`
+    http.listen = "localhost" (moderatord.toml): expected an address and port such as "127.0.0.1:9464"
+    shutdown.grace = 20 (moderatord.toml): expected a duration from "1s" to "10m"
+    log.level = "loud" (environment variable MODERATORD__LOG__LEVEL): expected "error" or "warn" or "info" or "debug" or "trace"
+    kafka.passwort (moderatord.toml): unknown key; did you mean `kafka.password_file`?
+    model.pth (moderatord.toml): unknown key; did you mean `model.path`?
+    storage (moderatord.toml): unknown key
+    "#);
+}
+
+#[test]
+fn settings_that_delivery_rests_on_are_refused() {
+    let reserved = [
+        "isolation.level",
+        "enable.auto.commit",
+        "enable.auto.offset.store",
+        "acks",
+        "enable.idempotence",
+        "transactional.id",
+        "group.protocol",
+        "group.id",
+        "bootstrap.servers",
+    ];
+    for name in reserved {
+        // Quoted, unquoted and from the environment are the same setting.
+        let variable = format!("KAFKA__PROPERTIES__{}", name.to_uppercase().replace('.', "_"));
+        for (file, environment) in [
+            (format!("{MODEL}[kafka.properties]\n\"{name}\" = \"x\"\n"), vec![]),
+            (format!("{MODEL}[kafka.properties]\n{name} = 1\n"), vec![]),
+            (MODEL.to_owned(), vec![(variable.as_str(), "x")]),
+        ] {
+            let faults = faults(&file, &environment);
+            assert!(
+                faults.contains("cannot be set here") && faults.lines().count() == 1,
+                "{faults}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_stream_needs_brokers_and_topics_and_scoring_does_not() {
+    let error = lines(&minimal().require_stream().unwrap_err());
+    insta::assert_snapshot!(error, @r#"
+    kafka.brokers: not set, expected at least one host:port; set it in the file or as MODERATORD__KAFKA__BROKERS
+    topics.comments: not set, expected a topic; set it in the file or as MODERATORD__TOPICS__COMMENTS
+    topics.decisions: not set, expected a topic; set it in the file or as MODERATORD__TOPICS__DECISIONS
+    topics.dead_letters: not set, expected a topic; set it in the file or as MODERATORD__TOPICS__DEAD_LETTERS
+    "#);
+}
+
+const STREAM: &str = r#"
+[model]
+path = "/m"
+[kafka]
+brokers = ["kafka:9092"]
+[topics]
+comments = "c"
+decisions = "d"
+dead_letters = "l"
+"#;
+
+#[test]
+fn secrets_come_from_files_and_never_print() {
+    let folder = tempfile::tempdir().unwrap();
+    let password = folder.path().join("password");
+    std::fs::write(&password, "hunter2\n").unwrap();
+    let environment = [
+        ("KAFKA__PASSWORD_FILE", password.to_str().unwrap()),
+        ("KAFKA__PROPERTIES__SSL_KEY_PASSWORD", "hunter3"),
+        ("KAFKA__PROPERTIES__SASL_USERNAME", "moderatord"),
+    ];
+    let config = load(STREAM, &environment);
+    let stream = config.require_stream().unwrap();
+    let properties: Vec<_> = stream.properties.iter().collect();
+    assert!(
+        properties.contains(&("sasl.password", "hunter2")),
+        "one trailing line end is ignored"
+    );
+    assert!(!stream.instance.is_empty(), "the host has a name");
+    for printed in [format!("{config:?}"), format!("{stream:?}")] {
+        assert!(
+            !printed.contains("hunter") && printed.contains("<redacted>"),
+            "{printed}"
+        );
+    }
+    let file = format!("{STREAM}[kafka.properties]\nsasl.password = [\"hunter2\"]\nacks = \"hunter3\"\n");
+    assert!(!faults(&file, &[]).contains("hunter"));
+    let both = [environment[0], ("KAFKA__PROPERTIES__SASL_PASSWORD", "hunter2")];
+    let faults = faults(STREAM, &both);
+    assert!(
+        faults.contains("expected one of the two") && !faults.contains("hunter"),
+        "{faults}"
+    );
+}
+
+#[test]
+fn a_password_file_that_cannot_be_read_is_a_fault_of_the_stream_alone() {
+    let config = load(STREAM, &[("KAFKA__PASSWORD_FILE", "/nowhere/password")]);
+    let error = lines(&config.require_stream().unwrap_err());
+    assert!(
+        error.starts_with("kafka.password_file = /nowhere/password: cannot read the password"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_file_that_is_no_settings_file_is_one_fault() {
+    insta::assert_snapshot!(faults("[model\npath = 1", &[]), @"moderatord.toml: TOML parse error at line 1, column 7: unclosed table, expected `]`");
+    let sources = Sources {
+        file: Some("/nowhere/moderatord.toml".into()),
+        ..Sources::default()
+    };
+    let error = lines(&Config::load(&sources).unwrap_err());
+    assert!(
+        error.starts_with("/nowhere/moderatord.toml: cannot read the settings"),
+        "{error}"
+    );
+}
+
+#[test]
+fn other_variables_are_ignored() {
+    let (_folder, mut sources) = sources(MODEL, &[]);
+    sources.environment = vec![
+        ("MODERATORD_LOG".into(), "x".into()),
+        ("PATH".into(), "/bin".into()),
+        (OsString::from("MODERATORD__HTTP__LISTEN"), "[::]:80".into()),
+    ];
+    assert_eq!(Config::load(&sources).unwrap().http.listen.port(), 80);
+}

@@ -1,0 +1,33 @@
+//! Everything that the library and the command line promise without a broker: one binary, since each one links
+//! candle, librdkafka and OpenSSL.
+
+#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+// The shape of the source tree.
+mod layers;
+
+// Settings and the command line.
+mod cli_adapters;
+mod cli_check;
+mod cli_run;
+mod cli_score;
+mod config;
+
+// The model: files, prompt, forward pass.
+mod bad_files;
+mod batch_invariance;
+mod bundled_model;
+mod oracle;
+mod parity;
+mod untrusted_text;
+
+// Training, judging and the registry.
+mod evaluation;
+mod registry;
+mod registry_faults;
+mod report;
+mod trainer;
+mod training_parity;

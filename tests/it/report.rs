@@ -1,0 +1,278 @@
+//! The report's page: whole, self-contained, escaped, and drawn from what the other parts say.
+//!
+//! `cargo test --test report -- --ignored` writes pages to look at.
+
+use moderatord::decide::Calibration;
+use moderatord::retrain::judge::calibration::{CalibrationRow, Fitted, fit};
+use moderatord::retrain::judge::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, ScoredRow, evaluate};
+use moderatord::retrain::judge::gate::{GateConfig, GateRow, GoldenSet, Prediction, TrainingRows, Verdict, judge};
+use moderatord::retrain::judge::thresholds::{Bands, ReviewTarget, Targets, ThresholdRow};
+use moderatord::retrain::report::{Fact, Judgement, Report, ReportSide, render};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+const HOSTILE: &str = "</td><script>alert(1)</script>\"'&";
+
+/// How well an adapter tells the classes apart, and how far its margins are from log-odds.
+#[derive(Clone, Copy)]
+struct Skill {
+    distance: f64,
+    scale: f64,
+}
+
+struct Made {
+    champion: (Evaluation, Curves),
+    challenger: (Evaluation, Curves),
+    verdict: Verdict,
+    fitted: Fitted,
+    bands: Bands,
+}
+
+/// Everything that a retraining would measure, from drawn margins.
+fn made(rows: usize, champion: Skill, challenger: Skill, sampled: bool) -> Made {
+    let mut random = StdRng::seed_from_u64(4);
+    let mut margin = |hateful: bool, skill: Skill| {
+        let noise: f64 = (0..12).map(|_| random.random_range(-0.5..0.5)).sum();
+        skill.scale * (if hateful { skill.distance } else { -skill.distance } + 1.4 * noise - 0.6)
+    };
+    let config = EvaluationConfig {
+        threshold: 0.5,
+        bootstrap: Bootstrap {
+            resamples: 300,
+            seed: 1,
+        },
+    };
+    let labels: Vec<bool> = (0..rows).map(|row| row % 5 == 0).collect();
+    let communities = [
+        "gardening",
+        "chess",
+        "cycling",
+        "cooking",
+        HOSTILE,
+        "a-very-long-community-identifier-0001",
+    ];
+    let community = |row: usize| (row % 13 != 12).then(|| communities[row * row % 7 % 6].to_owned());
+    let margins = |skill, margin: &mut dyn FnMut(bool, Skill) -> f64| -> Vec<f64> {
+        labels.iter().map(|&hateful| margin(hateful, skill)).collect()
+    };
+    let before = margins(champion, &mut margin);
+    let after = margins(challenger, &mut margin);
+    let validation = margins(challenger, &mut margin);
+    let fitted = fit(&validation
+        .iter()
+        .zip(&labels)
+        .map(|(&margin, &hateful)| CalibrationRow {
+            margin,
+            hateful: f64::from(u8::from(hateful)),
+            weight: 1.0,
+        })
+        .collect::<Vec<_>>())
+    .unwrap();
+    let side = |margins: &[f64], calibration: Calibration| {
+        let rows = margins.iter().zip(&labels).enumerate();
+        let rows: Vec<_> = rows
+            .map(|(row, (&margin, &hateful))| ScoredRow {
+                margin,
+                probability: calibration.probability(margin as f32),
+                hateful,
+                weight: 1.0,
+                community: community(row),
+            })
+            .collect();
+        (evaluate(&rows, config).unwrap(), Curves::new(&rows).unwrap())
+    };
+    let gate_rows: Vec<_> = (0..rows)
+        .map(|row| {
+            let said = |margin: f64, calibration: Calibration| Prediction {
+                margin,
+                called: calibration.probability(margin as f32) >= 0.5,
+            };
+            GateRow {
+                hateful: labels[row],
+                weight: 1.0,
+                community: community(row),
+                champion: said(before[row], Calibration::Identity),
+                challenger: said(after[row], fitted.calibration),
+            }
+        })
+        .collect();
+    let training_rows = TrainingRows {
+        champion: 1200,
+        challenger: 1900,
+    };
+    let golden = GoldenSet {
+        cases: 12,
+        failed: if challenger.distance < champion.distance {
+            vec!["greeting-3".into(), HOSTILE.into()]
+        } else {
+            Vec::new()
+        },
+    };
+    let gate = GateConfig {
+        bootstrap: config.bootstrap,
+        min_growth: 1000,
+    };
+    let bands: Vec<_> = validation
+        .iter()
+        .zip(&labels)
+        .map(|(&margin, &hateful)| ThresholdRow {
+            probability: fitted.calibration.probability(margin as f32),
+            hateful,
+            inclusion: sampled.then_some(0.05),
+        })
+        .collect();
+    let targets = Targets {
+        block_precision: 0.9,
+        review: ReviewTarget::Recall(0.9),
+    };
+    Made {
+        champion: side(&before, Calibration::Identity),
+        challenger: side(&after, fitted.calibration),
+        verdict: judge(&gate_rows, training_rows, golden, gate),
+        bands: Bands::derive(&bands, targets).unwrap(),
+        fitted,
+    }
+}
+
+fn page(made: &Made) -> String {
+    let side = |name, (evaluation, curves): &'_ (Evaluation, Curves)| (name, evaluation.clone(), curves.clone());
+    let (champion, challenger) = (
+        side("3f0c2a9d51e7b604", &made.champion),
+        side(HOSTILE, &made.challenger),
+    );
+    let report = Report {
+        created_at: "2026-01-02T03:04:05Z",
+        champion: ReportSide {
+            name: champion.0,
+            evaluation: &champion.1,
+            curves: &champion.2,
+        },
+        challenger: ReportSide {
+            name: challenger.0,
+            evaluation: &challenger.1,
+            curves: &challenger.2,
+        },
+        judgement: Some(Judgement {
+            verdict: &made.verdict,
+            calibration: &made.fitted,
+            bands: &made.bands,
+        }),
+        data: vec![
+            Fact::new("Rows that stand", 3120),
+            Fact::new("Training", 1900),
+            Fact::new("Validation", 600),
+            Fact::new("Test", 620),
+            Fact::new("Left out: the same wording twice", 41),
+            Fact::new("Left out: opposite labels", 6),
+            Fact::new("Left out: nearly held out", 23),
+        ],
+        hyperparameters: vec![
+            Fact::new("Rank", 8),
+            Fact::new("Alpha", 16),
+            Fact::new("Learning rate", 5e-4),
+            Fact::new("Targets", "q_proj, v_proj"),
+            Fact::new("Seed", 1),
+        ],
+        identities: vec![
+            Fact::new("Base", format!("sha256:{}", "0123456789abcdef".repeat(4))),
+            Fact::new("Adapter", format!("sha256:{}", "fedcba9876543210".repeat(4))),
+            Fact::new("Normaliser", HOSTILE),
+        ],
+    };
+    render(&report).unwrap()
+}
+
+const POOR: Skill = Skill {
+    distance: 0.8,
+    scale: 1.0,
+};
+const GOOD: Skill = Skill {
+    distance: 1.4,
+    scale: 2.6,
+};
+
+#[test]
+fn a_page_is_whole_and_loads_nothing() {
+    let made = made(700, POOR, GOOD, true);
+    assert!(made.verdict.promote, "{}", made.verdict);
+    let page = page(&made);
+    for foreign in [
+        "<script", "src=", "href=", "url(", "@import", "http:", "https:", "//", "<link", "<iframe", "onload",
+    ] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    assert_eq!(
+        page.matches("<svg class=\"chart\" role=\"img\" aria-label=\"").count(),
+        7
+    );
+    assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"));
+    assert!(page.contains("Promoted") && !page.contains("Not representative"));
+    for (name, estimate) in made.challenger.0.figures.iter() {
+        assert!(page.contains(&format!("{:.3}", estimate.value.unwrap())), "{name}");
+    }
+    assert!(page.len() < 400_000, "{} bytes", page.len());
+    assert_balanced(&page);
+}
+
+#[test]
+fn the_same_input_gives_the_same_bytes() {
+    let made = made(300, POOR, GOOD, false);
+    assert!(page(&made) == page(&made));
+}
+
+#[test]
+fn a_refusal_lists_every_reason() {
+    let made = made(700, GOOD, POOR, false);
+    let page = page(&made);
+    assert!(made.verdict.refusals.len() >= 2, "{}", made.verdict);
+    for expected in [
+        "Not promoted: the champion stays",
+        "95 % lower bound of -0.",
+        "2 of 12 golden cases fail: greeting-3, &lt;/td&gt;",
+        "Not representative.",
+        "No feedback was sampled with a known rate",
+    ] {
+        assert!(page.contains(expected), "{expected}");
+    }
+    assert_balanced(&page);
+}
+
+/// A handful of rows: nearly every figure is missing, and the page says so instead of failing.
+#[test]
+fn a_page_can_be_made_of_almost_nothing() {
+    for rows in [1, 2, 6] {
+        let page = page(&made(rows, POOR, GOOD, true));
+        assert!(page.contains("expected at least 20 of each") && page.contains("–"));
+        assert!(!page.contains("NaN") && !page.contains(">inf"));
+        assert_balanced(&page);
+    }
+}
+
+/// Every element is closed by its own end.
+fn assert_balanced(page: &str) {
+    let mut open: Vec<&str> = Vec::new();
+    for tag in page.split('<').skip(1) {
+        let (tag, _) = tag.split_once('>').unwrap();
+        let name = tag.split([' ', '\n', '/']).next().unwrap();
+        if let Some(name) = tag.strip_prefix('/') {
+            assert_eq!(open.pop(), Some(name), "before </{name}>");
+        } else if !(tag.ends_with('/') || ["!DOCTYPE", "meta", "br"].contains(&name)) {
+            open.push(name);
+        }
+    }
+    assert!(open.is_empty(), "{open:?} are not closed");
+}
+
+#[test]
+#[ignore = "writes pages to be looked at in a browser"]
+fn pages_for_eyes() {
+    for (name, made) in [
+        ("promoted", made(1500, POOR, GOOD, true)),
+        ("refused", made(700, GOOD, POOR, false)),
+        ("few", made(6, POOR, GOOD, false)),
+    ] {
+        let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{name}.html"));
+        std::fs::write(&path, page(&made)).unwrap();
+        eprintln!("{}", path.display());
+    }
+}

@@ -1,0 +1,249 @@
+//! The training loop on a tiny base: it learns, repeats itself exactly, stops in time, and what it
+//! writes is what it served.
+
+use crate::common::{fixture, model_config, prompt_config};
+use moderatord::classifier::Classifier;
+use moderatord::config::Loss;
+use moderatord::config::Projection;
+use moderatord::config::{ModelConfig, Quantize};
+use moderatord::model::device::Placement;
+use moderatord::model::files::checkpoint::Checkpoint;
+use moderatord::model::forward::gemma::Gemma;
+use moderatord::model::forward::linear::LoraMode;
+use moderatord::model::forward::load::LoadOptions;
+use moderatord::prompt::Prompter;
+use moderatord::retrain::train::peft;
+use moderatord::retrain::train::trainer::{
+    FrameIds, Progress, TrainError, Trained, TrainerConfig, TrainingRow, margins, train,
+};
+use moderatord::scorer::Scorer;
+
+const FAMILY: &str = "gemma3";
+
+fn base() -> Gemma {
+    let checkpoint = Checkpoint::open(&fixture(FAMILY)).unwrap();
+    Gemma::load(
+        &checkpoint,
+        None,
+        LoadOptions {
+            lora: LoraMode::Unmerged,
+            quantize: Quantize::None,
+            placement: Placement::cpu(),
+        },
+    )
+    .unwrap()
+}
+
+fn prompter() -> Prompter {
+    let path = fixture(FAMILY).join("tokenizer.json");
+    Prompter::new(&path, &std::fs::read(&path).unwrap(), &prompt_config(), 1024, 8192).unwrap()
+}
+
+/// A rule that a few rows teach: texts about rain are "hateful".
+fn rows(prompter: &Prompter, from: usize, count: usize) -> Vec<TrainingRow> {
+    let things = ["river", "house", "garden", "train", "captain", "soup", "street"];
+    let row = |index: usize| {
+        let rain = index.is_multiple_of(2);
+        let weather = if rain { "rain rain rain" } else { "sunny days" };
+        let text = format!("{} and {weather} by the {}", things[index % 7], things[index / 7 % 7]);
+        let hateful = if rain { 1.0 } else { 0.0 };
+        TrainingRow {
+            row: prompter.encode(&text).unwrap().rows.remove(0),
+            hateful,
+            weight: 1.0,
+        }
+    };
+    (from..from + count).map(row).collect()
+}
+
+fn config() -> TrainerConfig {
+    TrainerConfig {
+        loss: Loss::Label,
+        learning_rate: 1e-2,
+        epochs: 6,
+        targets: vec![Projection::Q, Projection::V, Projection::Down],
+        ..TrainerConfig::default()
+    }
+}
+
+fn run(config: &TrainerConfig, progress: &mut dyn FnMut(Progress)) -> Result<Trained, TrainError> {
+    let prompter = prompter();
+    let ids = FrameIds {
+        prefix: prompter.prefix(),
+        labels: prompter.label_ids(),
+        eos: 1,
+    };
+    train(
+        base(),
+        ids,
+        config,
+        &rows(&prompter, 0, 40),
+        &rows(&prompter, 40, 10),
+        progress,
+    )
+}
+
+#[test]
+fn it_learns_a_rule_and_reports_its_progress() {
+    let mut seen = Vec::new();
+    let trained = run(&config(), &mut |progress| seen.push(progress)).unwrap();
+    let validation: Vec<f64> = seen
+        .iter()
+        .filter_map(|progress| match progress {
+            Progress::Epoch { validation, .. } => Some(*validation),
+            Progress::Step { .. } => None,
+        })
+        .collect();
+    assert!(
+        trained.validation < 0.3 && trained.validation < validation[0],
+        "{validation:?}"
+    );
+    let steps = seen
+        .iter()
+        .filter(|progress| matches!(progress, Progress::Step { .. }))
+        .count();
+    assert_eq!(steps, 5 * trained.epochs);
+    let prompter = prompter();
+    let ids = FrameIds {
+        prefix: prompter.prefix(),
+        labels: prompter.label_ids(),
+        eos: 1,
+    };
+    let unseen = rows(&prompter, 50, 20);
+    let right = margins(&trained.trainable, ids, &unseen)
+        .unwrap()
+        .iter()
+        .zip(&unseen)
+        .filter(|(margin, row)| (**margin > 0.0) == (row.hateful > 0.5))
+        .count();
+    assert!(right >= 18, "{right} of 20");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_bytes_and_another_does_not() {
+    let short = TrainerConfig { epochs: 1, ..config() };
+    let bytes = |config: &TrainerConfig| {
+        let trained = run(config, &mut |_| ()).unwrap();
+        peft::write(trained.trainable.variables(), config, "base").unwrap()
+    };
+    let first = bytes(&short);
+    assert!(first == bytes(&short), "two runs of one seed differ");
+    assert!(first.weights != bytes(&TrainerConfig { seed: 2, ..short }).weights);
+}
+
+/// Train = serve: the written adapter, loaded and merged, gives the margins that the trainer saw.
+#[test]
+fn what_was_trained_is_what_is_served() {
+    for use_rslora in [false, true] {
+        let config = TrainerConfig {
+            epochs: 1,
+            use_rslora,
+            ..config()
+        };
+        let trained = run(&config, &mut |_| ()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let files = peft::write(trained.trainable.variables(), &config, "base").unwrap();
+        std::fs::write(folder.path().join("adapter_config.json"), files.config).unwrap();
+        std::fs::write(folder.path().join("adapter_model.safetensors"), files.weights).unwrap();
+        let prompter = prompter();
+        let ids = FrameIds {
+            prefix: prompter.prefix(),
+            labels: prompter.label_ids(),
+            eos: 1,
+        };
+        let rows = rows(&prompter, 0, 12);
+        let expected = margins(&trained.trainable, ids, &rows).unwrap();
+        let model = ModelConfig {
+            adapter: Some(folder.path().to_owned()),
+            ..model_config(FAMILY)
+        };
+        for mode in [LoraMode::Merged, LoraMode::Unmerged] {
+            let mut served = Classifier::load_with(&model, &prompt_config(), mode).unwrap();
+            let served = served
+                .score(&rows.iter().map(|row| row.row.clone()).collect::<Vec<_>>())
+                .unwrap();
+            for (served, expected) in served.iter().zip(&expected) {
+                assert!(
+                    (f64::from(*served) - expected).abs() <= 1e-5,
+                    "{mode:?}: {served}, trained {expected}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_loss() {
+    let prompter = prompter();
+    let ids = FrameIds {
+        prefix: prompter.prefix(),
+        labels: prompter.label_ids(),
+        eos: 1,
+    };
+    let mut training = rows(&prompter, 0, 40);
+    training[17].hateful = f32::NAN;
+    let (mut steps, mut last) = (0, 0.0);
+    let outcome = train(
+        base(),
+        ids,
+        &config(),
+        &training,
+        &rows(&prompter, 40, 10),
+        &mut |progress| {
+            if let Progress::Step { loss, .. } = progress {
+                (steps, last) = (steps + 1, loss);
+            }
+        },
+    );
+    let error = outcome.err().unwrap();
+    let TrainError::Diverged {
+        step,
+        loss,
+        learning_rate,
+        last_good,
+    } = &error
+    else {
+        panic!("{error}")
+    };
+    assert_eq!(*step, steps + 1, "the step that failed is not reported as taken");
+    assert!(loss.is_nan() && *learning_rate > 0.0, "{error}");
+    assert!(steps == 0 || last_good.is_finite() && last.is_finite(), "{error}");
+    assert!(error.to_string().contains("training diverged at step"), "{error}");
+}
+
+#[test]
+fn it_stops_when_validation_gets_no_better() {
+    // Validation rows that say the opposite of the training rows: the first epoch is the best.
+    let prompter = prompter();
+    let ids = FrameIds {
+        prefix: prompter.prefix(),
+        labels: prompter.label_ids(),
+        eos: 1,
+    };
+    let mut opposite = rows(&prompter, 40, 10);
+    opposite.iter_mut().for_each(|row| row.hateful = 1.0 - row.hateful);
+    let config = TrainerConfig {
+        epochs: 12,
+        patience: 2,
+        ..config()
+    };
+    let trained = train(base(), ids, &config, &rows(&prompter, 0, 40), &opposite, &mut |_| ()).unwrap();
+    assert!(trained.epochs < 12, "{} epochs", trained.epochs);
+}
+
+#[test]
+fn empty_parts_are_refused() {
+    let prompter = prompter();
+    let ids = FrameIds {
+        prefix: prompter.prefix(),
+        labels: prompter.label_ids(),
+        eos: 1,
+    };
+    let some = rows(&prompter, 0, 4);
+    for (training, validation, part) in [(&[][..], &some[..], "training"), (&some[..], &[][..], "validation")] {
+        let error = train(base(), ids, &config(), training, validation, &mut |_| ())
+            .err()
+            .unwrap();
+        assert_eq!(error.to_string(), format!("the {part} part has no rows"));
+    }
+}
