@@ -27,8 +27,8 @@ use moderatord::config::{Config, Delivery, Sources, StreamConfig};
 use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
 use moderatord::hash::content_hash;
 use moderatord::kafka::client::{Role, config};
-use moderatord::kafka::topics::Partitions;
-use moderatord::message::{Comment, Decision, ModelIdentity, Op, Scored, SourceRecord};
+use moderatord::kafka::topics::PartitionCounts;
+use moderatord::message::{Comment, CommentMargin, Decision, ModelIdentity, Op, SourceRecord};
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::ops::health::Health;
 use moderatord::ops::metrics;
@@ -181,7 +181,7 @@ impl<'a> Bench<'a> {
         let stream = self.stream();
         let defaults = self.config(&stream.group, &stream.topics.decisions);
         let settings = Settings {
-            partitions: Partitions {
+            partitions: PartitionCounts {
                 comments: PARTITIONS,
                 decisions: PARTITIONS,
                 dead_letters: PARTITIONS,
@@ -467,7 +467,7 @@ fn template() -> Decision {
         community_id: None,
         text: "a comment".to_owned(),
     };
-    let scored = Scored {
+    let scored = CommentMargin {
         margin: -1.0,
         windows: 1,
         truncated: false,

@@ -21,12 +21,11 @@ use std::path::PathBuf;
 use moderatord::classifier::Classifier;
 use moderatord::config::{Config, ModelConfig, Quantize, Sources};
 use moderatord::model::device::Placement;
-use moderatord::model::files::bundled;
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::model::forward::gemma::Gemma;
 use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
-use moderatord::retrain::train::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
+use moderatord::retrain::train::trainer::{FrameIds, TrainerConfig, TrainingProgress, TrainingRow, train};
 use moderatord::scorer::Scorer;
 use support::random_gemma;
 
@@ -57,7 +56,6 @@ fn main() {
         );
     };
     random_gemma::write(&folder, &json, 1).unwrap();
-    std::fs::write(folder.join("tokenizer.json"), bundled::TOKENIZER).unwrap();
     report("written");
 
     let config = Config::load(&Sources::default()).unwrap();
@@ -80,7 +78,7 @@ fn main() {
         return;
     }
 
-    let checkpoint = Checkpoint::of(&model).unwrap();
+    let checkpoint = Checkpoint::from_settings(&model).unwrap();
     let options = LoadOptions {
         lora: LoraMode::Unmerged,
         quantize,
@@ -103,7 +101,7 @@ fn main() {
         ..TrainerConfig::default()
     };
     let trained = train(gemma, ids, &one_step, &rows, &rows, &mut |progress| {
-        if let Progress::Step {
+        if let TrainingProgress::Step {
             loss,
             gradient_norm,
             tokens,

@@ -1,17 +1,17 @@
-//! Everything that is wrong with settings, files or topics, reported at once.
+//! Reports all problems with settings, files and topics at once.
 //!
-//! Checks collect [`Fault`]s instead of returning at the first one, so that an operator fixes a deployment in one go.
-//! [`Faults`] is the error of every function that checks; `main` maps it to exit code 78.
+//! Checks collect [`Fault`]s instead of returning at the first one, so that an operator can fix a deployment in one go.
+//! [`Faults`] is the error type of all functions that check something. A command that fails with it exits with code 78.
 
 use std::fmt;
 use std::path::Path;
 
-/// One thing that is wrong: its name, the value found, where that value came from, and what was expected.
+/// A problem with a setting, file or topic: its name, the value found, the origin of that value and what was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// A settings key in dotted form or a file's path; empty if `text` names the thing itself.
+    /// A settings key in dotted form or the path of a file; empty if `text` already names the subject.
     subject: String,
-    /// The value as written; `None` if nothing was set or if it may be a secret.
+    /// The value as written; `None` if nothing was set or if the value may be a secret.
     value: Option<String>,
     /// The file, environment variable or flag that set the value; `None` for a default.
     origin: Option<String>,
@@ -20,13 +20,13 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// A fault in a file. `text` names the part of the file, what was found there and what was expected.
-    pub fn file(path: &Path, text: impl Into<String>) -> Self {
+    /// Creates a fault in a file. `text` names the part of the file, what was found there and what was expected.
+    pub(crate) fn file(path: &Path, text: impl Into<String>) -> Self {
         Self::setting(&path.display().to_string(), text)
     }
 
-    /// A fault of the setting `key`. `text` says what was expected.
-    pub fn setting(key: &str, text: impl Into<String>) -> Self {
+    /// Creates a fault in the setting `key`. `text` describes the problem and what was expected.
+    pub(crate) fn setting(key: &str, text: impl Into<String>) -> Self {
         Self {
             subject: key.to_owned(),
             value: None,
@@ -35,20 +35,20 @@ impl Fault {
         }
     }
 
-    /// A fault whose text already names the thing that is wrong.
-    pub fn other(text: impl fmt::Display) -> Self {
+    /// Creates a fault whose text already names its subject.
+    pub(crate) fn other(text: impl fmt::Display) -> Self {
         Self::setting("", text.to_string())
     }
 
-    /// Adds the value found, which is shown to the operator: never pass a secret.
+    /// Adds the value found, which is shown to the operator and so must not be a secret.
     #[must_use]
-    pub fn with_value(self, value: Option<String>) -> Self {
+    pub(crate) fn with_value(self, value: Option<String>) -> Self {
         Self { value, ..self }
     }
 
     /// Adds the file, environment variable or flag that set the value.
     #[must_use]
-    pub fn with_origin(self, origin: Option<String>) -> Self {
+    pub(crate) fn with_origin(self, origin: Option<String>) -> Self {
         Self { origin, ..self }
     }
 }
@@ -71,17 +71,17 @@ impl fmt::Display for Fault {
 
 /// The faults that a check found, in the order in which they were found.
 ///
-/// Displays as a count followed by one indented line for each fault.
+/// Its text is a count followed by one indented line for each fault.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Faults(Vec<Fault>);
 
 impl Faults {
-    /// Adds one fault.
-    pub fn push(&mut self, fault: Fault) {
+    /// Adds a fault after those found so far.
+    pub(crate) fn push(&mut self, fault: Fault) {
         self.0.push(fault);
     }
 
-    /// Returns whether nothing is wrong.
+    /// Returns whether no fault was found.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -91,13 +91,13 @@ impl Faults {
         self.0.iter()
     }
 
-    /// Returns the value of `result`, or keeps its faults and returns `None`.
-    pub fn keep<T>(&mut self, result: Result<T, impl Into<Self>>) -> Option<T> {
+    /// Returns the value of `result`, or adds its faults to these and returns `None`.
+    pub(crate) fn collect<T>(&mut self, result: Result<T, impl Into<Self>>) -> Option<T> {
         result.map_err(|faults| self.extend(faults.into())).ok()
     }
 
     /// Returns the faults joined by semicolons, for a log line or a longer message.
-    pub fn on_one_line(&self) -> String {
+    pub(crate) fn on_one_line(&self) -> String {
         let faults: Vec<String> = self.iter().map(ToString::to_string).collect();
         faults.join("; ")
     }
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_names_what_it_knows() {
+    fn a_fault_shows_its_subject_value_and_origin() {
         let check = |fault: Fault, expected: &str| assert_eq!(fault.to_string(), expected);
         let linger = || Fault::setting("batch.linger", "expected a duration such as \"20ms\"");
         check(linger(), "batch.linger: expected a duration such as \"20ms\"");
@@ -175,11 +175,11 @@ mod tests {
     }
 
     #[test]
-    fn faults_are_counted_and_kept_in_order() {
+    fn faults_are_counted_and_shown_in_order() {
         let mut faults = Faults::default();
-        assert_eq!(faults.keep(Ok::<_, Fault>(7)), Some(7));
+        assert_eq!(faults.collect(Ok::<_, Fault>(7)), Some(7));
         assert!(faults.is_empty());
-        assert_eq!(faults.keep(Err::<(), _>(Fault::other("first"))), None);
+        assert_eq!(faults.collect(Err::<(), _>(Fault::other("first"))), None);
         assert_eq!(faults.to_string(), "1 fault\n  first");
         faults.push(Fault::other("second"));
         assert_eq!(faults.to_string(), "2 faults\n  first\n  second");

@@ -1,15 +1,16 @@
-//! Streaming moderation filter: comments in from Kafka, the probability that each is hateful and a decision out.
+//! A streaming moderation filter: reads comments from Kafka, scores them with a Gemma classifier and publishes
+//! decisions.
 //!
-//! The modules are listed from the bottom up: each one uses only modules above it in this list, and
-//! `tests/it/layers.rs` fails on a `use` that points the other way.
+//! The modules are declared from the bottom up: each module uses only modules that are declared above it, and
+//! `tests/it/layers.rs` fails if a `use` points the other way.
 //!
 //! | layer | modules |
 //! |---|---|
-//! | the ground | [`fault`], [`hash`], [`message`], [`config`], [`ops`], [`kafka`] |
-//! | the model | [`scorer`] (the seam), [`prompt`], [`model`], [`classifier`] |
-//! | the stream | [`decide`], [`stream`] |
-//! | changing what serves | [`registry`], [`serving`], [`retrain`] |
-//! | the commands | [`cli`] |
+//! | foundations | [`fault`], [`hash`], [`message`], [`config`], [`ops`], [`kafka`] |
+//! | model | [`scorer`] (the interface between stream and model), [`prompt`], [`model`], [`classifier`] |
+//! | stream | [`decide`], [`stream`] |
+//! | adapter versions | [`registry`], [`serving`], [`retrain`] |
+//! | commands | [`cli`] |
 
 pub mod fault;
 pub mod hash;

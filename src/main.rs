@@ -1,4 +1,4 @@
-//! The `moderatord` binary: parses, runs one command, maps its result to an exit code.
+//! The `moderatord` binary: parses the command line, runs one command and maps its result to an exit code.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -10,7 +10,7 @@ fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => {
-            // Help and version are answers, not mistakes; clap sends each to its stream.
+            // clap also returns the output of --help and --version as an error; only real errors go to stderr.
             let exit = if message.use_stderr() {
                 Exit::Usage
             } else {
@@ -24,9 +24,9 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = Exit::of(&error);
-            // A reader that has left, such as `head`, is no fault of ours.
+            // A closed pipe is not a failure: the reader, such as `head`, has all that it needs.
             if exit != Exit::Success {
-                // Nothing is left to say it to when stderr itself fails.
+                // If stderr itself fails, the error cannot be reported anywhere.
                 let _ = writeln!(err, "moderatord: {error:#}");
             }
             exit.into()

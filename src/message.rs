@@ -1,33 +1,35 @@
-//! The nouns that travel between stages and topics.
+//! The data that passes between stages and topics, and its JSON form.
 //!
-//! Pure data and its JSON: knows no Kafka, no model, and reads no clock.
+//! This module contains plain data: it depends on neither Kafka nor the model, and never reads a clock.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::hash::hex;
 
-/// Schema tag of every decision.
+/// The value of `schema` in every decision.
 pub const DECISION_SCHEMA: &str = "moderatord.decision.v1";
 
-/// Where a record stands in its topic.
+/// The topic, partition and offset of an input record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct SourceRecord {
-    /// Topic name.
+    /// The name of the topic.
     pub topic: String,
-    /// Partition number.
+    /// The number of the partition in the topic.
     pub partition: i32,
-    /// Offset of the record itself.
+    /// The offset of the record itself, which is one less than the offset to commit.
     pub offset: i64,
 }
 
 impl SourceRecord {
-    /// Identifies the decision about this record: SHA-256 over topic, partition and offset, and
-    /// nothing of the model or the policy, so that readers can deduplicate on it.
+    /// Returns the id of the decision about this record: the first 16 bytes of a SHA-256 hash, in hexadecimal digits.
+    ///
+    /// The hash covers only the topic, partition and offset. It does not depend on the model or the policy, so that
+    /// consumers can deduplicate decisions by their id.
     pub fn decision_id(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(self.topic.as_bytes());
-        // A topic name holds no NUL, so the three parts cannot run into each other.
+        // A topic name contains no NUL, so different records cannot produce the same input.
         hash.update([0]);
         hash.update(self.partition.to_be_bytes());
         hash.update(self.offset.to_be_bytes());
@@ -35,61 +37,61 @@ impl SourceRecord {
     }
 }
 
-/// The offset that a consumer group would read next: one past the last finished record.
+/// The offset that a consumer group reads next: one past the last finished record.
 ///
-/// What Kafka calls a committed offset. The one place where one is added.
+/// Kafka calls this a committed offset. Only [`NextOffset::after`] adds one to the offset of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NextOffset(i64);
 
 impl NextOffset {
-    /// The offset to read after the record at `offset`.
+    /// Returns the offset to read after the record at `offset`.
     pub fn after(offset: i64) -> Self {
         Self(offset + 1)
     }
 
-    /// A position as the broker states it, which already is the next offset.
+    /// Wraps a committed offset from the broker, which is already the next offset to read.
     pub fn from_committed(position: i64) -> Self {
         Self(position)
     }
 
-    /// The number to commit.
+    /// Returns the offset to commit.
     pub fn get(self) -> i64 {
         self.0
     }
 }
 
-/// What the platform did to the content.
+/// What happened to the content on the platform.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Op {
-    /// A new comment.
+    /// A comment was posted.
     #[default]
     Create,
-    /// A new text for an old comment.
+    /// The text of an existing comment was changed.
     Edit,
-    /// The comment is gone; it passes through as a decision, unscored.
+    /// The comment was deleted; its decision is published without scoring.
     Delete,
 }
 
-/// One comment event, decoded.
+/// A decoded comment event.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Comment {
-    /// The platform's id of the event, where it gives one.
+    /// The platform's id of the event, if it provides one.
     pub event_id: Option<String>,
-    /// The platform's id of the content.
+    /// The platform's id of the content, if it provides one.
     pub content_id: Option<String>,
-    /// Revision of the content, where the platform counts them.
+    /// The revision of the content, if the platform counts revisions.
     pub revision: Option<i64>,
-    /// What happened to it.
+    /// What happened to the content.
     pub op: Op,
-    /// The community it was posted in; selects the policy's thresholds.
+    /// The community in which it was posted, which selects the thresholds of the policy.
     pub community_id: Option<String>,
     /// The text to score; empty for [`Op::Delete`].
     pub text: String,
 }
 
 impl std::fmt::Debug for Comment {
-    /// Leaves the text out: comment text is never logged.
+    /// Omits the text, because comment text is never logged.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Comment")
             .field("event_id", &self.event_id)
@@ -102,140 +104,140 @@ impl std::fmt::Debug for Comment {
     }
 }
 
-/// What the model said of one comment: the largest margin over its windows.
+/// The result of scoring a comment: the largest margin of its windows.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Scored {
-    /// Logit of the hateful label minus the logit of the other.
+pub struct CommentMargin {
+    /// The logit of the hateful label minus the logit of the other label.
     pub margin: f32,
-    /// Windows that were scored.
+    /// The number of windows that were scored.
     pub windows: usize,
-    /// The text has more windows than `prompt.max_windows`: it was not read whole.
+    /// Whether only part of the text was scored, because it has more windows than `prompt.max_windows`.
     pub truncated: bool,
 }
 
-/// The class the model chose.
+/// The class that the model assigns to a comment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Label {
-    /// Hateful.
+    /// The probability of being hateful is at least one half.
     Hateful,
-    /// Not hateful.
+    /// The probability of being hateful is less than one half.
     Ok,
 }
 
-/// What the platform should do.
+/// What the platform should do with the comment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
-    /// Publish.
+    /// Publish the comment.
     Allow,
-    /// Show it to a moderator.
+    /// Show the comment to a moderator.
     Review,
-    /// Hold back.
+    /// Hold the comment back.
     Block,
-    /// The content was deleted upstream; nothing was scored.
+    /// The comment was deleted on the platform and was not scored.
     Delete,
 }
 
-/// Whether a machine alone decided, in the words of the EU's Digital Services Act.
+/// Whether the decision was taken without a human, in the terms of the EU's Digital Services Act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum AutomatedDecision {
-    /// No human decides.
+    /// The decision is fully automated.
     Fully,
-    /// A human decides.
+    /// A human takes or has taken the decision.
     Not,
 }
 
-/// Band thresholds on the calibrated probability, both in `0..=1`.
+/// The thresholds that divide the calibrated probability into allow, review and block, both from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Thresholds {
-    /// At or above: at least [`Action::Review`].
+    /// The probability at or above which a comment is reviewed, unless it is blocked.
     pub review: f64,
-    /// At or above: [`Action::Block`].
+    /// The probability at or above which a comment is blocked.
     pub block: f64,
 }
 
-/// Everything that a score depends on, by content hash.
+/// Identifies everything that a score depends on, mostly by content hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelIdentity {
-    /// Hash of the base checkpoint's files.
+    /// The hash of the files of the base checkpoint.
     pub base: String,
-    /// Hash of the adapter's files, or `none`.
+    /// The hash of the files of the adapter, or `none`.
     pub adapter: String,
-    /// The adapter's version in its registry, where it has one.
+    /// The version of the adapter in the registry, if it comes from one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adapter_version: Option<String>,
-    /// Hash of the frame, the labels and the window settings.
+    /// The hash of the frame, the labels and the window settings.
     pub prompt: String,
-    /// Hash of the calibration, or `identity`.
+    /// The hash of the calibration, or `identity`.
     pub calibration: String,
-    /// Name and version of the normaliser, or `none`.
+    /// The name and version of the normaliser, or `none`.
     pub normalizer: String,
-    /// `cpu` or `cuda:N`.
+    /// The device that computed the score: `cpu` or `cuda:N`.
     pub device: String,
-    /// Dtype of the arithmetic.
+    /// The data type of the arithmetic: `f32` or `bf16`.
     pub dtype: String,
-    /// Quantisation of the frozen weights, or `none`.
+    /// The quantisation of the frozen weights, or `none`.
     pub quantization: String,
 }
 
-/// The scored part of a decision.
+/// The part of a decision that exists only if the comment was scored.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Scoring {
-    /// Calibrated probability that the comment is hateful.
+    /// The calibrated probability that the comment is hateful.
     pub probability: f64,
-    /// Softmax of the hateful label over the two labels.
+    /// The softmax probability of the hateful label over the two labels, before calibration.
     pub score: f64,
-    /// Logit of the hateful label minus the logit of the other.
+    /// The logit of the hateful label minus the logit of the other label.
     pub margin: f32,
-    /// The class at probability one half.
+    /// The class, with a probability of one half as the boundary.
     pub label: Label,
-    /// The thresholds that applied.
+    /// The thresholds that apply to the community of the comment.
     pub thresholds: Thresholds,
-    /// Hash of the policy that chose them.
+    /// The hash of the policy that contains the thresholds.
     pub policy: String,
-    /// What computed the score.
+    /// Identifies the model that computed the score.
     pub model: ModelIdentity,
-    /// SHA-256 of the text as received.
+    /// The SHA-256 hash of the text as received, in hexadecimal digits.
     pub text_sha256: String,
-    /// Windows that were scored.
+    /// The number of windows that were scored.
     pub windows: usize,
-    /// RFC 3339 UTC.
+    /// The time of scoring in UTC, as in RFC 3339.
     pub scored_at: String,
 }
 
-/// What the daemon says about one comment.
+/// The daemon's decision about a comment, as published to the decisions topic or printed by `score`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Decision {
-    /// [`DECISION_SCHEMA`].
+    /// The name and version of this format, [`DECISION_SCHEMA`].
     pub schema: String,
-    /// [`SourceRecord::decision_id`]; absent where the comment came from no topic.
+    /// The id of the decision, see [`SourceRecord::decision_id`]; absent if the comment was not read from a topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision_id: Option<String>,
-    /// Copied from the comment.
+    /// The id of the comment's event, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_id: Option<String>,
-    /// Copied from the comment.
+    /// The id of the content, if the comment has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_id: Option<String>,
-    /// Copied from the comment.
+    /// The revision of the content, if the comment has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<i64>,
-    /// Copied from the comment.
+    /// The community of the comment, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub community_id: Option<String>,
-    /// What to do.
+    /// What the platform should do with the comment.
     pub action: Action,
-    /// Absent for [`Action::Delete`].
+    /// The score and what it depends on; absent for [`Action::Delete`].
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub scoring: Option<Scoring>,
-    /// Where the comment came from; absent where it came from no topic.
+    /// The record that contained the comment; absent if the comment was not read from a topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<SourceRecord>,
-    /// Always true: a machine looked first.
+    /// Always true, because every event is first examined by this daemon.
     pub automated_detection: bool,
-    /// `fully` for allow and block, `not` for review.
+    /// [`AutomatedDecision::Fully`] for allow and block, [`AutomatedDecision::Not`] for review and delete.
     pub automated_decision: AutomatedDecision,
 }
 
@@ -244,7 +246,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_decision_id_names_the_record_alone() {
+    fn a_decision_id_depends_only_on_topic_partition_and_offset() {
         let source = |topic: &str, partition, offset| SourceRecord {
             topic: topic.into(),
             partition,

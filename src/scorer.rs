@@ -1,7 +1,7 @@
-//! The scoring seam: rows of token ids in, one margin a row out.
+//! The interface between the stream and the model: rows of token ids in, one margin for each row out.
 //!
-//! [`Scorer`] is the one trait of the daemon that exists for substitution: the model implements it,
-//! and so do the scripted scorers of the pipeline's tests.
+//! [`Scorer`] is the only trait of the daemon that exists for substitution. The model implements it, and so do the
+//! scripted scorers in the tests of the stream.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -9,107 +9,112 @@ use std::sync::Arc;
 /// One prompt as the model sees it: the frame around one window of one comment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
-    /// Token ids of the whole prompt, `<bos>` first.
+    /// The token ids of the whole prompt, which begin with `<bos>`.
     pub tokens: Arc<[u32]>,
-    /// How many leading ids equal the cached prefix's; their keys and values are reused.
+    /// The number of leading ids that equal the cached prefix. Their keys and values are reused.
     pub shared: usize,
 }
 
 impl Row {
-    /// Tokens that the model must run for this row: what a micro-batch budgets.
-    pub fn cost(&self) -> usize {
+    /// Returns the number of own tokens, which the model has to compute and which count against the token budget.
+    pub fn own_tokens(&self) -> usize {
         self.tokens.len() - self.shared
     }
 }
 
-/// Why a micro-batch has no margins.
+/// The reason why rows could not be scored.
 ///
-/// The pipeline decides what it means (a poison comment or a device fault) by scoring a canary.
+/// The error alone does not distinguish a bad comment from a device fault. The score stage does so by scoring the
+/// canary.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ScoreError {
-    /// The device or the arithmetic failed; nothing can be said of single rows.
+    /// The device or the arithmetic failed, which says nothing about single rows.
     #[error("cannot score {rows} rows: {reason}")]
     Failed {
-        /// Rows in the failed call.
+        /// The number of rows in the failed call.
         rows: usize,
-        /// What the model or the device said; never a comment's text.
+        /// The message of the model or the device, which never contains a comment's text.
         reason: String,
     },
     /// The margin of a row is not a finite number.
     #[error("row {row} has margin {margin}, expected a finite number")]
     NotFinite {
-        /// Index into the rows of the call.
+        /// The index of the row in the call.
         row: usize,
-        /// The margin found.
+        /// The margin that was computed.
         margin: f32,
     },
 }
 
-/// Gives each row its margin: the logit of the hateful label minus the logit of the other.
+/// Computes the margin of each row: the logit of the hateful label minus the logit of the other.
 ///
 /// A row's margin does not depend on the other rows of the call. One thread owns the scorer.
 pub trait Scorer: Send {
-    /// One finite margin for each row, in order. Blocks.
+    /// Returns one finite margin for each row, in order. Blocks until all are computed.
     ///
     /// # Errors
-    /// [`ScoreError`] when any row has none; no partial result is given.
+    /// Returns an error if any row has no finite margin. There are no partial results.
     fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError>;
 
-    /// As [`Scorer::score`], but leaves rows to a device that works by itself, so that the next ones can be
-    /// begun meanwhile. What was begun first is done first; calls of [`Scorer::score`] wait their turn.
+    /// Begins to score rows. A scorer with an asynchronous device returns [`Begun::Running`] without waiting, so that
+    /// the next rows can be begun in the meantime; any other scorer returns the margins.
+    ///
+    /// Rows are computed in the order in which they were begun, and [`Scorer::score`] waits for earlier ones.
     ///
     /// # Errors
-    /// As [`Scorer::score`]; what fails on the device later, [`Running::margins`] tells.
+    /// Returns an error under the same conditions as [`Scorer::score`]. If the device fails later, [`Running::margins`]
+    /// returns the error.
     fn begin(&mut self, rows: &[Row]) -> Result<Begun, ScoreError> {
         self.score(rows).map(Begun::Done)
     }
 
-    /// Own tokens of one call that the device's memory has room for; none where memory is no bound.
-    fn room(&self) -> Option<usize> {
+    /// Returns how many own tokens the device has memory for in one call, or `None` if its memory is not a limit.
+    fn token_capacity(&self) -> Option<usize> {
         None
     }
 }
 
-/// Rows that were begun.
+/// The result of [`Scorer::begin`].
 pub enum Begun {
-    /// One margin for each row, in order.
+    /// The rows are scored. Holds one margin for each row, in order.
     Done(Vec<f32>),
-    /// A device works on them.
+    /// A device is computing the rows.
     Running(Box<dyn Running>),
 }
 
-/// Rows that a device works on.
+/// Rows that a device is computing.
 pub trait Running {
-    /// Whether [`Running::margins`] would answer at once.
+    /// Returns whether [`Running::margins`] would return without blocking.
     fn is_done(&self) -> bool;
 
-    /// One finite margin for each row, in order. Blocks.
+    /// Returns one finite margin for each row, in order. Blocks until all are computed.
     ///
     /// # Errors
-    /// As [`Scorer::score`].
+    /// Returns an error under the same conditions as [`Scorer::score`].
     fn margins(self: Box<Self>) -> Result<Vec<f32>, ScoreError>;
 }
 
 /// Returns the margin of a comment, which is the largest of its windows' margins; `None` if there are no windows.
 ///
-/// One hostile passage makes a comment hostile, however long the rest is.
+/// A single hateful window thus makes the comment hateful, regardless of the length of the rest.
 pub fn largest_margin(windows: impl IntoIterator<Item = f32>) -> Option<f32> {
     windows.into_iter().reduce(f32::max)
 }
 
-/// One call, with whatever a scorer may do wrong as an error.
-pub(crate) fn call(scorer: &mut dyn Scorer, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+/// Calls [`Scorer::score`] and returns an error if the scorer panics, or does not return one finite margin for each
+/// row.
+pub(crate) fn score_checked(scorer: &mut dyn Scorer, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
     let margins = guarded(rows.len(), || scorer.score(rows))?;
     checked(rows.len(), margins)
 }
 
-/// [`Scorer::begin`] with whatever a scorer may do wrong as an error.
-pub(crate) fn begin(scorer: &mut dyn Scorer, rows: &[Row]) -> Result<Begun, ScoreError> {
+/// Calls [`Scorer::begin`] and returns an error if the scorer panics.
+pub(crate) fn begin_checked(scorer: &mut dyn Scorer, rows: &[Row]) -> Result<Begun, ScoreError> {
     guarded(rows.len(), || scorer.begin(rows))
 }
 
-/// The margins of `rows` rows that were begun, waited for; as [`call`].
-pub(crate) fn finish(begun: Begun, rows: usize) -> Result<Vec<f32>, ScoreError> {
+/// Waits for `rows` rows that were begun, with the same checks as [`score_checked`].
+pub(crate) fn wait_checked(begun: Begun, rows: usize) -> Result<Vec<f32>, ScoreError> {
     let margins = match begun {
         Begun::Done(margins) => margins,
         Begun::Running(running) => guarded(rows, || running.margins())?,
@@ -126,7 +131,7 @@ fn guarded<T>(rows: usize, run: impl FnOnce() -> Result<T, ScoreError>) -> Resul
 
 fn checked(rows: usize, margins: Vec<f32>) -> Result<Vec<f32>, ScoreError> {
     if margins.len() != rows {
-        let reason = format!("the scorer gave {} margins", margins.len());
+        let reason = format!("the scorer returned {} margins", margins.len());
         return Err(ScoreError::Failed { rows, reason });
     }
     match margins.iter().position(|margin| !margin.is_finite()) {

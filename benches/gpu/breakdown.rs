@@ -4,7 +4,7 @@
 use candle_core::{DType, Tensor};
 use moderatord::config::Projection;
 use moderatord::model::forward::gemma::Gemma;
-use moderatord::model::kernels::{PackedAttention, Span, Spans, Turn, add_rms_norm, geglu, norm_rope};
+use moderatord::model::kernels::{PackedAttention, RopeAngles, Span, Spans, add_rms_norm, geglu, norm_rope};
 use serde_json::{Value, json};
 
 use crate::machine::per_second;
@@ -82,15 +82,15 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
     let activation = time(&mut || drop(geglu(&gate, &up).unwrap())) * effective_layers;
 
     let half = config.head_dim / 2;
-    let turn = Turn {
+    let angles = RopeAngles {
         cos: Tensor::ones((tokens, half), DType::F32, device).unwrap(),
         sin: Tensor::zeros((tokens, half), DType::F32, device).unwrap(),
         positions: (!device.is_cpu()).then(|| Tensor::zeros(tokens, DType::U32, device).unwrap()),
     };
     let norm = Tensor::ones(config.head_dim, DType::F32, device).unwrap();
     let norm = config.family.has_qk_norm().then_some((&norm, 1e-6));
-    let rope_q = time(&mut || drop(norm_rope(&q, &turn, norm).unwrap())) * effective_layers;
-    let rope_k = time(&mut || drop(norm_rope(&k, &turn, norm).unwrap())) * layers;
+    let rope_q = time(&mut || drop(norm_rope(&q, &angles, norm).unwrap())) * effective_layers;
+    let rope_k = time(&mut || drop(norm_rope(&k, &angles, norm).unwrap())) * layers;
 
     let pass = time(&mut || drop(work.score(gemma, batch)));
     let parts = [

@@ -1,5 +1,6 @@
-//! Measures models of published shapes on a GPU and compares them with a plain matrix product. The weights are random
-//! and created on the device. Each figure is written to a JSON file as soon as it is measured.
+//! Measures models of published shapes on a GPU and compares them with a plain matrix product. The weights are random,
+//! and each checkpoint, of up to 5.3 GB, is written to a temporary folder. Each figure is written to a JSON file as soon
+//! as it is measured.
 //!
 //!     gpu OUT.json [--device cuda:0] [--shape NAME] [--seconds S] [--rows N]
 //!
@@ -21,12 +22,16 @@ mod work;
 
 use std::path::PathBuf;
 
-use moderatord::config::{Config, DeviceChoice, ModelConfig, Sources};
-use moderatord::model::config::GemmaConfig;
+use moderatord::config::{Config, DeviceChoice, ModelConfig, Quantize, Sources};
 use moderatord::model::device::Placement;
+use moderatord::model::files::checkpoint::Checkpoint;
+use moderatord::model::files::lora::Adapter;
 use moderatord::model::forward::gemma::Gemma;
+use moderatord::model::forward::linear::LoraMode;
+use moderatord::model::forward::load::LoadOptions;
 use serde_json::{Value, json};
 use support::random_gemma;
+use tempfile::TempDir;
 
 /// The default rank of `moderatord retrain`.
 const ADAPTER_RANK: usize = 8;
@@ -52,7 +57,7 @@ fn main() {
         None => random_gemma::SHAPES.iter().map(ToString::to_string).collect(),
     };
     let model = model(value("--device").as_deref().unwrap_or("cuda:0"));
-    let placement = Placement::of(&model).unwrap();
+    let placement = Placement::from_settings(&model).unwrap();
     let mut results = Results::new(path.into());
     results.set("device", json!(placement.name()));
     results.set("dtype", json!(placement.dtype_name()));
@@ -60,19 +65,53 @@ fn main() {
     results.set("matmul_tflops", json!(rates.matmul / 1e12));
     results.set("copy_gb_per_s", json!(rates.copy / 1e9));
     for shape in shapes {
-        let json = random_gemma::config(&shape).unwrap();
-        let config = GemmaConfig::parse(&PathBuf::from("config.json"), &json.to_string()).unwrap();
-        let gemma = Gemma::random(&config, &placement, None).unwrap();
+        let checkpoint = RandomCheckpoint::write(&shape);
+        let gemma = checkpoint.load(&placement, None);
         let best = serving::throughput(&gemma, rates.matmul, seconds, |figures| {
             results.set(&format!("{shape} throughput"), figures);
         });
         results.set(&format!("{shape} latency"), serving::latency(&gemma, &best, seconds));
-        let adapted = Gemma::random(&config, &placement, Some(ADAPTER_RANK)).unwrap();
-        let adapted = serving::with_adapter(&adapted, &best, seconds);
-        results.set(&format!("{shape} with an adapter"), adapted);
+        let adapted = checkpoint.load(&placement, Some(ADAPTER_RANK));
+        let figures = serving::with_adapter(&adapted, &best, seconds);
+        drop(adapted);
+        results.set(&format!("{shape} with an adapter"), figures);
         results.set(&format!("{shape} time"), breakdown::measure(&gemma, best.max_tokens));
         results.set(&format!("{shape} training"), training::measure(gemma, rows));
-        results.set(&format!("{shape} ready"), ready::measure(&json, &model));
+        results.set(
+            &format!("{shape} ready"),
+            ready::measure(checkpoint.folder.path(), &model),
+        );
+    }
+}
+
+/// A checkpoint of random weights in a temporary folder.
+struct RandomCheckpoint {
+    folder: TempDir,
+    checkpoint: Checkpoint,
+}
+
+impl RandomCheckpoint {
+    fn write(shape: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        random_gemma::write(folder.path(), &random_gemma::config(shape).unwrap(), 1).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        Self { folder, checkpoint }
+    }
+
+    /// Loads the model as the daemon does, with an adapter on every linear layer if a rank is given.
+    fn load(&self, placement: &Placement, rank: Option<usize>) -> Gemma {
+        let config = self.checkpoint.config();
+        let adapter = rank.map(|rank| {
+            let folder = self.folder.path().join("adapter");
+            random_gemma::write_adapter(&folder, config, rank, 2).unwrap();
+            Adapter::load(&folder, config, "").unwrap()
+        });
+        let options = LoadOptions {
+            lora: LoraMode::Merged,
+            quantize: Quantize::None,
+            placement: placement.clone(),
+        };
+        Gemma::load(&self.checkpoint, adapter.as_ref(), options).unwrap()
     }
 }
 

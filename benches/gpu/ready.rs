@@ -1,22 +1,18 @@
 //! Measures the time from start to ready: loading a checkpoint that is in the page cache, and warming it up.
 
+use std::path::Path;
 use std::time::Instant;
 
 use moderatord::config::{Config, ModelConfig, Sources};
-use moderatord::model::files::bundled;
 use moderatord::serving::ModelSource;
 use serde_json::{Value, json};
 
-use crate::support::random_gemma;
-
-pub fn measure(config: &Value, model: &ModelConfig) -> Value {
-    let folder = tempfile::tempdir().unwrap();
-    random_gemma::write(folder.path(), config, 1).unwrap();
-    std::fs::write(folder.path().join("tokenizer.json"), bundled::TOKENIZER).unwrap();
+/// Measures the checkpoint in `folder`, which has been written or read before.
+pub fn measure(folder: &Path, model: &ModelConfig) -> Value {
     let settings = Config::load(&Sources::default()).unwrap();
     let source = ModelSource {
         model: ModelConfig {
-            path: Some(folder.path().to_owned()),
+            path: Some(folder.to_owned()),
             ..model.clone()
         },
         prompt: settings.prompt.clone(),

@@ -110,7 +110,7 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64) -> Value {
                 let answer = work.begin(gemma, batch.rows.iter().map(|row| &row.tokens[PREFIX..]));
                 in_progress.push_back((answer, batch.items.iter().map(|(arrival, _)| *arrival).collect()));
             }
-            let is_done = |(answer, _): &(PendingLogits, _)| in_progress.len() == 2 || answer.is_here();
+            let is_done = |(answer, _): &(PendingLogits, _)| in_progress.len() == 2 || answer.is_ready();
             if in_progress.front().is_some_and(is_done)
                 && let Some((answer, arrivals)) = in_progress.pop_front()
             {

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use moderatord::model::forward::gemma::Gemma;
-use moderatord::retrain::train::trainer::{FrameIds, Progress, TrainerConfig, TrainingRow, train};
+use moderatord::retrain::train::trainer::{FrameIds, TrainerConfig, TrainingProgress, TrainingRow, train};
 use moderatord::scorer::Row;
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ pub fn measure(gemma: Gemma, rows: usize) -> Value {
     let validation = &training[..rows.min(8)];
     let (start, mut steps) = (Instant::now(), 0);
     let trained = train(gemma, frame, &config, &training, validation, &mut |progress| {
-        steps += usize::from(matches!(progress, Progress::Step { .. }));
+        steps += usize::from(matches!(progress, TrainingProgress::Step { .. }));
     });
     let took = start.elapsed().as_secs_f64();
     match trained {

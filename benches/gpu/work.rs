@@ -30,7 +30,7 @@ impl Work {
         let comments = lengths.iter().cycle().take(count).map(|&length| ids(length + SUFFIX));
         Self {
             prefix,
-            labels: gemma.unembedding_of(&LABELS).unwrap(),
+            labels: gemma.unembedding_rows(&LABELS).unwrap(),
             comments: comments.collect(),
         }
     }

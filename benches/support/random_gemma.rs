@@ -1,15 +1,24 @@
-//! Writes a checkpoint of a published shape with random weights, in Hugging Face layout.
+//! Writes a checkpoint of a published shape with random weights, in Hugging Face layout, and an adapter for it.
 //!
 //! The weights are approximately normal, with a variance that keeps activations of order one. They are bf16, as in
-//! published checkpoints. No tokenizer is written; callers that need one add it.
+//! published checkpoints. The tokenizer is that of the bundled model, whose vocabulary is smaller.
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
+use candle_core::{Device, Tensor, Var};
 use half::bf16;
+use moderatord::config::Projection;
+use moderatord::model::config::GemmaConfig;
+use moderatord::model::files::bundled;
+use moderatord::model::training::{LoraVariables, Variables};
+use moderatord::retrain::train::peft;
+use moderatord::retrain::train::trainer::TrainerConfig;
 use serde_json::{Value, json};
+
+use super::Random;
 
 /// The names of the supported shapes of published checkpoints.
 pub const SHAPES: [&str; 4] = ["gemma-2b", "gemma-2-2b", "gemma-3-270m", "gemma-3-1b"];
@@ -55,9 +64,10 @@ fn gemma3() -> Value {
            "rope_local_base_freq": 10000.0, "sliding_window": 512, "sliding_window_pattern": 6})
 }
 
-/// Writes `config.json` and `model.safetensors` for a config into `folder`.
+/// Writes `config.json`, `tokenizer.json` and `model.safetensors` for a config into `folder`.
 pub fn write(folder: &Path, config: &Value, seed: u64) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;
+    std::fs::write(folder.join("tokenizer.json"), bundled::TOKENIZER)?;
     std::fs::write(folder.join("config.json"), serde_json::to_string_pretty(config)?)?;
     let tensors = shapes(config);
     let mut header = serde_json::Map::new();
@@ -86,22 +96,59 @@ pub fn write(folder: &Path, config: &Value, seed: u64) -> std::io::Result<()> {
         } else {
             scale * 1.7
         };
-        let mut random = super::Random::new(seed ^ (index as u64 + 1) << 20);
+        let mut random = Random::new(seed ^ (index as u64 + 1) << 20);
         let mut row = Vec::with_capacity(1 << 16);
         let mut left: usize = shape.iter().product();
         while left > 0 {
             row.clear();
             for _ in 0..left.min(1 << 15) {
-                // The sum of two uniform numbers is bounded and close enough to a bell shape.
-                let bits = random.next();
-                let uniform = |bits: u64| (bits & 0xffff) as f32 / 32_768.0 - 1.0;
-                row.extend(bf16::from_f32((uniform(bits) + uniform(bits >> 15)) * scale).to_le_bytes());
+                row.extend(bf16::from_f32(bell(&mut random) * scale).to_le_bytes());
             }
             file.write_all(&row)?;
             left -= left.min(1 << 15);
         }
     }
     file.flush()
+}
+
+/// Writes an adapter of the given rank into `folder`, with a small random delta for every linear layer.
+pub fn write_adapter(folder: &Path, config: &GemmaConfig, rank: usize, seed: u64) -> anyhow::Result<()> {
+    let trainer = TrainerConfig {
+        targets: Projection::ALL.to_vec(),
+        rank,
+        alpha: 1e-3 * rank as f64,
+        ..TrainerConfig::default()
+    };
+    let mut random = Random::new(seed);
+    let mut matrix = |rows: usize, columns: usize, scale: f32| {
+        let values: Vec<f32> = (0..rows * columns).map(|_| bell(&mut random) * scale).collect();
+        Var::from_tensor(&Tensor::from_vec(values, (rows, columns), &Device::Cpu)?)
+    };
+    let mut variables = Variables::new();
+    for layer in 0..config.num_layers() {
+        for projection in Projection::ALL {
+            let [outputs, inputs] = projection.shape(config);
+            let delta = LoraVariables {
+                a: matrix(rank, inputs, (inputs as f32).powf(-0.5))?,
+                b: matrix(outputs, rank, 1.0)?,
+                scale: 1e-3,
+            };
+            variables.insert((layer, projection), delta);
+        }
+    }
+    let files = peft::write(&variables, &trainer, "random")?;
+    std::fs::create_dir_all(folder)?;
+    std::fs::write(folder.join("adapter_config.json"), files.config)?;
+    std::fs::write(folder.join("adapter_model.safetensors"), files.weights)?;
+    Ok(())
+}
+
+/// Returns a random number between -2 and 2: the sum of two uniform numbers, which is bounded and close enough to a
+/// bell shape.
+fn bell(random: &mut Random) -> f32 {
+    let bits = random.next();
+    let uniform = |bits: u64| (bits & 0xffff) as f32 / 32_768.0 - 1.0;
+    uniform(bits) + uniform(bits >> 15)
 }
 
 /// Returns the name and shape of every tensor of the architecture.

@@ -1,20 +1,19 @@
-//! Comments that any model must be able to score: their margins mean nothing, that they are numbers
-//! does.
+//! Comments that every model must be able to score. Their margins have no meaning, but they must be finite.
 
 use crate::prompt::{PromptError, Prompter};
 use crate::scorer::Row;
 
-/// Harmless texts of different lengths.
+/// The canary: harmless texts of different lengths.
 pub const TEXTS: [&str; 3] = [
     "See you at the garden.",
     "Thanks, that was helpful!",
     "I planted two rows of beans on Sunday, and by the end of the week the first leaves had come up already.",
 ];
 
-/// The texts as rows.
+/// Returns the rows of the canary.
 ///
 /// # Errors
-/// The tokenizer fails on them.
+/// Returns an error if the tokenizer fails.
 pub fn rows(prompter: &Prompter) -> Result<Vec<Row>, PromptError> {
     let mut rows = Vec::new();
     for text in TEXTS {

@@ -1,39 +1,33 @@
-//! The golden set of a version: cases with the margins that it had when it was made.
+//! The golden set of a version: texts with the margins that the version gave them when it was made.
 //!
-//! A daemon that loads the version must find the same margins again, and right answers where there is
-//! one. So a version that was cut, mixed up or computed otherwise than where it was proven cannot
-//! enter service.
+//! A daemon that loads the version must reproduce these margins before the version enters service. A version that was
+//! damaged or mixed up, or that this machine computes differently, is thus rejected. Texts with a known answer are also
+//! checked by the gate, which rejects a version that classifies one of them incorrectly.
 
 use serde::{Deserialize, Serialize};
 
 use super::canary::TEXTS;
+use super::tolerance::{GOLDEN_EXACT, GOLDEN_ROUNDED};
 use crate::message::ModelIdentity;
 use crate::prompt::Prompter;
-use crate::scorer::{Row, Scorer, call, largest_margin};
+use crate::scorer::{Scorer, largest_margin, score_checked};
 
-/// Name of its file beside the adapter's.
+/// The name of the file that holds the golden set, in the folder of the version.
 pub const GOLDEN_FILE: &str = "golden.json";
 
-/// How far a margin may be off where weights are f32: two correct implementations differ by about
-/// 1e-4, another processor's rounding included.
-const TOLERANCE: f32 = 1e-2;
-
-/// The same where either margin comes of quantised weights or of bf16, whose error depends on the device.
-const ROUNDED_TOLERANCE: f32 = 1.0;
-
-/// In what a margin was computed.
+/// The precision in which a margin was computed, as far as it affects the tolerance.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arithmetic {
-    /// f32 throughout.
+    /// In f32, over weights that are not quantised.
     #[default]
     Exact,
-    /// Over quantised weights, or in bf16.
+    /// In bf16 or over quantised weights.
     Rounded,
 }
 
 impl Arithmetic {
-    /// A model's.
+    /// Returns the arithmetic of a model.
     pub fn of(identity: &ModelIdentity) -> Self {
         if identity.quantization == "none" && identity.dtype == "f32" {
             Self::Exact
@@ -42,65 +36,65 @@ impl Arithmetic {
         }
     }
 
-    /// How far a margin computed in it may be from one computed in `other`.
+    /// Returns the largest allowed difference between a margin computed in this arithmetic and one computed in `other`.
     fn tolerance(self, other: Self) -> f32 {
         match (self, other) {
-            (Self::Exact, Self::Exact) => TOLERANCE,
-            _ => ROUNDED_TOLERANCE,
+            (Self::Exact, Self::Exact) => GOLDEN_EXACT,
+            _ => GOLDEN_ROUNDED,
         }
     }
 }
 
-/// One case.
+/// A text of the golden set with its margin.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GoldenCase {
-    /// Names it in errors.
+    /// The name of the case in errors.
     pub id: String,
-    /// Ours, or the operator's to show: it is kept in the version.
+    /// The text, which is stored in the version: a built-in one, or one from the operator's golden file.
     pub text: String,
-    /// What every adapter must say, where there is a right answer.
+    /// Whether the text is hateful, if it has a label that every version must agree with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hateful: Option<bool>,
-    /// What the version said.
+    /// The margin that the version gave the text when it was made.
     pub margin: f32,
-    /// In what it was computed.
+    /// The arithmetic in which `margin` was computed. Files that do not state it are from f32.
     #[serde(default)]
     pub arithmetic: Arithmetic,
 }
 
-/// A case before anything was scored.
+/// A text for the golden set that has not been scored yet.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Question {
-    /// Names it.
+pub struct GoldenText {
+    /// The name of the case in errors.
     pub id: String,
-    /// The text.
+    /// The text, which will be stored in the version.
     pub text: String,
-    /// The right answer, where there is one.
+    /// Whether the text is hateful, if it has a label that every version must agree with.
     pub hateful: Option<bool>,
 }
 
-/// The questions that need no operator: texts of ours without a right answer.
-pub fn own_questions() -> Vec<Question> {
-    let question = |(number, text): (usize, &&str)| Question {
+/// Returns the texts that every golden set contains: the canary, without labels.
+pub fn builtin_texts() -> Vec<GoldenText> {
+    let golden_text = |(number, text): (usize, &&str)| GoldenText {
         id: format!("own-{number}"),
         text: (*text).to_owned(),
         hateful: None,
     };
-    TEXTS.iter().enumerate().map(question).collect()
+    TEXTS.iter().enumerate().map(golden_text).collect()
 }
 
-/// Scores questions, in the scorer's arithmetic.
+/// Scores texts and returns them with their margins. `arithmetic` is the scorer's.
 ///
 /// # Errors
-/// In words, the first that has no margin.
-pub fn ask(
+/// Returns a message that names the first text that cannot be scored.
+pub fn score_texts(
     scorer: &mut dyn Scorer,
     prompter: &Prompter,
-    questions: Vec<Question>,
+    texts: Vec<GoldenText>,
     arithmetic: Arithmetic,
 ) -> Result<Vec<GoldenCase>, String> {
-    let mut cases = Vec::with_capacity(questions.len());
-    for Question { id, text, hateful } in questions {
+    let mut cases = Vec::with_capacity(texts.len());
+    for GoldenText { id, text, hateful } in texts {
         let margin = margin(scorer, prompter, &text).map_err(|error| format!("case {id}: {error}"))?;
         cases.push(GoldenCase {
             id,
@@ -113,16 +107,16 @@ pub fn ask(
     Ok(cases)
 }
 
-/// Ids of the cases whose answer is wrong.
-pub fn wrong(cases: &[GoldenCase]) -> Vec<String> {
+/// Returns the ids of the cases whose margin contradicts their label.
+pub fn misclassified(cases: &[GoldenCase]) -> Vec<String> {
     let is_wrong = |case: &&GoldenCase| case.hateful.is_some_and(|hateful| hateful != (case.margin >= 0.0));
     cases.iter().filter(is_wrong).map(|case| case.id.clone()).collect()
 }
 
-/// Proves that a loaded version says what it said when it was made, in the scorer's arithmetic.
+/// Checks that a loaded version reproduces the margins of its golden set. `arithmetic` is the scorer's.
 ///
 /// # Errors
-/// In words, the first case that differs.
+/// Returns a message that names the first case whose margin differs or cannot be computed.
 pub fn verify(
     scorer: &mut dyn Scorer,
     prompter: &Prompter,
@@ -142,35 +136,35 @@ pub fn verify(
     Ok(())
 }
 
-/// The largest margin of a text's windows.
 fn margin(scorer: &mut dyn Scorer, prompter: &Prompter, text: &str) -> Result<f32, String> {
-    let rows: Vec<Row> = prompter.encode(text).map_err(|error| error.to_string())?.rows;
-    let margins = call(scorer, &rows).map_err(|error| error.to_string())?;
-    largest_margin(margins).ok_or_else(|| "no window".to_owned())
+    let rows = prompter.encode(text).map_err(|error| error.to_string())?.rows;
+    let margins = score_checked(scorer, &rows).map_err(|error| error.to_string())?;
+    largest_margin(margins).ok_or_else(|| "the text has no window".to_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// A version that was made on a GPU serves on a CPU, and the other way round.
+    /// A version that was made on a GPU can serve on a CPU, and the other way round.
     #[test]
     fn rounding_on_either_side_widens_the_tolerance() {
         use Arithmetic::{Exact, Rounded};
         for (made, served, expected) in [
-            (Exact, Exact, TOLERANCE),
-            (Rounded, Exact, ROUNDED_TOLERANCE),
-            (Exact, Rounded, ROUNDED_TOLERANCE),
-            (Rounded, Rounded, ROUNDED_TOLERANCE),
+            (Exact, Exact, GOLDEN_EXACT),
+            (Rounded, Exact, GOLDEN_ROUNDED),
+            (Exact, Rounded, GOLDEN_ROUNDED),
+            (Rounded, Rounded, GOLDEN_ROUNDED),
         ] {
             assert_eq!(made.tolerance(served), expected);
         }
-        let before: GoldenCase = serde_json::from_str(r#"{"id": "a", "text": "b", "margin": 1.5}"#).unwrap();
-        assert_eq!(before.arithmetic, Exact);
+        let without_arithmetic: GoldenCase =
+            serde_json::from_str(r#"{"id": "a", "text": "b", "margin": 1.5}"#).unwrap();
+        assert_eq!(without_arithmetic.arithmetic, Exact);
     }
 
     #[test]
-    fn only_a_right_answer_can_be_missed() {
+    fn only_labelled_cases_can_be_misclassified() {
         let case = |id: &str, hateful, margin| GoldenCase {
             id: id.into(),
             text: String::new(),
@@ -184,6 +178,6 @@ mod tests {
             case("c", Some(true), -0.1),
             case("d", Some(false), 0.1),
         ];
-        assert_eq!(wrong(&cases), ["c", "d"]);
+        assert_eq!(misclassified(&cases), ["c", "d"]);
     }
 }

@@ -1,8 +1,9 @@
-//! candle-transformers' own Gemma as a second opinion, and as the baseline of our benches.
+//! The Gemma models of candle-transformers, as a second implementation to compare with and as a baseline for
+//! benchmarks.
 //!
-//! An independent implementation over the same files: `check --oracle` compares the two on the
-//! operator's own weights, where no recorded reference exists. It runs one text at a time over the
-//! base without an adapter. What it cannot express is refused, not approximated.
+//! `check --oracle` compares the two implementations on the operator's own weights, for which there are no recorded
+//! references. The oracle scores one text at a time with the base model, without an adapter. A model that
+//! candle-transformers cannot express exactly is rejected.
 
 use candle_core::{DType, Device, Result as CandleResult, Tensor};
 use candle_nn::{Activation, VarBuilder};
@@ -14,53 +15,55 @@ use crate::fault::{Fault, Faults};
 use crate::model::config::{Family, GemmaConfig};
 use crate::model::files::checkpoint::Checkpoint;
 use crate::model::files::tensor_file::TensorFile;
+use crate::prompt::PromptError;
 use crate::scorer::{Row, ScoreError};
 
-/// Positions of the oracle's tables: it makes one for every layer.
+/// The largest number of positions of the oracle, which allocates its rotary tables once per layer.
 const MAX_POSITIONS: usize = 4096;
 
-/// candle-transformers' model of a checkpoint.
+/// A checkpoint loaded by candle-transformers.
 pub enum Oracle {
-    /// Gemma 1.
+    /// A Gemma 1 model.
     Gemma(gemma::Model),
-    /// Gemma 2.
+    /// A Gemma 2 model.
     Gemma2(gemma2::Model),
-    /// Gemma 3.
+    /// A Gemma 3 model.
     Gemma3(gemma3::Model),
 }
 
-/// How far the two implementations are apart.
+/// How much the two implementations differ.
 #[derive(Debug, Clone, Copy)]
 pub struct OracleReport {
-    /// Texts that were compared.
+    /// The number of texts that were compared.
     pub texts: usize,
-    /// Largest difference of a label's logit.
+    /// The largest difference between two logits of a label.
     pub max_difference: f32,
 }
 
-/// Why no comparison was made.
+/// The reason why the implementations could not be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum OracleError {
-    /// The files are at fault, or the oracle cannot express them.
+    /// The files have faults, or candle-transformers cannot express the model.
     #[error(transparent)]
     Load(#[from] Faults),
-    /// Our own scorer failed.
+    /// The classifier failed.
     #[error(transparent)]
     Score(#[from] ScoreError),
-    /// A sample has no prompt.
+    /// A text cannot be tokenised.
     #[error(transparent)]
-    Prompt(#[from] crate::prompt::PromptError),
-    /// The oracle failed.
+    Prompt(#[from] PromptError),
+    /// candle-transformers failed.
     #[error("candle-transformers: {0}")]
     Oracle(#[from] candle_core::Error),
 }
 
-/// Scores `texts` with both implementations.
+/// Scores `texts` with both implementations, on the CPU in f32 and without an adapter.
 ///
 /// # Errors
-/// [`OracleError`]; an architecture that candle-transformers cannot express is one.
+/// Returns an error if the model cannot be loaded, if candle-transformers cannot express it, or if either
+/// implementation fails on a text.
 pub fn compare(model: &ModelConfig, prompt: &PromptConfig, texts: &[&str]) -> Result<OracleReport, OracleError> {
-    // What is compared is how the files are understood: exactly, which is on the CPU in f32.
+    // The comparison is about how the files are read, so rounding must not hide a difference.
     let base = ModelConfig {
         adapter: None,
         device: DeviceChoice::Cpu,
@@ -69,7 +72,7 @@ pub fn compare(model: &ModelConfig, prompt: &PromptConfig, texts: &[&str]) -> Re
         ..model.clone()
     };
     let classifier = Classifier::load(&base, prompt)?;
-    let checkpoint = Checkpoint::of(model)?;
+    let checkpoint = Checkpoint::from_settings(model)?;
     let mut oracle = Oracle::load(&checkpoint, DType::F32)?;
     let prompter = classifier.prompter();
     let mut report = OracleReport {
@@ -93,7 +96,7 @@ impl Oracle {
     /// Loads the checkpoint a second time, on the CPU.
     ///
     /// # Errors
-    /// The architecture cannot be expressed, or candle-transformers refuses the files.
+    /// Returns an error if candle-transformers cannot express the architecture or rejects the files.
     pub fn load(checkpoint: &Checkpoint, dtype: DType) -> Result<Self, OracleError> {
         let config = checkpoint.config();
         if let Some(reason) = inexpressible(config) {
@@ -108,7 +111,8 @@ impl Oracle {
                     unsafe_code,
                     reason = "candle-transformers reads its weights through candle's memory map"
                 )]
-                // SAFETY: as for our own map of the same files: nobody changes them in place meanwhile.
+                // SAFETY: `TensorFile` maps the same files under the same condition: nothing changes them in place
+                // while they are mapped.
                 unsafe {
                     VarBuilder::from_mmaped_safetensors(&paths, dtype, &Device::Cpu)?
                 }
@@ -124,10 +128,10 @@ impl Oracle {
         })
     }
 
-    /// Logits of the two labels at the last position of one row.
+    /// Returns the logits of the two labels at the last position of one row.
     ///
     /// # Errors
-    /// candle's.
+    /// Returns the error of candle-transformers.
     pub fn label_logits(&mut self, row: &Row, label_ids: [u32; 2]) -> CandleResult<[f32; 2]> {
         let ids = Tensor::new(&row.tokens[..], &Device::Cpu)?.unsqueeze(0)?;
         let logits = self.forward(&ids)?.to_dtype(DType::F32)?.flatten_all()?;
@@ -135,11 +139,11 @@ impl Oracle {
         Ok([logit(label_ids[0])?, logit(label_ids[1])?])
     }
 
-    /// Token ids (batch, tokens) to logits (batch, 1, vocabulary) of the last column, from an empty
-    /// cache. Rows are not masked: all are as long as the batch is wide.
+    /// Computes the logits (batch, 1, vocabulary) at the last position of token ids (batch, tokens), with an empty
+    /// cache. There is no padding mask, so all rows must have the same length.
     ///
     /// # Errors
-    /// candle's.
+    /// Returns the error of candle-transformers.
     pub fn forward(&mut self, ids: &Tensor) -> CandleResult<Tensor> {
         match self {
             Self::Gemma(model) => {
@@ -158,11 +162,11 @@ impl Oracle {
     }
 }
 
-/// What candle-transformers 0.11 does not compute as the architecture says.
+/// Returns the feature of the model that candle-transformers 0.11 does not compute as the architecture requires.
 fn inexpressible(config: &GemmaConfig) -> Option<String> {
     let default_scale = (config.head_dim as f64).powf(-0.5);
     if (config.query_scale - default_scale).abs() > 1e-9 {
-        return Some("its queries are scaled by other than head_dim^-0.5".into());
+        return Some("its queries are not scaled by head_dim^-0.5".into());
     }
     if config.layers.iter().any(|layer| layer.rope.factor != 1.0) {
         return Some("its rotary positions are scaled".into());
@@ -170,14 +174,14 @@ fn inexpressible(config: &GemmaConfig) -> Option<String> {
     if !config.tie_word_embeddings {
         return Some("its unembedding is not tied".into());
     }
-    if config.family == Family::Gemma3 && pattern(config).is_none() {
-        return Some("its windowed layers follow no pattern".into());
+    if config.family == Family::Gemma3 && window_pattern(config).is_none() {
+        return Some("its windowed layers do not follow a regular pattern".into());
     }
     None
 }
 
-/// The `p` for which every `p`-th layer, and no other, is a full one.
-fn pattern(config: &GemmaConfig) -> Option<usize> {
+/// Returns the `p` for which exactly every `p`-th layer has no window.
+fn window_pattern(config: &GemmaConfig) -> Option<usize> {
     let fits = |pattern: &usize| {
         config
             .layers
@@ -192,7 +196,7 @@ fn gemma_config(config: &GemmaConfig) -> gemma::Config {
     gemma::Config {
         attention_bias: false,
         head_dim: config.head_dim,
-        // It refuses both, and reads "gelu" as another function than Gemma's.
+        // candle-transformers accepts only one of the two, and takes "gelu" for a different function than Gemma's.
         hidden_act: None,
         hidden_activation: Some(Activation::GeluPytorchTanh),
         hidden_size: config.hidden_size,
@@ -254,7 +258,7 @@ fn gemma3_config(config: &GemmaConfig) -> gemma3::Config {
             .iter()
             .find_map(|layer| layer.window)
             .unwrap_or(MAX_POSITIONS),
-        sliding_window_pattern: pattern(config).unwrap_or(1),
+        sliding_window_pattern: window_pattern(config).unwrap_or(1),
         max_position_embeddings: config.max_position_embeddings.min(MAX_POSITIONS),
     }
 }

@@ -1,129 +1,132 @@
-//! Before the first comment: the scorer works, and how much it can take at once.
+//! Checks before the first comment that the scorer works, and finds the token budget of its micro-batches.
 
 use std::time::{Duration, Instant};
 
 use tracing::{debug, warn};
 
-use crate::scorer::call;
-use crate::scorer::{Row, ScoreError, Scorer};
+use crate::scorer::{Row, ScoreError, Scorer, score_checked};
 
-/// A micro-batch should not take longer: it is the least that a comment waits at full load, and what
-/// a drain or a stopping device is held up by.
+/// The longest time that scoring one micro-batch should take. At full load a comment waits at least this long, and a
+/// drain or a stop has to wait for the current micro-batch.
 const LONGEST_BATCH: Duration = Duration::from_secs(1);
 
-/// Own tokens of the first micro-batch that is tried: no smaller one is fast on any device.
+/// The size in own tokens of the first micro-batch that is measured. Smaller ones are slow on every device.
 const SMALLEST_BATCH: usize = 512;
 
-/// What may be given up of the best rate, so that comments wait for fewer others.
+/// The share of the best rate that is good enough, so that comments wait for fewer others in their micro-batch.
 const GOOD_ENOUGH: f64 = 0.95;
 
-/// A micro-batch of a size that was tried.
+/// The measurement of micro-batches of one size.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Tried {
+struct MeasuredSize {
     max_tokens: usize,
     tokens_per_second: f64,
     took: Duration,
 }
 
-/// What was found.
+/// The token budget that was chosen, with measured rates.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Warm {
-    /// Own tokens of a micro-batch, the batch budget.
+pub struct MeasuredBudget {
+    /// The token budget: the largest number of own tokens in a micro-batch.
     pub max_tokens: usize,
-    /// Own tokens per second at that size.
+    /// The rate at that size, in own tokens per second.
     pub tokens_per_second: f64,
-    /// The same in the smallest micro-batch that was tried.
-    pub slowest: f64,
+    /// The rate of the smallest micro-batch that was measured, in own tokens per second.
+    pub smallest_batch_tokens_per_second: f64,
 }
 
-/// Scores the canary, and then batches of growing size: up to `limit` own tokens, what the device's memory has
-/// room for, and what takes a second; the smallest may take longer. The budget is the smallest that is about as fast
-/// as the fastest.
+/// Scores the canary, then measures micro-batches of growing size, and chooses the token budget.
+///
+/// Sizes grow up to `limit` own tokens, to what the device has memory for, and to what takes a second; the smallest
+/// size may take longer. The budget is the smallest size that is nearly as fast as the fastest.
 ///
 /// # Errors
-/// The scorer fails on the canary or on the smallest batch.
-pub fn warm_up(scorer: &mut dyn Scorer, canary: &[Row], limit: usize) -> Result<Warm, ScoreError> {
-    call(scorer, canary)?;
-    let mut tried = vec![measure(scorer, canary, SMALLEST_BATCH.min(limit))?];
-    let limit = scorer.room().map_or(limit, |room| room.min(limit));
-    while let Some(size) = next(&tried, limit) {
+/// Returns an error if the canary or the smallest micro-batch cannot be scored.
+pub fn warm_up(scorer: &mut dyn Scorer, canary: &[Row], limit: usize) -> Result<MeasuredBudget, ScoreError> {
+    score_checked(scorer, canary)?;
+    let mut measured = vec![measure(scorer, canary, SMALLEST_BATCH.min(limit))?];
+    let limit = scorer.token_capacity().map_or(limit, |capacity| capacity.min(limit));
+    while let Some(size) = next_size(&measured, limit) {
         match measure(scorer, canary, size) {
-            Ok(batch) => tried.push(batch),
+            Ok(batch) => measured.push(batch),
             Err(error) => {
-                warn!(max_tokens = size, %error, "no micro-batch of this size can be scored: keeping to smaller ones");
+                warn!(max_tokens = size, %error, "cannot score a micro-batch of this size, using a smaller one");
                 break;
             }
         }
     }
-    debug!(?tried, "micro-batches tried");
-    let chosen = choose(&tried);
-    Ok(Warm {
+    debug!(?measured, "measured micro-batches of growing size");
+    let chosen = choose(&measured);
+    Ok(MeasuredBudget {
         max_tokens: chosen.max_tokens,
         tokens_per_second: chosen.tokens_per_second,
-        slowest: tried[0].tokens_per_second,
+        smallest_batch_tokens_per_second: measured[0].tokens_per_second,
     })
 }
 
-/// Scores the canary and one batch of `max_tokens` own tokens, or of what there is room for: beside it another
-/// model may still be served.
+/// Scores the canary and one micro-batch of `max_tokens` own tokens, or of fewer if the device has no memory for that
+/// many, since another model may still be in service beside this one.
 ///
 /// # Errors
-/// The scorer fails.
-pub fn verify(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<(), ScoreError> {
-    call(scorer, canary)?;
-    let max_tokens = scorer.room().map_or(max_tokens, |room| room.min(max_tokens));
-    call(scorer, &fill(canary, max_tokens))?;
+/// Returns an error if either cannot be scored.
+pub fn check_budget(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<(), ScoreError> {
+    score_checked(scorer, canary)?;
+    let capacity = scorer.token_capacity().unwrap_or(max_tokens);
+    score_checked(scorer, &fill(canary, max_tokens.min(capacity)))?;
     Ok(())
 }
 
-/// One batch timed, a second time unless that takes long: the first makes room, and loads and chooses kernels.
-fn measure(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<Tried, ScoreError> {
+/// Measures one micro-batch, and a second time unless the first took long: the first allocates memory, and loads and
+/// selects kernels.
+fn measure(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<MeasuredSize, ScoreError> {
     let rows = fill(canary, max_tokens);
     let mut time = || {
         let start = Instant::now();
-        call(scorer, &rows)?;
+        score_checked(scorer, &rows)?;
         Ok(start.elapsed())
     };
     let mut took = time()?;
     if took < 3 * LONGEST_BATCH {
         took = took.min(time()?);
     }
-    let tokens: usize = rows.iter().map(Row::cost).sum();
-    Ok(Tried {
+    let tokens: usize = rows.iter().map(Row::own_tokens).sum();
+    Ok(MeasuredSize {
         max_tokens,
         tokens_per_second: tokens as f64 / took.as_secs_f64().max(1e-6),
         took,
     })
 }
 
-/// The size to try next: twice the last, unless that would take too long, is too much, or two doublings in a row
-/// have brought nothing.
-fn next(tried: &[Tried], limit: usize) -> Option<usize> {
-    let last = tried.last()?;
+/// Returns the size to measure next: twice the last, but at most `limit`.
+///
+/// Returns `None` if that is not larger, if it would take too long, or if neither of the last two sizes was clearly
+/// faster than the one before them.
+fn next_size(measured: &[MeasuredSize], limit: usize) -> Option<usize> {
+    let last = measured.last()?;
     let size = (2 * last.max_tokens).min(limit);
-    let brings_nothing = match tried {
+    let no_gain = match measured {
         [.., before, middle, last] => {
             let best = middle.tokens_per_second.max(last.tokens_per_second);
             best * GOOD_ENOUGH < before.tokens_per_second
         }
         _ => false,
     };
-    (size > last.max_tokens && 2 * last.took <= LONGEST_BATCH && !brings_nothing).then_some(size)
+    (size > last.max_tokens && 2 * last.took <= LONGEST_BATCH && !no_gain).then_some(size)
 }
 
-fn choose(tried: &[Tried]) -> Tried {
-    let in_time = || tried.iter().filter(|batch| batch.took <= LONGEST_BATCH);
+fn choose(measured: &[MeasuredSize]) -> MeasuredSize {
+    let in_time = || measured.iter().filter(|batch| batch.took <= LONGEST_BATCH);
     let best = in_time().map(|batch| batch.tokens_per_second).fold(0.0, f64::max);
-    let fast = |batch: &&Tried| batch.tokens_per_second >= GOOD_ENOUGH * best;
-    // On a slow device even the smallest may take too long.
-    *in_time().find(fast).unwrap_or(&tried[0])
+    let fast = |batch: &&MeasuredSize| batch.tokens_per_second >= GOOD_ENOUGH * best;
+    // On a slow device, even the smallest size may take too long.
+    *in_time().find(fast).unwrap_or(&measured[0])
 }
 
-/// Rows of the canary over and over, up to `tokens`.
+/// Repeats the rows of the canary as long as they fit into `tokens` own tokens.
 fn fill(canary: &[Row], tokens: usize) -> Vec<Row> {
     let mut total = 0;
     let fits = |row: &&Row| {
-        total += row.cost();
+        total += row.own_tokens();
         total <= tokens
     };
     canary.iter().cycle().take_while(fits).cloned().collect()
@@ -133,53 +136,52 @@ fn fill(canary: &[Row], tokens: usize) -> Vec<Row> {
 mod tests {
     use super::*;
 
-    /// Takes a fixed time a token.
-    struct Slow {
+    /// Takes a fixed time for each token.
+    struct SlowScorer {
         per_token: Duration,
-        room: Option<usize>,
+        capacity: Option<usize>,
         largest: usize,
     }
 
-    impl Scorer for Slow {
+    impl Scorer for SlowScorer {
         fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
-            let tokens: usize = rows.iter().map(Row::cost).sum();
+            let tokens: usize = rows.iter().map(Row::own_tokens).sum();
             self.largest = self.largest.max(tokens);
             std::thread::sleep(self.per_token * u32::try_from(tokens).unwrap());
             Ok(vec![0.0; rows.len()])
         }
 
-        fn room(&self) -> Option<usize> {
-            self.room
+        fn token_capacity(&self) -> Option<usize> {
+            self.capacity
         }
     }
 
     #[test]
-    fn no_batch_is_larger_than_the_limit_the_room_and_a_second() {
+    fn a_batch_exceeds_neither_the_limit_nor_memory_nor_a_second() {
         let canary = [Row {
             tokens: vec![0; 20].into(),
             shared: 10,
         }];
-        let run = |per_token, limit, room| {
-            let mut scorer = Slow {
+        let run = |per_token, limit, capacity| {
+            let mut scorer = SlowScorer {
                 per_token,
-                room,
+                capacity,
                 largest: 0,
             };
-            let warm = warm_up(&mut scorer, &canary, limit).unwrap();
-            assert!(warm.max_tokens <= scorer.largest + 10 && scorer.largest <= limit);
+            let budget = warm_up(&mut scorer, &canary, limit).unwrap();
+            assert!(budget.max_tokens <= scorer.largest + 10 && scorer.largest <= limit);
             scorer.largest
         };
         assert_eq!(run(Duration::ZERO, 100, None), 100);
         assert!(run(Duration::ZERO, 4096, Some(1500)) <= 1500);
-        // 600 tokens a second at most; a loaded machine sleeps longer, never shorter.
+        // At most 600 tokens per second: on a loaded machine, a sleep can only take longer.
         assert_eq!(run(Duration::from_micros(1667), 4096, None), 510);
     }
 
-    /// Memory that ends at some size: the sizes below serve.
     #[test]
-    fn a_size_that_fails_is_not_served() {
-        struct Small;
-        impl Scorer for Small {
+    fn a_size_that_cannot_be_scored_is_not_chosen() {
+        struct LittleMemory;
+        impl Scorer for LittleMemory {
             fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
                 std::thread::sleep(Duration::from_millis(5));
                 if rows.len() > 100 {
@@ -196,12 +198,12 @@ mod tests {
             tokens: vec![0; 10].into(),
             shared: 0,
         }];
-        // One call costs the same whatever its size, so the larger, the faster: 512, 1024 fails.
-        assert_eq!(warm_up(&mut Small, &canary, 4096).unwrap().max_tokens, 512);
+        // A call takes the same time for every size, so a larger batch has a higher rate. A batch of 1024 tokens fails.
+        assert_eq!(warm_up(&mut LittleMemory, &canary, 4096).unwrap().max_tokens, 512);
     }
 
-    fn tried(sizes: &[(usize, f64)]) -> Vec<Tried> {
-        let batch = |&(max_tokens, tokens_per_second): &(usize, f64)| Tried {
+    fn measured(sizes: &[(usize, f64)]) -> Vec<MeasuredSize> {
+        let batch = |&(max_tokens, tokens_per_second): &(usize, f64)| MeasuredSize {
             max_tokens,
             tokens_per_second,
             took: Duration::from_secs_f64(max_tokens as f64 / tokens_per_second),
@@ -210,23 +212,23 @@ mod tests {
     }
 
     #[test]
-    fn the_smallest_that_is_about_as_fast_is_chosen() {
+    fn the_smallest_of_nearly_the_fastest_sizes_is_chosen() {
         let check = |sizes: &[(usize, f64)], expected: usize| {
-            assert_eq!(choose(&tried(sizes)).max_tokens, expected, "{sizes:?}");
+            assert_eq!(choose(&measured(sizes)).max_tokens, expected, "{sizes:?}");
         };
         check(&[(512, 1000.0)], 512);
         check(&[(512, 1000.0), (1024, 1040.0)], 512);
         check(&[(512, 1e4), (1024, 1.9e4), (2048, 2e4)], 1024);
         check(&[(512, 1e4), (1024, 9e3), (2048, 1.1e4)], 2048);
-        // Of those that take no longer than a second.
+        // A size that takes longer than a second is chosen only if all do.
         check(&[(512, 600.0), (1024, 900.0)], 512);
         check(&[(512, 100.0)], 512);
     }
 
     #[test]
-    fn sizes_double_while_it_helps() {
+    fn sizes_double_until_that_no_longer_helps_or_a_bound_is_reached() {
         let check = |sizes: &[(usize, f64)], limit: usize, expected: Option<usize>| {
-            assert_eq!(next(&tried(sizes), limit), expected, "{sizes:?}");
+            assert_eq!(next_size(&measured(sizes), limit), expected, "{sizes:?}");
         };
         check(&[(512, 1e5)], 4096, Some(1024));
         check(&[(512, 1e5)], 600, Some(600));

@@ -1,4 +1,4 @@
-//! `moderatord adapters`: what the registry holds, and what is in service.
+//! `moderatord adapters`: lists and manages the adapter versions in the registry.
 
 use std::io::Write;
 use std::time::SystemTime;
@@ -22,24 +22,24 @@ pub(super) struct AdaptersArgs {
 
 #[derive(Debug, Subcommand)]
 enum AdaptersCommand {
-    /// All versions, newest first, and which is in service
+    /// List all versions, newest first, and mark the one in service
     List,
-    /// A version's manifest, as JSON
+    /// Print the manifest of a version as JSON
     Show {
-        /// Version, or the beginning of one
+        /// Version, or a unique prefix of at least four characters
         version: String,
     },
-    /// Put a version into service, whatever the gate said
+    /// Put a version into service, regardless of the result of its evaluation
     Promote {
-        /// Version, or the beginning of one
+        /// Version, or a unique prefix of at least four characters
         version: String,
     },
-    /// Put back what was in service before, or the version given, or the bare base
+    /// Return to the version that was in service before, to a given version, or to the bare base model
     Rollback {
-        /// Version, or the beginning of one, or `base`
+        /// Version, a unique prefix of at least four characters, or `base` for the bare base model
         version: Option<String>,
     },
-    /// Remove old versions, but for `registry.keep` and what is or lately was in service
+    /// Remove old versions, keeping the newest `registry.keep` and those recently in service
     Gc,
 }
 
@@ -53,21 +53,21 @@ pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Ex
             AdaptersCommand::List => list(&registry, out).await?,
             AdaptersCommand::Show { version } => {
                 let version = registry.find(version).await?;
-                let manifest = registry.show(&version).await?;
+                let manifest = registry.manifest(&version).await?;
                 writeln!(out, "{}", serde_json::to_string_pretty(&manifest)?)?;
             }
             AdaptersCommand::Promote { version } => {
                 let version = registry.find(version).await?;
                 let after = registry.current().await?.map_or(0, |pointer| pointer.sequence);
-                tell(&registry.promote(&version, after, now).await?, out)?;
+                print_pointer(&registry.promote(&version, after, now).await?, out)?;
             }
             AdaptersCommand::Rollback { version } => {
-                let to = match version.as_deref() {
-                    None => Rollback::Before,
+                let target = match version.as_deref() {
+                    None => Rollback::Previous,
                     Some("base") => Rollback::Base,
                     Some(version) => Rollback::To(registry.find(version).await?),
                 };
-                tell(&registry.rollback(&to, now).await?, out)?;
+                print_pointer(&registry.rollback(&target, now).await?, out)?;
             }
             AdaptersCommand::Gc => {
                 let _lock = registry.lock(now)?;
@@ -77,7 +77,7 @@ pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Ex
                 }
                 writeln!(
                     out,
-                    "{} versions, {} unfinished ones, {} records and {} staged files removed",
+                    "removed {} versions, {} unfinished versions, {} records and {} staged files",
                     removed.versions.len(),
                     removed.unfinished.len(),
                     removed.records,
@@ -92,31 +92,31 @@ pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Ex
 async fn list(registry: &Registry, out: &mut dyn Write) -> anyhow::Result<()> {
     let current = registry.current().await?;
     let listing = registry.list().await?;
-    let serving = current.as_ref().and_then(|pointer| pointer.version.as_ref());
+    let in_service = current.as_ref().and_then(|pointer| pointer.version.as_ref());
     for manifest in &listing.versions {
-        writeln!(out, "{}", line(manifest, serving == Some(&manifest.version)))?;
+        writeln!(out, "{}", line(manifest, in_service == Some(&manifest.version)))?;
     }
-    if serving.is_none() {
-        writeln!(out, "* the bare base")?;
+    if in_service.is_none() {
+        writeln!(out, "* bare base model")?;
     }
     for version in &listing.unfinished {
         writeln!(out, "  {version}  unfinished")?;
     }
     if !listing.broken.is_empty() {
         let broken: Vec<String> = listing.broken.iter().map(ToString::to_string).collect();
-        bail!("broken versions:\n  {}", broken.join("\n  "));
+        bail!("some versions cannot be read:\n  {}", broken.join("\n  "));
     }
     Ok(())
 }
 
-fn line(manifest: &Manifest, is_serving: bool) -> String {
-    let mark = if is_serving { '*' } else { ' ' };
+fn line(manifest: &Manifest, is_in_service: bool) -> String {
+    let mark = if is_in_service { '*' } else { ' ' };
     let facts = &manifest.facts;
     let passed = facts.gate["promote"].as_bool();
     let gate = match passed {
         Some(true) => "passed the gate",
-        Some(false) => "refused by the gate",
-        None => "not judged",
+        Some(false) => "failed the gate",
+        None => "no gate verdict",
     };
     let pr_auc = facts
         .metrics
@@ -126,14 +126,14 @@ fn line(manifest: &Manifest, is_serving: bool) -> String {
     format!("{mark} {}  {}  {gate}{pr_auc}", manifest.version, facts.created_at)
 }
 
-fn tell(pointer: &Pointer, out: &mut dyn Write) -> std::io::Result<()> {
+fn print_pointer(pointer: &Pointer, out: &mut dyn Write) -> std::io::Result<()> {
     let version = pointer
         .version
         .as_ref()
-        .map_or("the bare base", |version| version.as_str());
-    let how = match pointer.change {
+        .map_or("the bare base model", |version| version.as_str());
+    let change = match pointer.change {
         Change::Promote => "promoted",
-        Change::Rollback { .. } => "rolled back",
+        Change::Rollback { .. } => "rolled back to",
     };
-    writeln!(out, "{how} to {version}, pointer {}", pointer.sequence)
+    writeln!(out, "{change} {version} (pointer {})", pointer.sequence)
 }

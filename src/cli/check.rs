@@ -1,4 +1,4 @@
-//! `moderatord check`: everything that can be wrong before the first comment, at once.
+//! `moderatord check`: reports everything that would keep the daemon from starting.
 
 use std::io::Write;
 
@@ -9,35 +9,35 @@ use super::checked;
 use super::checked::{Checked, CheckedModel, Streaming};
 use super::{Exit, SettingsArgs};
 use crate::classifier::canary;
+use crate::classifier::tolerance::ORACLE_F32;
 use crate::classifier::{Classifier, oracle};
 use crate::config::{Config, Delivery, StreamConfig};
 use crate::decide::Policy;
 use crate::kafka::client;
-use crate::kafka::topics::Partitions;
+use crate::kafka::topics::PartitionCounts;
 use crate::ops::log;
 use crate::scorer::Scorer;
-
-/// Two correct f32 implementations differ by about 3e-5 in a logit of the reference checkpoints; a
-/// wrong one by far more than this.
-const ORACLE_TOLERANCE: f32 = 1e-2;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct CheckArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Compare the base's scores with candle-transformers' own Gemma, on sample texts
+    /// Compare the base model's logits on sample texts with those of candle-transformers
     #[arg(long)]
     oracle: bool,
 }
 
 const AFTER_HELP: &str = "\
-Loads the settings, the checkpoint, the adapter and the frame, scores sample texts, and prints what
-it found. Every fault is reported, not just the first. Once anything of the stream is set, the brokers
-are asked too: whether they answer, the topics are there, and we may read and write them. Nothing is
-written and nothing is created.
+Loads the settings, the checkpoint, the adapter and the prompt, scores sample texts, and prints a
+summary. All problems are reported, not only the first. If brokers or topics are set, this command
+also checks that the brokers answer, that the topics exist, and that moderatord may read or write
+them. It writes nothing and creates nothing.
 
-Exit codes: 0 nothing is wrong, 78 something is, 1 no broker answers, --oracle differs or cannot compare.";
+Exit codes:
+  0   no problems
+  1   no broker answers, or --oracle finds a difference or cannot compare
+  78  problems were found";
 
 pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let Checked {
@@ -51,22 +51,23 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
     if args.oracle {
         let report = oracle::compare(&config.model, &config.prompt, &canary::TEXTS)?;
         let (difference, texts) = (report.max_difference, report.texts);
-        // Written so that a difference that is no number fails as well.
-        let agrees = difference <= ORACLE_TOLERANCE;
+        // A comparison with NaN is false, so a difference of NaN fails too.
+        let agrees = difference <= ORACLE_F32;
         writeln!(
             out,
-            "oracle    {texts} texts, largest difference of a logit {difference:.1e}, expected at most {ORACLE_TOLERANCE:.0e}"
+            "oracle    {texts} texts, largest difference between logits {difference:.1e}, expected at most \
+             {ORACLE_F32:.0e}"
         )?;
         if !agrees {
-            bail!("the base's logits differ from candle-transformers' by {difference}");
+            bail!("the logits of the base model differ from those of candle-transformers by {difference}");
         }
     }
     Ok(Exit::Success)
 }
 
 fn sample_margins(classifier: &mut Classifier) -> anyhow::Result<Vec<f32>> {
-    let rows = canary::rows(&classifier.prompter()).context("cannot prompt a sample")?;
-    classifier.score(&rows).context("cannot score the samples")
+    let rows = canary::rows(&classifier.prompter()).context("cannot encode the sample texts")?;
+    classifier.score(&rows).context("cannot score the sample texts")
 }
 
 fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn Write) -> std::io::Result<()> {
@@ -76,8 +77,8 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
     let thresholds = config.policy.thresholds;
     let communities = match config.policy.communities.len() {
         0 => String::new(),
-        1 => ", 1 community of its own".to_owned(),
-        count => format!(", {count} communities of their own"),
+        1 => ", 1 community with its own thresholds".to_owned(),
+        count => format!(", {count} communities with their own thresholds"),
     };
     let margins: Vec<String> = margins.iter().map(|margin| format!("{margin:.3}")).collect();
     let hateful = &config.prompt.hateful_label;
@@ -85,18 +86,18 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
     writeln!(out, "base      {}", identity.base)?;
     writeln!(out, "adapter   {}", identity.adapter)?;
     if let Some(registry) = &model.registry {
-        let version = identity.adapter_version.as_deref().unwrap_or("none, the bare base");
+        let version = identity.adapter_version.as_deref().unwrap_or("none");
         let pointer = model.pointer_sequence();
         writeln!(
             out,
             "registry  {}, pointer {pointer}, version {version}",
-            registry.place()
+            registry.location()
         )?;
     }
     writeln!(out, "prompt    {}", identity.prompt)?;
     writeln!(
         out,
-        "labels    {}, hateful is {hateful}, normaliser {}",
+        "labels    {}, hateful label {hateful}, normaliser {}",
         config.prompt.labels.join(" and "),
         identity.normalizer
     )?;
@@ -111,7 +112,7 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
     Ok(())
 }
 
-fn stream_summary(stream: Option<&(StreamConfig, Partitions)>, out: &mut dyn Write) -> std::io::Result<()> {
+fn stream_summary(stream: Option<&(StreamConfig, PartitionCounts)>, out: &mut dyn Write) -> std::io::Result<()> {
     let Some((stream, partitions)) = stream else {
         return writeln!(out, "kafka     not set");
     };
@@ -141,10 +142,10 @@ fn stream_summary(stream: Option<&(StreamConfig, Partitions)>, out: &mut dyn Wri
         writeln!(out, "warning   {warning}")?;
     }
     if delivery == Delivery::ExactlyOnce {
-        // Trying it would fence a running daemon of the same name.
+        // Testing this permission would fence a running daemon with the same transactional id.
         writeln!(
             out,
-            "not tried the permission to write as transactional id {}",
+            "untested  permission to write with transactional id {}",
             client::transactional_id(stream)
         )?;
     }

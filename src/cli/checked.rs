@@ -1,5 +1,4 @@
-//! What `check` and `run` have in common: settings, model and brokers, with everything that is wrong
-//! at once.
+//! The checks that `check` and `run` share: settings, model and brokers, with all problems reported at once.
 
 use anyhow::bail;
 
@@ -7,62 +6,63 @@ use super::SettingsArgs;
 use crate::config::{Config, ConfigDraft, LogConfig, StreamConfig};
 use crate::fault::{Fault, Faults};
 use crate::kafka::properties_faults;
-use crate::kafka::topics::{self, Partitions, TopicsError};
+use crate::kafka::topics::{self, PartitionCounts, TopicsError};
 use crate::registry::{Pointer, Registry};
-use crate::serving::{self, Loaded, ModelSource, ServingError};
+use crate::serving::{self, LoadedModel, ModelSource, ServingError};
 
-/// Everything that was found to be in order.
+/// The result of a successful check.
 pub(super) struct Checked {
     pub config: Config,
     pub model: CheckedModel,
-    /// Absent where nothing of the stream is set.
-    pub stream: Option<(StreamConfig, Partitions)>,
+    /// `None` if no setting of the stream is set.
+    pub stream: Option<(StreamConfig, PartitionCounts)>,
 }
 
 /// A loaded model and where it came from.
 pub(super) struct CheckedModel {
-    pub loaded: Loaded,
+    pub loaded: LoadedModel,
     pub source: ModelSource,
-    /// Absent where the settings name none.
+    /// `None` if `registry.url` is not set.
     pub registry: Option<Registry>,
-    /// What the registry says is in service.
+    /// The pointer in effect; `None` if there is no registry or it has no pointers.
     pub pointer: Option<Pointer>,
 }
 
 impl CheckedModel {
-    /// The pointer's number; 0 where there is none.
+    /// Returns the number of the pointer in effect, or 0 if there is none.
     pub fn pointer_sequence(&self) -> u64 {
         self.pointer.as_ref().map_or(0, |pointer| pointer.sequence)
     }
 }
 
-/// Whether settings of the stream must be there.
+/// Whether the settings of the stream are required.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Streaming {
     Required,
-    /// Whoever has set any means to stream, and wants to know what is still missing.
+    /// Required only if some of them are set: then the deployment is meant to stream.
     IfSet,
 }
 
-/// Reads the settings, starts the log, loads the model and asks the brokers.
+/// Reads the settings, starts the log, loads the model and queries the brokers.
 ///
 /// # Errors
-/// [`Faults`] with all that is wrong; where nothing is but no broker answers, that.
-pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfig)) -> anyhow::Result<Checked> {
+/// Returns [`Faults`] with all problems that were found. If the only problem is that no broker or registry answers,
+/// returns that error instead, because retrying may help.
+pub(super) fn check(args: &SettingsArgs, streaming: Streaming, start_log: fn(&LogConfig)) -> anyhow::Result<Checked> {
     let draft = ConfigDraft::read(&args.sources());
     let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
     let registry = draft.registry().cloned();
     let config = draft.finish();
     if let Ok(config) = &config {
-        log(&config.log);
+        start_log(&config.log);
     }
-    // The brokers and the model are looked at whatever else is wrong, as far as the settings name them.
+    // Check the brokers and the model even if other settings are invalid, so that all problems are reported at once.
     let stream = match &config {
-        Ok(config) if streaming == Streaming::Required || is_streaming(config) => Some(
+        Ok(config) if streaming == Streaming::Required || sets_any_stream_key(config) => Some(
             config
                 .require_stream()
-                .map_err(StreamProblem::from)
-                .and_then(with_topics),
+                .map_err(StreamCheckError::from)
+                .and_then(check_topics),
         ),
         _ => None,
     };
@@ -78,15 +78,15 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
         faults.extend(found.clone());
     }
     match &stream {
-        Some(Err(StreamProblem::Faults(found))) => faults.extend(found.clone()),
-        // The settings may be the cause, so it is reported with the other faults.
-        Some(Err(StreamProblem::Unreachable(error))) if !faults.is_empty() => faults.push(Fault::other(error)),
+        Some(Err(StreamCheckError::Faults(found))) => faults.extend(found.clone()),
+        // The invalid settings may be the cause, so report this together with them.
+        Some(Err(StreamCheckError::Unreachable(error))) if !faults.is_empty() => faults.push(Fault::other(error)),
         _ => {}
     }
     let model = match model {
-        Some(Err(ServingError::Load(found))) => faults.keep(Err(found)),
-        Some(Err(error)) if error.is_passing() && faults.is_empty() => bail!(error),
-        Some(Err(error)) => faults.keep(Err(Fault::other(error))),
+        Some(Err(ServingError::Load(found))) => faults.collect(Err(found)),
+        Some(Err(error)) if error.is_transient() && faults.is_empty() => bail!(error),
+        Some(Err(error)) => faults.collect(Err(Fault::other(error))),
         Some(Ok(model)) => Some(model),
         None => None,
     };
@@ -95,16 +95,17 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, log: fn(&LogConfi
     };
     let stream = match stream.transpose() {
         Ok(stream) => stream,
-        Err(StreamProblem::Unreachable(error)) => bail!(error),
-        Err(StreamProblem::Faults(faults)) => bail!(faults),
+        Err(StreamCheckError::Unreachable(error)) => bail!(error),
+        Err(StreamCheckError::Faults(faults)) => bail!(faults),
     };
     Ok(Checked { config, model, stream })
 }
 
-/// The model that the settings name, for a command that needs nothing else.
+/// Loads the model in service, for commands that do not use the stream.
 ///
 /// # Errors
-/// [`Faults`], or a registry that does not answer.
+/// Returns [`Faults`] if the model cannot be loaded, or an error if the registry does not answer or the version cannot
+/// enter service.
 pub(super) fn model(config: &Config) -> anyhow::Result<CheckedModel> {
     let source = ModelSource {
         model: config.model.clone(),
@@ -117,7 +118,7 @@ pub(super) fn model(config: &Config) -> anyhow::Result<CheckedModel> {
     }
 }
 
-/// Loads what the registry says is in service, or what the settings name where there is none.
+/// Loads the version in service, or the adapter of the settings if there is no registry.
 fn load(source: ModelSource, registry: Option<String>) -> Result<CheckedModel, ServingError> {
     let registry = registry.as_deref().map(Registry::open).transpose()?;
     let runtime = serving::runtime()?;
@@ -134,36 +135,36 @@ fn load(source: ModelSource, registry: Option<String>) -> Result<CheckedModel, S
     })
 }
 
-/// Why the settings of the stream cannot be used.
-enum StreamProblem {
-    /// The settings or the topics are wrong.
+/// Why the stream cannot be used.
+enum StreamCheckError {
+    /// The settings or the topics are invalid.
     Faults(Faults),
-    /// The brokers did not answer, which may or may not be the settings' fault.
+    /// No broker answered. The settings may or may not be the cause.
     Unreachable(TopicsError),
 }
 
-impl From<Faults> for StreamProblem {
+impl From<Faults> for StreamCheckError {
     fn from(faults: Faults) -> Self {
         Self::Faults(faults)
     }
 }
 
-fn with_topics(stream: StreamConfig) -> Result<(StreamConfig, Partitions), StreamProblem> {
+fn check_topics(stream: StreamConfig) -> Result<(StreamConfig, PartitionCounts), StreamCheckError> {
     let faults = properties_faults(&stream.properties);
     if !faults.is_empty() {
         return Err(faults.into());
     }
-    match topics::ask(&stream) {
+    match topics::check(&stream) {
         Ok(partitions) => Ok((stream, partitions)),
         Err(TopicsError::Faults(faults)) => Err(faults.into()),
-        Err(TopicsError::Client(reason)) => {
-            Err(StreamProblem::Faults(Fault::setting("kafka.properties", reason).into()))
-        }
-        Err(error) => Err(StreamProblem::Unreachable(error)),
+        Err(TopicsError::Client(reason)) => Err(StreamCheckError::Faults(
+            Fault::setting("kafka.properties", reason).into(),
+        )),
+        Err(error) => Err(StreamCheckError::Unreachable(error)),
     }
 }
 
-fn is_streaming(config: &Config) -> bool {
+fn sets_any_stream_key(config: &Config) -> bool {
     let topics = [
         &config.topics.comments,
         &config.topics.decisions,

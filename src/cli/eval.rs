@@ -1,4 +1,4 @@
-//! `moderatord eval`: an adapter against labelled rows.
+//! `moderatord eval`: evaluates an adapter on labelled comments.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -17,42 +17,42 @@ use crate::retrain::judge::evaluation::{Bootstrap, Curves, Evaluation, Evaluatio
 use crate::retrain::judge::measure;
 use crate::retrain::report::{Fact, Report, ReportSide, render};
 use crate::serving;
-use crate::serving::{Loaded, ModelSource};
+use crate::serving::{LoadedModel, ModelSource};
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct EvalArgs {
-    /// Settings file, in TOML
+    /// Settings file in TOML format
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder of the checkpoint, instead of the setting `model.path`
+    /// Checkpoint folder; overrides `model.path`
     #[arg(long, value_name = "FOLDER")]
     model: Option<String>,
-    /// Labelled JSON objects, one a line
+    /// File of labelled comments, one JSON object per line
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
-    /// A version of the registry or the beginning of one, the folder of an adapter, or `base`; without
-    /// it, what is in service
+    /// Registry version or a unique prefix of it, adapter folder, or `base` for the bare base model
+    /// [default: the version in service]
     #[arg(long, value_name = "V")]
     adapter: Option<String>,
-    /// Write a page that compares it with what is in service, or with the bare base
+    /// Write an HTML report that compares the adapter with the one in service, or with the bare base model
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Probability from which on a row counts as called hateful
+    /// Probability at or above which a comment counts as hateful
     #[arg(long, value_name = "P", default_value_t = 0.5)]
     threshold: f64,
-    /// Print the evaluation as one JSON object
+    /// Print the evaluation as a single JSON object
     #[arg(long)]
     json: bool,
 }
 
 const AFTER_HELP: &str = "\
-Figures are defined as in scikit-learn, with 95 % bootstrap intervals.
+All metrics are defined as in scikit-learn and have 95 % bootstrap confidence intervals.
 
 Examples:
   moderatord eval --config moderatord.toml --input test.jsonl
   moderatord eval --config moderatord.toml --input test.jsonl --adapter base --json
-  moderatord eval --config moderatord.toml --input test.jsonl --adapter 3f0c2a9d --report report.html";
+  moderatord eval --config moderatord.toml --input test.jsonl --adapter 3f0c --report report.html";
 
 pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
     let settings = SettingsArgs {
@@ -67,7 +67,7 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
         writeln!(err, "{line}")?;
     }
     if gathered.rows.is_empty() {
-        bail!("`{}` has no labelled rows", args.input.display());
+        bail!("`{}` has no labelled comments", args.input.display());
     }
     let rows: Vec<LabelledRow> = gathered
         .rows
@@ -77,19 +77,19 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
             feedback,
         })
         .collect();
-    let how = EvaluationConfig {
+    let evaluation = EvaluationConfig {
         threshold: args.threshold,
         bootstrap: Bootstrap {
             resamples: 1000,
             seed: config.retrain.seed,
         },
     };
-    let measured = measure(load(args.adapter.as_deref(), &config)?, &rows, how)?;
+    let measured = measure(load(args.adapter.as_deref(), &config)?, &rows, evaluation)?;
     if let Some(path) = &args.report {
-        let mut champion = measure(load(None, &config)?, &rows, how)?;
+        let mut champion = measure(load(None, &config)?, &rows, evaluation)?;
         if champion.name == measured.name {
-            // What is in service beside itself would say nothing.
-            champion = measure(load(Some("base"), &config)?, &rows, how)?;
+            // A comparison of the version in service with itself would be useless.
+            champion = measure(load(Some("base"), &config)?, &rows, evaluation)?;
         }
         let page = page(&champion, &measured, args)?;
         std::fs::write(path, page).with_context(|| format!("cannot write `{}`", path.display()))?;
@@ -112,37 +112,37 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
     })
 }
 
-/// One adapter on the rows.
-struct MeasuredRows {
+/// The evaluation of one adapter.
+struct EvaluatedAdapter {
     name: String,
     calibration: Calibration,
     evaluation: Evaluation,
     curves: Curves,
 }
 
-fn measure(loaded: Loaded, rows: &[LabelledRow], how: EvaluationConfig) -> anyhow::Result<MeasuredRows> {
-    let Loaded {
+fn measure(loaded: LoadedModel, rows: &[LabelledRow], config: EvaluationConfig) -> anyhow::Result<EvaluatedAdapter> {
+    let LoadedModel {
         mut classifier,
         calibration,
         ..
     } = loaded;
     let prompts = measure::prompts(&classifier.prompter(), rows)?;
-    let margins = measure::margins(&mut classifier, &prompts).context("cannot score the rows")?;
+    let margins = measure::margins(&mut classifier, &prompts).context("cannot score the comments")?;
     let scored = measure::scored_rows(rows, &margins, calibration);
     let identity = classifier.identity();
-    Ok(MeasuredRows {
+    Ok(EvaluatedAdapter {
         name: identity
             .adapter_version
             .clone()
             .unwrap_or_else(|| identity.adapter.clone()),
         calibration,
-        evaluation: evaluate(&scored, how)?,
+        evaluation: evaluate(&scored, config)?,
         curves: Curves::new(&scored)?,
     })
 }
 
-fn page(champion: &MeasuredRows, challenger: &MeasuredRows, args: &EvalArgs) -> anyhow::Result<String> {
-    fn side(measured: &MeasuredRows) -> ReportSide<'_> {
+fn page(champion: &EvaluatedAdapter, challenger: &EvaluatedAdapter, args: &EvalArgs) -> anyhow::Result<String> {
+    fn side(measured: &EvaluatedAdapter) -> ReportSide<'_> {
         ReportSide {
             name: &measured.name,
             evaluation: &measured.evaluation,
@@ -165,34 +165,34 @@ fn page(champion: &MeasuredRows, challenger: &MeasuredRows, args: &EvalArgs) -> 
     Ok(render(&report)?)
 }
 
-/// What is in service, or the adapter asked for.
-fn load(which: Option<&str>, config: &Config) -> anyhow::Result<Loaded> {
-    let with = |adapter: Option<PathBuf>| ModelSource {
+/// Loads the given version, folder or `base`, or the version in service if none is given.
+fn load(adapter: Option<&str>, config: &Config) -> anyhow::Result<LoadedModel> {
+    let source_with = |adapter: Option<PathBuf>| ModelSource {
         model: ModelConfig {
             adapter,
             ..config.model.clone()
         },
         prompt: config.prompt.clone(),
     };
-    match which {
-        Some("base") => return Ok(with(None).load_version(None, None)?),
+    match adapter {
+        Some("base") => return Ok(source_with(None).load_version(None, None)?),
         Some(folder) if Path::new(folder).is_dir() => {
-            return Ok(with(Some(PathBuf::from(folder))).load_version(None, None)?);
+            return Ok(source_with(Some(PathBuf::from(folder))).load_version(None, None)?);
         }
         _ => {}
     }
-    let source = with(config.model.adapter.clone());
+    let source = source_with(config.model.adapter.clone());
     let registry = config.registry.url.as_deref().map(Registry::open).transpose()?;
     let Some(registry) = registry else {
-        return match which {
+        return match adapter {
             None => Ok(source.load_version(None, None)?),
             Some(version) => {
-                bail!("`{version}` is no folder, and there is no registry (registry.url) to look it up in")
+                bail!("`{version}` is not a folder, and registry.url is not set, so it cannot be a version either")
             }
         };
     };
     serving::runtime()?.block_on(async {
-        let version = match which {
+        let version = match adapter {
             None => match registry.current().await? {
                 Some(pointer) => registry.read_current(&pointer).await?,
                 None => None,
@@ -212,7 +212,7 @@ fn print(evaluation: &Evaluation, out: &mut dyn Write) -> std::io::Result<()> {
         communities,
         ..
     } = evaluation;
-    writeln!(out, "rows      {rows}, {hateful} of them hateful")?;
+    writeln!(out, "rows      {rows}, {hateful} hateful")?;
     for (name, estimate) in figures.iter() {
         let value = estimate
             .value
@@ -224,7 +224,7 @@ fn print(evaluation: &Evaluation, out: &mut dyn Write) -> std::io::Result<()> {
     }
     writeln!(
         out,
-        "hateful   {} called so, {} missed; not hateful {} called so, {} let be",
+        "confusion {} true positives, {} false negatives, {} false positives, {} true negatives",
         confusion.true_positives, confusion.false_negatives, confusion.false_positives, confusion.true_negatives
     )?;
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.4}"));

@@ -1,4 +1,4 @@
-//! `moderatord explain`: a decision scored again from what it names, and whether it comes out the same.
+//! `moderatord explain`: scores the comment of a decision again with the same model, and compares the margins.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
@@ -8,6 +8,7 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{Exit, SettingsArgs};
+use crate::classifier::tolerance::{EXPLAIN_BF16, EXPLAIN_F32, EXPLAIN_Q8_0};
 use crate::config::{Config, ModelConfig, PromptConfig, Quantize};
 use crate::hash::hex;
 use crate::kafka::snapshot;
@@ -18,69 +19,64 @@ use crate::prompt::NORMALIZER_VERSION;
 use crate::registry::{AdapterVersion, RecordKind, Registry};
 use crate::retrain::judge::measure;
 use crate::serving;
-use crate::serving::{Loaded, ModelSource};
+use crate::serving::{LoadedModel, ModelSource};
 use crate::stream::decode::decode;
-
-/// Two computations of one margin in f32: other processors round otherwise.
-const TOLERANCE: f32 = 1e-3;
-
-/// The same in bf16, whose rounding depends on how a device orders its sums: about 2e-2 in probability.
-const BF16_TOLERANCE: f32 = 0.1;
-
-/// The same over weights of eight bits, whose error depends on the kernels of the device.
-const QUANTIZED_TOLERANCE: f32 = 0.25;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct ExplainArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// The decision, as JSON; `-` is stdin
+    /// File that contains the decision as JSON, or `-` for stdin
     #[arg(long, value_name = "FILE")]
     decision: PathBuf,
-    /// The comment's text; without it, the source offset is read again
+    /// Text of the comment [default: read again from the source topic of the decision]
     #[arg(long)]
     text: Option<String>,
 }
 
 const AFTER_HELP: &str = "\
-Takes base, adapter, prompt, calibration and normaliser by the hashes that the decision names, scores the
-text again and says whether the margin is the same, or which piece is missing.
+Finds the base model, adapter, prompt, calibration and normaliser that the decision records, scores
+the text again, and reports whether the margin is the same or which of these is missing.
 
-Exit codes: 0 equal, 1 different or a piece is missing, 78 wrong settings.
+Exit codes:
+  0   the margin is the same
+  1   the margin differs, or something is missing
+  78  invalid settings
 
 Example:
-  kcat -C -b kafka:9092 -t decisions -o 41 -c 1 | moderatord explain --config moderatord.toml --decision -";
+  kcat -C -b kafka:9092 -t decisions -o 41 -c 1 |
+    moderatord explain --config moderatord.toml --decision -";
 
 pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let config = Config::load(&args.settings.sources())?;
     log::start_for_command(&config.log);
-    let decision = read(&args.decision)?;
+    let decision = read_decision(&args.decision)?;
     let Some(scoring) = &decision.scoring else {
-        writeln!(out, "the content was deleted: nothing was scored")?;
+        writeln!(out, "nothing was scored: the decision is about a deletion")?;
         return Ok(Exit::Success);
     };
     let text = match &args.text {
         Some(text) => text.clone(),
-        None => reread(&decision, &config)?,
+        None => read_source_text(&decision, &config)?,
     };
     let mut missing = Vec::new();
     let hash = hex(&Sha256::digest(text.as_bytes()));
     if hash != scoring.text_sha256 {
         missing.push(format!(
-            "the text: it has sha256 {hash}, the decision's has {}",
+            "the text: it has sha256 {hash}, expected {}",
             scoring.text_sha256
         ));
     }
-    let found = find(&config, &scoring.model, &mut missing)?;
+    let found = find_model(&config, &scoring.model, &mut missing)?;
     let (Some((source, registry, version)), true) = (found, missing.is_empty()) else {
-        writeln!(out, "cannot be scored again:")?;
+        writeln!(out, "cannot score the comment again, because the following is missing:")?;
         for piece in missing {
             writeln!(out, "  {piece}")?;
         }
         return Ok(Exit::Failure);
     };
-    let Loaded {
+    let LoadedModel {
         mut classifier,
         calibration,
         ..
@@ -92,7 +88,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     if (&now.device, &now.dtype) != (&scoring.model.device, &scoring.model.dtype) {
         writeln!(
             out,
-            "computed     on {} in {} now, on {} in {} then",
+            "device       {} with {} now, {} with {} in the decision",
             now.device, now.dtype, scoring.model.device, scoring.model.dtype
         )?;
     }
@@ -100,21 +96,21 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
         .into_iter()
         .any(|dtype| dtype == "bf16");
     let tolerance = match scoring.model.quantization.as_str() {
-        "none" if is_bf16 => BF16_TOLERANCE,
-        "none" => TOLERANCE,
-        _ => QUANTIZED_TOLERANCE,
+        "none" if is_bf16 => EXPLAIN_BF16,
+        "none" => EXPLAIN_F32,
+        _ => EXPLAIN_Q8_0,
     };
     let difference = (margin - scoring.margin).abs();
-    // Written so that a difference that is no number fails as well.
+    // A comparison with NaN is false, so a difference of NaN fails too.
     let is_equal = difference <= tolerance;
-    writeln!(out, "margin       {margin} now, {} then", scoring.margin)?;
+    writeln!(out, "margin       {margin} now, {} in the decision", scoring.margin)?;
     writeln!(
         out,
-        "probability  {} now, {} then",
+        "probability  {} now, {} in the decision",
         calibration.probability(margin),
         scoring.probability
     )?;
-    thresholds(scoring, out)?;
+    print_thresholds(scoring, out)?;
     let verdict = if is_equal { "equal" } else { "different" };
     writeln!(
         out,
@@ -123,16 +119,16 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     Ok(if is_equal { Exit::Success } else { Exit::Failure })
 }
 
-fn thresholds(scoring: &Scoring, out: &mut dyn Write) -> std::io::Result<()> {
-    let bands = scoring.thresholds;
+fn print_thresholds(scoring: &Scoring, out: &mut dyn Write) -> std::io::Result<()> {
+    let thresholds = scoring.thresholds;
     writeln!(
         out,
         "thresholds   review from {}, block from {} ({})",
-        bands.review, bands.block, scoring.policy
+        thresholds.review, thresholds.block, scoring.policy
     )
 }
 
-fn read(path: &Path) -> anyhow::Result<Decision> {
+fn read_decision(path: &Path) -> anyhow::Result<Decision> {
     let mut json = String::new();
     if path == Path::new("-") {
         std::io::stdin()
@@ -141,28 +137,32 @@ fn read(path: &Path) -> anyhow::Result<Decision> {
     } else {
         json = std::fs::read_to_string(path).with_context(|| format!("cannot read `{}`", path.display()))?;
     }
-    serde_json::from_str(&json).with_context(|| format!("`{}` is no decision", path.display()))
+    serde_json::from_str(&json).with_context(|| format!("`{}` is not a decision", path.display()))
 }
 
-/// The text from the record that the decision is about.
-fn reread(decision: &Decision, config: &Config) -> anyhow::Result<String> {
+/// Reads the text from the record that the decision is about.
+fn read_source_text(decision: &Decision, config: &Config) -> anyhow::Result<String> {
     let Some(source) = &decision.source else {
-        bail!("the decision names no source; give the text with --text");
+        bail!("the decision records no source; pass the text with --text");
     };
     let stream = config.require_stream()?;
     let value = snapshot::record_at(&stream.brokers, &stream.properties, source)?;
     let comment = decode(&value, &config.input.fields, config.input.max_bytes)
-        .with_context(|| format!("the record at offset {} is no comment", source.offset))?;
+        .with_context(|| format!("the record at offset {} is not a comment event", source.offset))?;
     Ok(comment.text)
 }
 
-type FoundText = (ModelSource, Option<Registry>, Option<AdapterVersion>);
+type RecordedModel = (ModelSource, Option<Registry>, Option<AdapterVersion>);
 
-/// Every piece by its hash; what cannot be found is named.
-fn find(config: &Config, identity: &ModelIdentity, missing: &mut Vec<String>) -> anyhow::Result<Option<FoundText>> {
-    let base = Checkpoint::of(&config.model)?.fingerprint();
+/// Finds the model that the decision records. Adds to `missing` what cannot be found under its hash.
+fn find_model(
+    config: &Config,
+    identity: &ModelIdentity,
+    missing: &mut Vec<String>,
+) -> anyhow::Result<Option<RecordedModel>> {
+    let base = Checkpoint::from_settings(&config.model)?.fingerprint();
     if base != identity.base {
-        missing.push(format!("the base {}: model.path has {base}", identity.base));
+        missing.push(format!("the base model {}: model.path has {base}", identity.base));
     }
     let registry = config.registry.url.as_deref().map(Registry::open).transpose()?;
     let runtime = serving::runtime()?;
@@ -184,11 +184,11 @@ fn find(config: &Config, identity: &ModelIdentity, missing: &mut Vec<String>) ->
         && identity.adapter != "none"
     {
         let listing = runtime.block_on(registry.list())?;
-        let named = listing
+        let published = listing
             .versions
             .iter()
             .find(|manifest| manifest.adapter == identity.adapter);
-        match named {
+        match published {
             Some(manifest) => version = Some(runtime.block_on(registry.read(&manifest.version))?),
             None => missing.push(format!("the adapter {}", identity.adapter)),
         }
@@ -212,7 +212,7 @@ fn find(config: &Config, identity: &ModelIdentity, missing: &mut Vec<String>) ->
     Ok(Some((source, registry, version)))
 }
 
-/// The settings' frame where it is the one; else the registry's record of it.
+/// Returns the prompt with the recorded hash, from the settings or else from the registry.
 async fn prompt(
     config: &Config,
     identity: &ModelIdentity,
@@ -224,6 +224,6 @@ async fn prompt(
     let Some(registry) = registry else { return Ok(None) };
     let record = registry.record(RecordKind::Prompt, &identity.prompt).await?;
     record
-        .map(|canonical| PromptConfig::from_canonical(&canonical).context("cannot read the prompt's record"))
+        .map(|canonical| PromptConfig::from_canonical(&canonical).context("cannot parse the record of the prompt"))
         .transpose()
 }

@@ -1,22 +1,22 @@
-//! Lines of a stream in bounded memory: a line over the limit is passed over, not held.
+//! Reads lines in bounded memory: a line over the limit is skipped instead of being stored.
 
 use std::io::{self, BufRead};
 
-/// One line, without its end.
+/// A line without its line ending.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
     /// A line within the limit.
-    Whole(Vec<u8>),
-    /// A longer one, of this many bytes.
+    Complete(Vec<u8>),
+    /// A longer line, with its length in bytes.
     TooLong(usize),
 }
 
-/// The next line, or nothing at the end.
+/// Reads the next line. Returns `None` at the end of the input.
 ///
 /// # Errors
-/// What the reader reports.
+/// Returns the errors of the reader.
 pub(super) fn next(reader: &mut dyn BufRead, max_bytes: usize) -> io::Result<Option<Line>> {
-    let (mut line, mut bytes, mut last, mut started) = (Vec::new(), 0, None, false);
+    let (mut line, mut bytes, mut last, mut has_started) = (Vec::new(), 0, None, false);
     loop {
         let available = match reader.fill_buf() {
             Ok(available) => available,
@@ -24,14 +24,14 @@ pub(super) fn next(reader: &mut dyn BufRead, max_bytes: usize) -> io::Result<Opt
             Err(error) => return Err(error),
         };
         if available.is_empty() {
-            return Ok(started.then(|| finish(line, bytes, last, max_bytes)));
+            return Ok(has_started.then(|| finish(line, bytes, last, max_bytes)));
         }
-        started = true;
+        has_started = true;
         let end = available.iter().position(|&byte| byte == b'\n');
         let part = &available[..end.unwrap_or(available.len())];
         bytes += part.len();
         last = part.last().copied().or(last);
-        // One byte more than allowed may be the `\r` of a line end.
+        // The one byte over the limit may be the `\r` of the line ending.
         if bytes <= max_bytes.saturating_add(1) {
             line.extend_from_slice(part);
         }
@@ -49,7 +49,7 @@ fn finish(mut line: Vec<u8>, bytes: usize, last: Option<u8>, max_bytes: usize) -
         return Line::TooLong(bytes);
     }
     line.truncate(bytes);
-    Line::Whole(line)
+    Line::Complete(line)
 }
 
 #[cfg(test)]
@@ -66,17 +66,20 @@ mod tests {
     }
 
     #[test]
-    fn lines_within_and_over_the_limit() {
-        let whole = |text: &str| Line::Whole(text.into());
+    fn lines_over_the_limit_are_reported_with_their_length() {
+        let complete = |text: &str| Line::Complete(text.into());
         let check = |input: &str, expected: &[Line]| {
             for buffer in [1, 2, 3, 100] {
                 assert_eq!(all(input.as_bytes(), 4, buffer), expected, "{input:?} {buffer}");
             }
         };
         check("", &[]);
-        check("\n", &[whole("")]);
-        check("abcd\nabcde\nab", &[whole("abcd"), Line::TooLong(5), whole("ab")]);
-        check("abcd\r\nabcde\r\n\r\n", &[whole("abcd"), Line::TooLong(5), whole("")]);
+        check("\n", &[complete("")]);
+        check("abcd\nabcde\nab", &[complete("abcd"), Line::TooLong(5), complete("ab")]);
+        check(
+            "abcd\r\nabcde\r\n\r\n",
+            &[complete("abcd"), Line::TooLong(5), complete("")],
+        );
         check("abcdefghijkl", &[Line::TooLong(12)]);
     }
 
@@ -86,7 +89,7 @@ mod tests {
             let input: String = lines.iter().map(|line| format!("{line}\n")).collect();
             let expected: Vec<Line> = lines
                 .iter()
-                .map(|line| if line.len() > 5 { Line::TooLong(line.len()) } else { Line::Whole(line.as_bytes().to_vec()) })
+                .map(|line| if line.len() > 5 { Line::TooLong(line.len()) } else { Line::Complete(line.as_bytes().to_vec()) })
                 .collect();
             prop_assert_eq!(all(input.as_bytes(), 5, buffer), expected);
         }

@@ -1,7 +1,7 @@
-//! The command line: one file a command.
+//! The command line, with one file per command.
 //!
-//! The settings file says what the service does, flags say how this process runs. Output goes
-//! through the writers that are handed in.
+//! The settings file describes the service, and flags control a single process. Commands write to the writers that they
+//! are given.
 
 mod adapters;
 mod check;
@@ -25,7 +25,7 @@ use crate::config::Sources;
 use crate::fault::Faults;
 use crate::stream::control::StreamError;
 
-/// Streaming moderation filter: the probability that a comment is hateful, and a decision.
+/// A streaming moderation filter for Kafka: scores comments with a Gemma classifier and decides on each.
 #[derive(Debug, Parser)]
 #[command(version, after_help = AFTER_HELP, max_term_width = 100)]
 pub struct Cli {
@@ -34,11 +34,16 @@ pub struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Settings: the defaults, then the file given with --config, then the environment, then flags.
-The environment form of the key `model.path` is MODERATORD__MODEL__PATH; lists are split at commas.
-config/moderatord.toml in the source tree lists every key with its default and its meaning.
+Settings are read from the defaults, the file given with --config, the environment and flags. Later
+sources override earlier ones. The environment variable for `model.path` is MODERATORD__MODEL__PATH;
+a list is written as one string with commas. config/moderatord.toml in the source tree describes
+every setting and its default.
 
-Exit codes: 0 success, 1 failure, 64 wrong usage, 78 wrong settings, model, adapter or topics.
+Exit codes:
+  0   success
+  1   failure
+  64  invalid command line
+  78  invalid settings, model, adapter or topics, or a gap in the comments topic
 
 Examples:
   moderatord demo
@@ -49,34 +54,34 @@ Examples:
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Watch the whole daemon at work on an embedded broker, with sample comments
+    /// Run the whole daemon on an embedded Kafka broker with sample comments
     Demo(demo::DemoArgs),
-    /// Serve: read comments from Kafka, write decisions
+    /// Run the daemon: consume comments from Kafka and publish decisions
     Run(run::RunArgs),
-    /// Score comments from the command line, a file or stdin: one decision a line, as JSON
+    /// Score comments from the command line, a file or stdin, and print one JSON decision per line
     Score(score::ScoreArgs),
-    /// Train a new adapter from labelled feedback, and promote it when it is better
+    /// Train a new adapter on labelled feedback, and promote it if it is better
     Retrain(retrain::RetrainArgs),
-    /// Measure an adapter on labelled rows
+    /// Evaluate an adapter on labelled comments
     Eval(eval::EvalArgs),
-    /// List, show, promote, roll back and collect adapter versions
+    /// List, inspect, promote, roll back and clean up adapter versions
     Adapters(adapters::AdaptersArgs),
-    /// Score a decision again from what it names, and say whether it comes out the same
+    /// Score the comment of a decision again, and report whether the result is the same
     Explain(explain::ExplainArgs),
-    /// Check settings, model, adapter and labels, and report everything that is wrong at once
+    /// Check the settings, model, adapter, labels and topics, and report all problems at once
     Check(check::CheckArgs),
 }
 
-/// What every command that needs the model takes.
+/// The flags shared by all commands that load a model.
 #[derive(Debug, Args)]
 struct SettingsArgs {
-    /// Settings file, in TOML
+    /// Settings file in TOML format
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Folder of the checkpoint, instead of the setting `model.path`
+    /// Checkpoint folder; overrides `model.path`
     #[arg(long, value_name = "FOLDER")]
     model: Option<String>,
-    /// Folder of the LoRA adapter, instead of the setting `model.adapter`; '' for none
+    /// LoRA adapter folder, or '' for no adapter; overrides `model.adapter`
     #[arg(long, value_name = "FOLDER")]
     adapter: Option<String>,
 }
@@ -93,10 +98,10 @@ impl SettingsArgs {
 }
 
 impl Cli {
-    /// Runs the command to its end.
+    /// Runs the command until it ends.
     ///
     /// # Errors
-    /// Whatever keeps it from its end; [`Exit::of`] says what that means to the caller.
+    /// Returns an error if the command fails. [`Exit::of`] derives the exit code from it.
     pub fn run(&self, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
         match &self.command {
             Command::Demo(args) => demo::run(args, out),
@@ -111,28 +116,30 @@ impl Cli {
     }
 }
 
-/// How a command ended, for scripts.
+/// The exit status of a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
-    /// All done.
+    /// The command succeeded (0).
     Success,
-    /// Something failed, or part of the input could not be scored.
+    /// Something failed, or part of the input could not be scored (1).
     Failure,
-    /// The command line is wrong (EX_USAGE).
+    /// The command line is invalid (64, EX_USAGE).
     Usage,
-    /// Settings, model or adapter are wrong (EX_CONFIG): trying again does not help.
+    /// The settings, model, adapter or topics are invalid, so retrying does not help (78, EX_CONFIG).
     Config,
 }
 
 impl Exit {
-    /// What an error means to the caller.
+    /// Returns the exit status for an error of [`Cli::run`].
+    ///
+    /// A broken pipe counts as success: the reader of the output, such as `head`, has seen enough.
     pub fn of(error: &anyhow::Error) -> Self {
         let causes = || error.chain();
-        let needs_a_person = |cause: &(dyn std::error::Error + 'static)| {
+        let requires_operator = |cause: &(dyn std::error::Error + 'static)| {
             let stream = cause.downcast_ref::<StreamError>();
-            cause.is::<Faults>() || stream.is_some_and(StreamError::needs_a_person)
+            cause.is::<Faults>() || stream.is_some_and(StreamError::requires_operator)
         };
-        if causes().any(needs_a_person) {
+        if causes().any(requires_operator) {
             Self::Config
         } else if causes().any(is_broken_pipe) {
             Self::Success

@@ -1,4 +1,4 @@
-//! `moderatord retrain`: a new adapter from labelled feedback, published, and promoted when it is better.
+//! `moderatord retrain`: trains a new adapter on labelled feedback, publishes it, and promotes it if it is better.
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -12,15 +12,15 @@ use tracing::info;
 
 use super::feedback;
 use super::{Exit, SettingsArgs};
-use crate::classifier::golden::Question;
+use crate::classifier::golden::GoldenText;
 use crate::config::{Config, RetrainConfig};
 use crate::kafka::snapshot;
 use crate::ops::log;
 use crate::registry::Registry;
-use crate::retrain::data::feedback::Rules;
-use crate::retrain::data::gather::{Gathered, Gatherer};
-use crate::retrain::session::{Published, REPORT_FILE, RetrainOutcome, Session};
-use crate::retrain::train::trainer::Progress;
+use crate::retrain::data::feedback::FeedbackRules;
+use crate::retrain::data::gather::{FeedbackGatherer, GatheredFeedback};
+use crate::retrain::session::{PartSizes, Published, REPORT_FILE, RetrainOutcome, Session};
+use crate::retrain::train::trainer::TrainingProgress;
 use crate::serving;
 use crate::serving::ModelSource;
 
@@ -29,21 +29,26 @@ use crate::serving::ModelSource;
 pub(super) struct RetrainArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// Labelled JSON objects, one a line, instead of the feedback topic
+    /// File of labelled comments, one JSON object per line, to use instead of the feedback topic
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
-    /// Publish, but leave what is in service as it is
+    /// Publish the new version, but do not put it into service
     #[arg(long)]
     no_promote: bool,
 }
 
-const AFTER_HELP: &str = r#"Reads the feedback topic up to its end as it stands, or --input, and trains a LoRA adapter on it:
+const AFTER_HELP: &str = r#"Trains a LoRA adapter on labelled comments, read from the feedback topic (up to its current end) or
+from the file given with --input:
   {"content_id": "c1", "text": "see you at the garden", "label": "ok", "source": "moderator"}
-Labels are "hateful", "ok" or a number from 0 to 1; in a file, ids and sources may be left out. The adapter is
-measured against the one in service on texts that neither was trained on, published with a report, and
-promoted when it is better. Running daemons swap to it by themselves.
+The label is "hateful", "ok" or a number from 0 to 1. In a file, ids and sources are optional. The
+new adapter is compared with the one in service on texts that neither was trained on, published with
+a report, and promoted if it is better. Running daemons swap to it automatically.
 
-Exit codes: 0 promoted, kept for a look, or skipped for lack of data; 1 failed; 64 wrong usage; 78 wrong settings.
+Exit codes:
+  0   promoted, published without promotion, or skipped for lack of data
+  1   failure
+  64  invalid command line
+  78  invalid settings
 
 Examples:
   moderatord retrain --config /etc/moderatord/moderatord.toml
@@ -54,13 +59,13 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     log::start_for_command(&config.log);
     let url = config.require_registry()?;
     let registry = Registry::create(url)?;
-    // Held to the end: two retrainings of one host would judge against what the other replaces.
+    // Held until the end: otherwise, two concurrent runs could both compare with a version that the other replaces.
     let _lock = registry.lock(SystemTime::now())?;
     let (gathered, origin) = gather(args.input.as_deref(), &config)?;
-    describe(&gathered, out, err)?;
-    let questions = questions(&config.retrain)?;
-    let bar = Bar::new();
-    let mut progress = |progress: Progress| bar.tell(progress);
+    print_feedback(&gathered, out, err)?;
+    let golden_texts = read_golden_texts(&config.retrain)?;
+    let display = ProgressDisplay::new();
+    let mut progress = |progress: TrainingProgress| display.update(progress);
     let source = ModelSource {
         model: config.model.clone(),
         prompt: config.prompt.clone(),
@@ -70,34 +75,34 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
         config: &config.retrain,
         policy: &config.policy,
         registry: &registry,
-        questions,
+        golden_texts,
         origin,
         progress: &mut progress,
     };
     let outcome = serving::runtime()?.block_on(session.run(gathered, !args.no_promote));
-    bar.bar.finish_and_clear();
+    display.bar.finish_and_clear();
     match outcome? {
         RetrainOutcome::Skipped(reason) => writeln!(out, "skipped: {reason}")?,
-        RetrainOutcome::Published(published) => conclude(&published, args.no_promote, &registry, out)?,
+        RetrainOutcome::Published(published) => print_published(&published, args.no_promote, &registry, out)?,
     }
     Ok(Exit::Success)
 }
 
-fn gather(input: Option<&Path>, config: &Config) -> anyhow::Result<(Gathered, serde_json::Value)> {
+fn gather(input: Option<&Path>, config: &Config) -> anyhow::Result<(GatheredFeedback, serde_json::Value)> {
     let max_bytes = config.retrain.max_bytes;
     if let Some(path) = input {
         let gathered = feedback::read(path, max_bytes)?;
         return Ok((gathered, json!({ "file": path.display().to_string() })));
     }
     let topic = config.require_feedback()?;
-    let mut gatherer = Gatherer::new(Rules {
+    let mut gatherer = FeedbackGatherer::new(FeedbackRules {
         max_bytes,
         lenient: false,
     });
     let ends = snapshot::read(&topic, |record| {
-        let place = || format!("partition {} offset {}", record.partition, record.offset);
+        let location = || format!("partition {} offset {}", record.partition, record.offset);
         let position = u64::try_from(record.offset).unwrap_or_default();
-        gatherer.record(place, position, record.key, record.value);
+        gatherer.add_record(location, position, record.key, record.value);
     })?;
     let ends: serde_json::Map<_, _> = ends
         .into_iter()
@@ -106,7 +111,7 @@ fn gather(input: Option<&Path>, config: &Config) -> anyhow::Result<(Gathered, se
     Ok((gatherer.finish(), json!({ "topic": topic.topic, "ends": ends })))
 }
 
-fn describe(gathered: &Gathered, out: &mut dyn Write, err: &mut dyn Write) -> std::io::Result<()> {
+fn print_feedback(gathered: &GatheredFeedback, out: &mut dyn Write, err: &mut dyn Write) -> std::io::Result<()> {
     let refused = &gathered.refused;
     writeln!(
         out,
@@ -130,7 +135,7 @@ fn describe(gathered: &Gathered, out: &mut dyn Write, err: &mut dyn Write) -> st
     Ok(())
 }
 
-fn questions(config: &RetrainConfig) -> anyhow::Result<Vec<Question>> {
+fn read_golden_texts(config: &RetrainConfig) -> anyhow::Result<Vec<GoldenText>> {
     let Some(path) = &config.golden else {
         return Ok(Vec::new());
     };
@@ -138,19 +143,31 @@ fn questions(config: &RetrainConfig) -> anyhow::Result<Vec<Question>> {
     if let Some(fault) = gathered.refused.listed.first() {
         bail!("cannot read the golden set `{}`: {fault}", path.display());
     }
-    let question = |row: crate::retrain::data::feedback::Feedback| Question {
+    let golden_text = |row: crate::retrain::data::feedback::Feedback| GoldenText {
         id: row.content_id,
         text: row.text,
         hateful: Some(row.hateful >= 0.5),
     };
-    Ok(gathered.rows.into_iter().map(question).collect())
+    Ok(gathered.rows.into_iter().map(golden_text).collect())
 }
 
-fn conclude(published: &Published, no_promote: bool, registry: &Registry, out: &mut dyn Write) -> anyhow::Result<()> {
-    let [train, validation, test] = published.parts;
-    let (tokens, took) = published.training;
-    let rate = tokens as f64 / took.as_secs_f64().max(1e-9);
-    writeln!(out, "parts     {train} train, {validation} validate, {test} judge")?;
+fn print_published(
+    published: &Published,
+    no_promote: bool,
+    registry: &Registry,
+    out: &mut dyn Write,
+) -> anyhow::Result<()> {
+    let PartSizes {
+        train,
+        validation,
+        test,
+    } = published.parts;
+    let tokens = published.tokens;
+    let rate = tokens as f64 / published.training_time.as_secs_f64().max(1e-9);
+    writeln!(
+        out,
+        "parts     {train} training, {validation} validation and {test} test rows"
+    )?;
     writeln!(
         out,
         "training  {} epochs, {tokens} tokens, {rate:.0} tokens per second, peak memory {} MiB",
@@ -165,13 +182,13 @@ fn conclude(published: &Published, no_promote: bool, registry: &Registry, out: &
     writeln!(out, "verdict   {}", published.verdict)?;
     match &published.pointer {
         Some(pointer) => writeln!(out, "promoted  pointer {}", pointer.sequence)?,
-        None if published.verdict.promote && no_promote => writeln!(out, "kept      --no-promote")?,
+        None if published.verdict.promote && no_promote => writeln!(out, "kept      not promoted (--no-promote)")?,
         None => writeln!(out, "kept      not promoted")?,
     }
     Ok(())
 }
 
-/// The most that this process ever held, as Linux counts it.
+/// Returns the peak resident memory of this process as reported by Linux, or 0 if it is not available.
 fn peak_memory_mib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -179,16 +196,16 @@ fn peak_memory_mib() -> u64 {
     kib.unwrap_or_default() / 1024
 }
 
-/// A bar where somebody watches, log lines elsewhere.
-struct Bar {
+/// A progress bar if stderr is a terminal, and log lines otherwise.
+struct ProgressDisplay {
     bar: ProgressBar,
-    logged: std::cell::Cell<Instant>,
+    last_logged: std::cell::Cell<Instant>,
 }
 
-/// How often steps are logged.
-const LOG_EVERY: Duration = Duration::from_secs(30);
+/// Time between two log lines about training steps.
+const LOG_INTERVAL: Duration = Duration::from_secs(30);
 
-impl Bar {
+impl ProgressDisplay {
     fn new() -> Self {
         let bar = if std::io::stderr().is_terminal() {
             let style = ProgressStyle::with_template("{wide_bar} step {pos}/{len} {eta} {msg}");
@@ -198,27 +215,27 @@ impl Bar {
         };
         Self {
             bar,
-            logged: std::cell::Cell::new(Instant::now()),
+            last_logged: std::cell::Cell::new(Instant::now()),
         }
     }
 
-    fn tell(&self, progress: Progress) {
+    fn update(&self, progress: TrainingProgress) {
         match progress {
-            Progress::Step { step, total, loss, .. } => {
+            TrainingProgress::Step { step, total, loss, .. } => {
                 self.bar.set_length(total as u64);
                 self.bar.set_position(step as u64);
                 self.bar.set_message(format!("loss {loss:.4}"));
-                if self.logged.get().elapsed() >= LOG_EVERY {
-                    self.logged.set(Instant::now());
-                    info!(step, total, loss, "training");
+                if self.last_logged.get().elapsed() >= LOG_INTERVAL {
+                    self.last_logged.set(Instant::now());
+                    info!(step, total, loss, "training step");
                 }
             }
-            Progress::Epoch {
+            TrainingProgress::Epoch {
                 epoch,
                 training,
                 validation,
                 best,
-            } => info!(epoch, training, validation, best, "epoch"),
+            } => info!(epoch, training, validation, best, "training epoch"),
         }
     }
 }

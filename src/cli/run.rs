@@ -1,4 +1,4 @@
-//! `moderatord run`: checks everything, then serves until it is told to stop.
+//! `moderatord run`: checks the deployment, then serves until a signal or a failure.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,26 +15,27 @@ use super::checked::{Checked, CheckedModel, Streaming, check};
 use super::{Exit, SettingsArgs};
 use crate::config::{BatchConfig, Config, Sources, StreamConfig};
 use crate::decide::CurrentJudge;
-use crate::kafka::topics::Partitions;
+use crate::kafka::topics::PartitionCounts;
 use crate::ops::health::{Health, Phase};
 use crate::ops::http;
-use crate::ops::http::Outside;
+use crate::ops::http::HttpState;
 use crate::ops::log;
 use crate::ops::metrics as names;
 use crate::ops::notify::Notifier;
 use crate::registry::{RecordKind, Registry};
-use crate::serving::Served;
-use crate::serving::watch::{Watch, announce};
+use crate::serving::ReadyModel;
+use crate::serving::watch::{RegistryWatcher, set_model_info};
 use crate::stream::pipeline::{Model, Pipeline, Settings};
 use crate::stream::score::Replacement;
 
-/// No scored batch for this long means that nothing works: several canaries and the longest batch.
+/// The daemon counts as stalled if nothing has been scored for this long. It is enough for the longest batch and
+/// several canaries, which are scored when there are no comments.
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 
-/// After the grace period, how long a stage may take to notice before the process ends regardless.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Time after the grace period in which the stages have to end. After that, the process exits without them.
+const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How soon the end of the stream is noticed.
+/// Time between two checks of whether the pipeline has ended.
 const TICK: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
@@ -45,22 +46,28 @@ pub(super) struct RunArgs {
 }
 
 const AFTER_HELP: &str = "\
-Checks settings, model and brokers, warms the model up, joins the consumer group and serves.
+Checks the settings, model and brokers, warms up the model, joins the consumer group and starts to
+serve.
 
-SIGTERM or SIGINT: what is in flight is finished within `shutdown.grace`, then the group is left. A
-second one ends at once. Either way nothing is lost: what is unfinished is read again.
-SIGHUP: the policy is read again from the settings, and the registry is looked at; everything else needs
-a restart.
+On SIGTERM or SIGINT, the daemon finishes the comments in flight within `shutdown.grace` and leaves
+the group. A second signal ends it immediately. In both cases nothing is lost: unfinished comments
+are read again by the daemon that takes over the partition.
 
-Exit codes: 0 stopped as told, 1 failed (start it again), 64 wrong usage, 78 settings, model, topics
-or committed offsets need a person.";
+On SIGHUP, the daemon reloads the policy from the settings and checks the registry for a new
+version. All other settings require a restart.
+
+Exit codes:
+  0   stopped by a signal
+  1   failure; a restart may help
+  64  invalid command line
+  78  the settings, model, topics or committed offsets need attention";
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     let checked = check(&args.settings, Streaming::Required, log::start)?;
     let Checked { config, model, stream } = checked;
-    let (stream, partitions) = stream.context("the settings name no stream")?;
+    let (stream, partitions) = stream.context("the settings of the stream are missing")?;
     if let Some(warning) = partitions.warning() {
-        warn!(warning, "the topics differ in their partitions");
+        warn!(warning, "the topics have different numbers of partitions");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -68,14 +75,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         .context("cannot start the runtime")?;
     let daemon = runtime.block_on(RunningDaemon::prepare(&config))?;
     let registry = model.registry.clone();
-    let (serving, mut source) = (model.pointer_sequence(), model.source.clone());
-    let (served, max_tokens) = warm(model, &config)?;
-    // What is swapped in later computes where this does, or not at all.
-    source.model.device = served.classifier.placement().choice();
-    announce(&served.judged.identity);
-    daemon.health.scored(Instant::now());
+    let (sequence, mut source) = (model.pointer_sequence(), model.source.clone());
+    let (ready, max_tokens) = warm(model, &config)?;
+    // Models that are swapped in later must use the same device.
+    source.model.device = ready.classifier.placement().choice();
+    set_model_info(&ready.judged.identity);
+    daemon.health.record_scored(Instant::now());
     let (replace, swap) = bounded(0);
-    let (settings, model) = assemble(served, max_tokens, stream, partitions, &config, swap);
+    let (settings, model) = assemble(ready, max_tokens, stream, partitions, &config, swap);
     let judge = Arc::clone(&model.judge);
     let pipeline = Pipeline::start(&settings, model, &daemon.health)?;
     info!(
@@ -84,54 +91,54 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         delivery = ?settings.stream.delivery,
         "serving"
     );
-    let (nudge, nudges) = bounded(1);
+    let (check_registry, check_requests) = bounded(1);
     if let Some(registry) = registry.clone() {
-        let watch = Watch {
+        let watcher = RegistryWatcher {
             source,
             registry,
-            serving,
+            sequence,
             max_tokens: settings.batch.max_tokens,
             poll: config.registry.poll,
         };
-        // Ends with the process: whatever it is loading then is of no use to anybody.
+        // Not joined: it ends with the process, even in the middle of loading a version.
         std::thread::Builder::new()
             .name("watch".to_owned())
-            .spawn(move || watch.run(&nudges, &replace))
-            .context("cannot start the registry's watcher")?;
+            .spawn(move || watcher.run(&check_requests, &replace))
+            .context("cannot start the registry watcher")?;
     }
-    let reload = Reload {
+    let handler = ReloadHandler {
         sources: args.settings.sources(),
         judge: &judge,
         registry,
-        nudge,
+        check_registry,
     };
-    runtime.block_on(reload.keep_policy());
-    runtime.block_on(daemon.serve(pipeline, &reload, config.shutdown.grace))?;
+    runtime.block_on(handler.store_policy());
+    runtime.block_on(daemon.serve(pipeline, &handler, config.shutdown.grace))?;
     Ok(Exit::Success)
 }
 
-/// Makes the model ready; gives the batch budget along.
-pub(super) fn warm(model: CheckedModel, config: &Config) -> anyhow::Result<(Served, usize)> {
+/// Warms up the model. Returns it with its token budget.
+pub(super) fn warm(model: CheckedModel, config: &Config) -> anyhow::Result<(ReadyModel, usize)> {
     let started = Instant::now();
     let limit = config.batch.max_tokens;
-    let (served, warm) = model.source.warm_up(model.loaded, limit)?;
+    let (ready, warm) = model.source.warm_up(model.loaded, limit)?;
     info!(
         batch_budget_tokens = warm.max_tokens,
         limit,
         tokens_per_second = warm.tokens_per_second.round(),
         seconds = started.elapsed().as_secs_f64(),
-        "model is warm"
+        "warmed up the model"
     );
     gauge!(names::BATCH_BUDGET).set(warm.max_tokens as f64);
-    Ok((served, warm.max_tokens))
+    Ok((ready, warm.max_tokens))
 }
 
-/// The pipeline's two halves.
+/// Assembles the settings and the model of the pipeline.
 pub(super) fn assemble(
-    served: Served,
+    ready: ReadyModel,
     max_tokens: usize,
     stream: StreamConfig,
-    partitions: Partitions,
+    partitions: PartitionCounts,
     config: &Config,
     swap: Receiver<Replacement>,
 ) -> (Settings, Model) {
@@ -146,49 +153,48 @@ pub(super) fn assemble(
         limits: config.limits,
     };
     let model = Model {
-        canary: served.canary,
-        prompter: served.classifier.prompter(),
-        judge: Arc::new(CurrentJudge::new(config.policy.clone(), served.judged)),
-        scorer: Box::new(served.classifier),
+        canary: ready.canary,
+        prompter: ready.classifier.prompter(),
+        judge: Arc::new(CurrentJudge::new(config.policy.clone(), ready.judged)),
+        scorer: Box::new(ready.classifier),
         swap,
     };
     (settings, model)
 }
 
-/// What SIGHUP does.
-struct Reload<'a> {
+/// Reloads the policy and checks the registry on SIGHUP.
+struct ReloadHandler<'a> {
     sources: Sources,
     judge: &'a CurrentJudge,
     registry: Option<Registry>,
-    /// Has the registry looked at.
-    nudge: Sender<()>,
+    /// Makes the registry watcher check for a new version.
+    check_registry: Sender<()>,
 }
 
-impl Reload<'_> {
-    /// Reads the policy again, and has the registry looked at. A faulty file changes nothing.
-    async fn now(&self) {
+impl ReloadHandler<'_> {
+    async fn reload(&self) {
         reload_policy(&self.sources, self.judge);
-        self.keep_policy().await;
-        // One that waits already is as good.
-        let _ = self.nudge.try_send(());
+        self.store_policy().await;
+        // If the channel is full, a request is pending already.
+        let _ = self.check_registry.try_send(());
     }
 
-    /// Keeps what decisions name by hash, for `explain`.
-    async fn keep_policy(&self) {
+    /// Stores the policy in the registry under the hash that decisions record.
+    async fn store_policy(&self) {
         let Some(registry) = &self.registry else { return };
         let judge = self.judge.get();
         if let Err(error) = registry.put_record(RecordKind::Policy, judge.policy.canonical()).await {
-            warn!(%error, "cannot keep the policy's record; `explain` will miss it");
+            warn!(%error, "cannot store the policy in the registry");
         }
     }
 }
 
-/// What faces the operating system: signals, HTTP, the service manager.
+/// The connections of the daemon to the operating system: signals, HTTP and the service manager.
 struct RunningDaemon {
     health: Arc<Health>,
     notifier: Notifier,
     listener: TcpListener,
-    outside: Outside,
+    http_state: HttpState,
 }
 
 impl RunningDaemon {
@@ -199,35 +205,35 @@ impl RunningDaemon {
             .with_context(|| format!("cannot listen on {address} (http.listen)"))?;
         let health = Arc::new(Health::new(STALL_LIMIT));
         Ok(Self {
-            outside: Outside {
+            http_state: HttpState {
                 metrics: names::install().context("cannot start the metrics")?,
                 health: Arc::clone(&health),
                 now: Instant::now,
             },
             health,
-            notifier: Notifier::from_environment().context("NOTIFY_SOCKET is no address")?,
+            notifier: Notifier::from_environment().context("NOTIFY_SOCKET is not a valid address")?,
             listener,
         })
     }
 
-    /// Until the stream ends, by itself or because a signal says so.
-    async fn serve(self, pipeline: Pipeline, reload_all: &Reload<'_>, grace: Duration) -> anyhow::Result<()> {
+    /// Serves until the pipeline ends, either on a signal or because of a failure.
+    async fn serve(self, pipeline: Pipeline, handler: &ReloadHandler<'_>, grace: Duration) -> anyhow::Result<()> {
         let Self {
             health,
             notifier,
             listener,
-            outside,
+            http_state,
         } = self;
-        // Only now: until there is something to drain, a signal may end the process as it always does.
+        // Signals are handled from here on. Before that, there is nothing to drain, so they may end the process.
         let listen = |kind| signal(kind).context("cannot listen for signals");
         let mut terminate = listen(SignalKind::terminate())?;
         let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut reload = listen(SignalKind::hangup())?;
+        let mut hangup = listen(SignalKind::hangup())?;
         let address = listener
             .local_addr()
-            .context("cannot tell the address of http.listen")?;
-        info!(%address, "metrics and health");
-        let server = tokio::spawn(http::serve(listener, outside, std::future::pending()));
+            .context("cannot determine the address of http.listen")?;
+        info!(%address, "listening for requests for metrics and health");
+        let server = tokio::spawn(http::serve(listener, http_state, std::future::pending()));
         let feeder = {
             let (notifier, health) = (notifier.clone(), Arc::clone(&health));
             tokio::spawn(async move { notifier.feed_watchdog(health, Instant::now).await })
@@ -241,10 +247,10 @@ impl RunningDaemon {
                 _ = ticks.tick() => false,
                 _ = terminate.recv() => true,
                 _ = interrupt.recv() => true,
-                // A daemon that drains has nothing to reload for, and is not ready any more.
-                _ = reload.recv(), if deadline.is_none() => {
+                // Ignored while draining: a reload would report the daemon as ready again.
+                _ = hangup.recv(), if deadline.is_none() => {
                     notifier.reloading(monotonic());
-                    reload_all.now().await;
+                    handler.reload().await;
                     notifier.ready("serving");
                     false
                 }
@@ -252,30 +258,30 @@ impl RunningDaemon {
             let now = Instant::now();
             match deadline {
                 None if stop => {
-                    deadline = Some(now + grace + PATIENCE);
+                    deadline = Some(now + grace + EXIT_TIMEOUT);
                     health.enter(Phase::Draining);
-                    notifier.stopping("draining", grace + PATIENCE);
+                    notifier.stopping("draining", grace + EXIT_TIMEOUT);
                     pipeline.drain(now + grace);
                 }
                 Some(_) if stop => {
-                    warn!("told to stop twice: ending at once; what is unfinished will be read again");
+                    warn!("received a second signal: exiting now; unfinished comments will be read again");
                     std::process::exit(1);
                 }
                 Some(deadline) if now >= deadline => {
-                    error!("a stage did not end in time: ending at once; what is unfinished will be read again");
+                    error!("a stage did not end in time: exiting now; unfinished comments will be read again");
                     std::process::exit(1);
                 }
                 _ => {}
             }
             if deadline.is_none() && pipeline.is_ending() {
                 health.enter(Phase::Failed);
-                deadline = Some(now + grace + PATIENCE);
+                deadline = Some(now + grace + EXIT_TIMEOUT);
             }
         }
         feeder.abort();
         server.abort();
         if health.phase() == Phase::Failed {
-            notifier.stopping("failed", PATIENCE);
+            notifier.stopping("failed", EXIT_TIMEOUT);
         }
         let ended = pipeline.join();
         if ended.is_ok() {
@@ -285,28 +291,29 @@ impl RunningDaemon {
     }
 }
 
-/// The policy is the one setting that changes while comments flow; a faulty file changes nothing.
+/// Reloads the policy, the only setting that can change while the daemon is serving. If the settings are invalid, the
+/// old policy stays in force.
 fn reload_policy(sources: &Sources, judge: &CurrentJudge) {
     let config = match Config::load(sources) {
         Ok(config) => config,
         Err(faults) => {
             for fault in faults {
-                error!(%fault, "cannot reload the settings; the old ones stay");
+                error!(%fault, "cannot reload the settings; the old ones stay in force");
             }
             return;
         }
     };
-    let before = judge.get();
+    let previous = judge.get();
     judge.set_policy(config.policy);
-    let after = judge.get();
+    let current = judge.get();
     info!(
-        policy = after.policy.content_hash(),
-        was = before.policy.content_hash(),
+        policy = current.policy.content_hash(),
+        was = previous.policy.content_hash(),
         "policy reloaded"
     );
 }
 
-/// As systemd wants it beside RELOADING=1: of CLOCK_MONOTONIC, which on Linux counts from the boot.
+/// Returns the time of CLOCK_MONOTONIC, which systemd requires with RELOADING=1. On Linux, this clock starts at boot.
 fn monotonic() -> Duration {
     let uptime = std::fs::read_to_string("/proc/uptime").unwrap_or_default();
     let seconds = uptime

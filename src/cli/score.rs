@@ -1,4 +1,4 @@
-//! `moderatord score`: comments from the command line, a file or stdin, one decision a line.
+//! `moderatord score`: scores comments from the command line, a file or stdin, and prints one decision per line.
 
 use std::fs::File;
 use std::io::{self, BufReader, IsTerminal, Read, Write};
@@ -15,17 +15,17 @@ use super::lines::Line;
 use super::{Exit, SettingsArgs, checked};
 use crate::config::{Config, InputConfig};
 use crate::decide::{CurrentJudge, Judge, JudgedModel, deleted};
-use crate::message::{Comment, Decision, Op, Scored};
+use crate::message::{Comment, CommentMargin, Decision, Op};
 use crate::ops::log;
 use crate::prompt::{Prompt, Prompter};
 use crate::scorer::{Row, ScoreError, Scorer, largest_margin};
-use crate::serving::Loaded;
+use crate::serving::LoadedModel;
 use crate::stream::decode::{DecodeError, decode};
 
-/// Comments of one batch, however short: bounds what waits when lines cost no tokens.
+/// Maximum number of comments in a batch. It bounds memory even for comments without tokens, such as deletions.
 const MAX_BATCH_COMMENTS: usize = 1024;
 
-/// Several batches of short comments, so that batches fill up between two reads.
+/// Size of the read buffer. It holds several batches of short comments, so that batches fill up between two reads.
 const BUFFER_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Args)]
@@ -34,24 +34,26 @@ pub(super) struct ScoreArgs {
     #[command(flatten)]
     settings: SettingsArgs,
     #[command(flatten)]
-    what: What,
+    source: ScoreSource,
 }
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-struct What {
-    /// One comment's text
+struct ScoreSource {
+    /// Text of a single comment
     #[arg(long)]
     text: Option<String>,
-    /// Comment events, one JSON object a line; `-` is stdin
+    /// File of comment events, one JSON object per line, or `-` for stdin
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
 }
 
-const AFTER_HELP: &str = r#"A line of the input is a comment event; where its fields stand is set under `input`:
+const AFTER_HELP: &str = r#"Each line of the input is a comment event. The `input` section of the settings gives the location of
+its fields:
   {"content_id": "c1", "community_id": "gardening", "text": "see you at the garden"}
-Only `text` is needed here, and not even that with "op": "delete". Decisions come in input order.
-A line that cannot be scored is named on stderr by its number, and the exit code is then 1.
+Only `text` is required, and an event with "op": "delete" does not need it. Decisions are printed in
+input order. If a line cannot be scored, its number and the reason are printed to stderr, and the
+exit code is 1.
 
 Examples:
   moderatord score --model ./gemma-3-270m-it --text 'see you at the garden'
@@ -61,7 +63,7 @@ Examples:
 pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
     let config = Config::load(&args.settings.sources())?;
     log::start_for_command(&config.log);
-    let Loaded {
+    let LoadedModel {
         mut classifier,
         calibration,
         thresholds,
@@ -71,7 +73,7 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
         calibration,
         derived: thresholds,
     };
-    let session = ScoreRun {
+    let run = ScoreRun {
         judge: CurrentJudge::new(config.policy.clone(), judged).get(),
         prompter: classifier.prompter(),
         scorer: &mut classifier,
@@ -82,18 +84,18 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
         out,
         err,
     };
-    match &args.what {
-        What { text: Some(text), .. } => session.text(text),
-        What { input: Some(path), .. } => session.input(path, &config.input),
-        // clap demands one of the two.
-        What { .. } => Ok(Exit::Usage),
+    match &args.source {
+        ScoreSource { text: Some(text), .. } => run.score_text(text),
+        ScoreSource { input: Some(path), .. } => run.score_input(path, &config.input),
+        // clap requires one of the two.
+        ScoreSource { .. } => Ok(Exit::Usage),
     }
 }
 
-/// Tokens that are scored before their decisions are written: more would leave a slow device silent for long.
+/// Maximum number of own tokens in a batch. With larger batches, a slow device would print nothing for a long time.
 const MAX_TOKENS: usize = 4096;
 
-/// One run of the command.
+/// The state of one run of the command.
 struct ScoreRun<'a> {
     judge: Arc<Judge>,
     prompter: Arc<Prompter>,
@@ -106,7 +108,7 @@ struct ScoreRun<'a> {
     err: &'a mut dyn Write,
 }
 
-/// Comments that wait to be scored together, in input order.
+/// Comments that will be scored together, in input order, with their line numbers.
 #[derive(Default)]
 struct LineBatch {
     comments: Vec<(usize, Comment, Prompt)>,
@@ -114,7 +116,7 @@ struct LineBatch {
 }
 
 impl ScoreRun<'_> {
-    fn text(mut self, text: &str) -> anyhow::Result<Exit> {
+    fn score_text(mut self, text: &str) -> anyhow::Result<Exit> {
         let comment = Comment {
             event_id: None,
             content_id: None,
@@ -127,28 +129,28 @@ impl ScoreRun<'_> {
         self.finish()
     }
 
-    fn input(mut self, path: &Path, input: &InputConfig) -> anyhow::Result<Exit> {
+    fn score_input(mut self, path: &Path, input: &InputConfig) -> anyhow::Result<Exit> {
         let source: Box<dyn Read> = if path == Path::new("-") {
             Box::new(io::stdin())
         } else {
             let file = File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
-            self.progress = progress(&file);
+            self.progress = progress_bar(&file);
             Box::new(self.progress.wrap_read(file))
         };
         let mut reader = BufReader::with_capacity(BUFFER_BYTES, source);
         for number in 1.. {
-            // The next read may wait for a slow writer: whoever sent these lines sees them answered first.
+            // The next read may block, so write the decisions for all complete lines first.
             if reader.buffer().is_empty() {
-                self.score()?;
+                self.score_batch()?;
             }
             let read = lines::next(&mut reader, input.max_bytes);
             let line = match read.with_context(|| format!("cannot read line {number} of `{}`", path.display()))? {
                 None => break,
-                Some(Line::Whole(line)) if line.trim_ascii().is_empty() => continue,
+                Some(Line::Complete(line)) if line.trim_ascii().is_empty() => continue,
                 Some(line) => line,
             };
             let comment = match line {
-                Line::Whole(line) => decode(&line, &input.fields, input.max_bytes),
+                Line::Complete(line) => decode(&line, &input.fields, input.max_bytes),
                 Line::TooLong(bytes) => Err(DecodeError::TooLarge {
                     bytes,
                     max_bytes: input.max_bytes,
@@ -156,7 +158,7 @@ impl ScoreRun<'_> {
             };
             match comment {
                 Ok(comment) => self.add(number, comment)?,
-                Err(error) => self.refuse(number, &error)?,
+                Err(error) => self.report_unscored(number, &error)?,
             }
         }
         self.finish()
@@ -172,38 +174,38 @@ impl ScoreRun<'_> {
         };
         let prompt = match prompt {
             Ok(prompt) => prompt,
-            Err(error) => return self.refuse(number, &error),
+            Err(error) => return self.report_unscored(number, &error),
         };
-        let tokens: usize = prompt.rows.iter().map(Row::cost).sum();
+        let tokens: usize = prompt.rows.iter().map(Row::own_tokens).sum();
         if !self.batch.comments.is_empty() && self.batch.tokens + tokens > self.max_tokens {
-            self.score()?;
+            self.score_batch()?;
         }
         self.batch.tokens += tokens;
         self.batch.comments.push((number, comment, prompt));
         if self.batch.comments.len() == MAX_BATCH_COMMENTS {
-            self.score()?;
+            self.score_batch()?;
         }
         Ok(())
     }
 
-    /// Scores what waits and writes its decisions.
-    fn score(&mut self) -> anyhow::Result<()> {
+    /// Scores the batch and writes its decisions.
+    fn score_batch(&mut self) -> anyhow::Result<()> {
         let LineBatch { comments, .. } = std::mem::take(&mut self.batch);
         if comments.is_empty() {
             return Ok(());
         }
         match self.decisions(&comments) {
             Ok(decisions) => self.write(&decisions)?,
-            // Alone, each shows whether it was the one at fault.
+            // Score each comment alone to find the ones that fail.
             Err(_) if comments.len() > 1 => {
                 for comment in comments {
                     match self.decisions(std::slice::from_ref(&comment)) {
                         Ok(decisions) => self.write(&decisions)?,
-                        Err(error) => self.refuse(comment.0, &error)?,
+                        Err(error) => self.report_unscored(comment.0, &error)?,
                     }
                 }
             }
-            Err(error) => self.refuse(comments[0].0, &error)?,
+            Err(error) => self.report_unscored(comments[0].0, &error)?,
         }
         Ok(())
     }
@@ -225,7 +227,7 @@ impl ScoreRun<'_> {
             match largest_margin(margins.by_ref().take(windows)) {
                 None => deleted(comment, None),
                 Some(margin) => {
-                    let scored = Scored {
+                    let scored = CommentMargin {
                         margin,
                         windows,
                         truncated: prompt.truncated,
@@ -243,13 +245,13 @@ impl ScoreRun<'_> {
             serde_json::to_writer(&mut lines, decision)?;
             lines.push(b'\n');
         }
-        // The bar would otherwise stand in the middle of the decisions.
+        // Suspended so that the progress bar and the decisions do not mix on a terminal.
         self.progress
             .suspend(|| self.out.write_all(&lines).and_then(|()| self.out.flush()))
             .context("cannot write decisions")
     }
 
-    fn refuse(&mut self, number: usize, error: &dyn std::error::Error) -> anyhow::Result<()> {
+    fn report_unscored(&mut self, number: usize, error: &dyn std::error::Error) -> anyhow::Result<()> {
         self.unscored += 1;
         self.progress
             .suspend(|| writeln!(self.err, "line {number}: {error}"))
@@ -257,7 +259,7 @@ impl ScoreRun<'_> {
     }
 
     fn finish(mut self) -> anyhow::Result<Exit> {
-        self.score()?;
+        self.score_batch()?;
         self.progress.finish_and_clear();
         if self.unscored == 0 {
             return Ok(Exit::Success);
@@ -269,8 +271,8 @@ impl ScoreRun<'_> {
     }
 }
 
-/// A bar over the file's bytes, where somebody watches.
-fn progress(file: &File) -> ProgressBar {
+/// Returns a progress bar over the bytes of the file, which is hidden if stderr is not a terminal.
+fn progress_bar(file: &File) -> ProgressBar {
     let bytes = file.metadata().map(|metadata| metadata.len()).unwrap_or_default();
     if bytes == 0 || !io::stderr().is_terminal() {
         return ProgressBar::hidden();
@@ -288,12 +290,12 @@ mod tests {
     use crate::decide::{Calibration, Policy};
     use crate::message::Thresholds;
 
-    /// Cannot score a row of exactly this cost, and then says nothing of the others either.
-    struct Poisoned(usize);
+    /// Fails if a batch contains a row with exactly this many own tokens.
+    struct FailsOnOwnTokens(usize);
 
-    impl Scorer for Poisoned {
+    impl Scorer for FailsOnOwnTokens {
         fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
-            match rows.iter().position(|row| row.cost() == self.0) {
+            match rows.iter().position(|row| row.own_tokens() == self.0) {
                 Some(row) => Err(ScoreError::NotFinite { row, margin: f32::NAN }),
                 None => Ok(vec![1.0; rows.len()]),
             }
@@ -301,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn one_comment_that_cannot_be_scored_does_not_take_its_batch_along() {
+    fn a_comment_that_cannot_be_scored_does_not_affect_the_rest_of_its_batch() {
         let sources = Sources {
             flags: vec![("model.path", "tests/fixtures/gemma3".to_owned(), "--model")],
             ..Sources::default()
@@ -310,13 +312,13 @@ mod tests {
         let classifier = Classifier::load(&config.model, &config.prompt).unwrap();
         let prompter = classifier.prompter();
         let texts = ["hello", "a much longer word of thanks", "good bye"];
-        let poison = prompter.encode(texts[1]).unwrap().rows[0].cost();
+        let failing_tokens = prompter.encode(texts[1]).unwrap().rows[0].own_tokens();
         let (mut out, mut err) = (Vec::new(), Vec::new());
         let thresholds = Thresholds {
             review: 0.5,
             block: 0.9,
         };
-        let mut session = ScoreRun {
+        let mut run = ScoreRun {
             judge: Arc::new(Judge::new(
                 Policy::new(&PolicyConfig {
                     from_adapter: false,
@@ -327,7 +329,7 @@ mod tests {
                 classifier.identity().clone(),
             )),
             prompter,
-            scorer: &mut Poisoned(poison),
+            scorer: &mut FailsOnOwnTokens(failing_tokens),
             max_tokens: config.batch.max_tokens,
             batch: LineBatch::default(),
             unscored: 0,
@@ -338,9 +340,9 @@ mod tests {
         for (number, text) in (1..).zip(texts) {
             let event = serde_json::json!({ "content_id": number, "text": text }).to_string();
             let comment = decode(event.as_bytes(), &config.input.fields, 1000).unwrap();
-            session.add(number, comment).unwrap();
+            run.add(number, comment).unwrap();
         }
-        assert_eq!(session.finish().unwrap(), Exit::Failure);
+        assert_eq!(run.finish().unwrap(), Exit::Failure);
         let ids: Vec<Decision> = out
             .split(|&byte| byte == b'\n')
             .filter_map(|line| serde_json::from_slice(line).ok())

@@ -1,7 +1,7 @@
-//! What the stream needs to know: brokers, topics, group, and librdkafka's own settings.
+//! Reads the settings of the stream: brokers, topics, consumer group, delivery guarantee and settings of librdkafka.
 //!
-//! Only their shape is judged here. Settings that exactly-once rests on cannot be set through
-//! `kafka.properties`.
+//! Only the form of the values is checked here, without asking the brokers. Settings that exactly-once delivery depends
+//! on cannot be set through `kafka.properties`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,82 +12,82 @@ use super::Config;
 use super::reader::SettingsReader;
 use crate::fault::{Fault, Faults};
 
-/// How Kafka is reached, as far as it is set.
+/// The `kafka` section, in which the settings that only the stream needs may be missing.
 #[derive(Debug, Clone)]
 pub struct KafkaConfig {
-    /// `host:port` each; empty where not set.
+    /// The bootstrap brokers, as `host:port`; empty if they are not set.
     pub brokers: Vec<String>,
-    /// Consumer group.
+    /// The name of the consumer group.
     pub group: String,
-    /// Tells this process from the group's others; the host's name where not set.
+    /// A name that identifies this process within its group; if it is not set, the host name is used.
     pub instance: Option<String>,
-    /// Where a group without committed offsets begins.
+    /// Where to start reading if the group has no committed offsets.
     pub start: Start,
-    /// What happens when committed offsets have fallen out of retention.
+    /// What to do if the topic no longer holds the committed offsets.
     pub on_gap: OnGap,
-    /// Keep the assignment across a restart.
+    /// Whether the group keeps the partitions of this process assigned to it across a restart (static membership).
     pub static_membership: bool,
-    /// File that holds the SASL password.
+    /// The file that contains the SASL password.
     pub password_file: Option<PathBuf>,
-    /// How long finished records may wait for the others of their transaction.
+    /// How long finished records may wait to be committed together.
     pub commit_interval: Duration,
-    /// librdkafka's settings.
+    /// Further settings of librdkafka, without the password from `password_file`.
     pub properties: KafkaProperties,
 }
 
-/// The topics, as far as they are set.
+/// The `topics` section, in which any topic may be missing.
 #[derive(Debug, Clone)]
 pub struct TopicsConfig {
-    /// Read.
+    /// The topic that comment events are read from.
     pub comments: Option<String>,
-    /// Written.
+    /// The topic that decisions are written to.
     pub decisions: Option<String>,
-    /// Written: what could not be decided.
+    /// The topic to which events that could not be decided are written.
     pub dead_letters: Option<String>,
-    /// Read by retraining: labelled texts.
+    /// The topic that `retrain` reads labelled comments from.
     pub feedback: Option<String>,
 }
 
-/// Where a group without committed offsets begins.
+/// Where to start reading if the group has no committed offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Start {
-    /// With the oldest comment.
+    /// At the oldest record of each partition.
     Earliest,
-    /// With the next comment.
+    /// At the end of each partition, so that only new records are read.
     Latest,
 }
 
-/// What happens when committed offsets have fallen out of retention.
+/// What to do if the topic no longer holds the committed offsets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnGap {
-    /// The daemon stops and names the gap.
+    /// Stop the daemon and report the gap.
     Stop,
-    /// It goes on after the gap.
+    /// Continue from the oldest record that is left.
     Continue,
 }
 
-/// What is promised of a decision.
+/// The delivery guarantee for decisions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// Decisions, dead letters and offsets commit in one transaction.
+    /// Decisions, dead letters and offsets are committed in one Kafka transaction.
     ExactlyOnce,
-    /// For brokers without transactions: readers deduplicate.
+    /// Offsets are committed after the outputs, without a transaction, so consumers have to remove duplicates.
     AtLeastOnce,
 }
 
-/// librdkafka's settings; secret ones print redacted.
+/// Settings of librdkafka by name; the `Debug` output redacts the values of secret ones.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KafkaProperties(BTreeMap<String, String>);
 
 impl KafkaProperties {
-    /// Name and value of each, sorted.
+    /// Returns the names and values, sorted by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     fn is_secret(name: &str) -> bool {
-        // librdkafka's secret settings: sasl.password, ssl.*.password, ssl.*.pem, and those of
-        // OAUTHBEARER, whose free-form `sasl.oauthbearer.config` may hold a token.
+        // Covers sasl.password, ssl.*.password, ssl.*.pem and the settings of OAUTHBEARER, of which the free-form
+        // `sasl.oauthbearer.config` may contain a token.
         ["password", "secret", "pem", "oauthbearer.config"]
             .iter()
             .any(|part| name.contains(part))
@@ -101,54 +101,54 @@ impl fmt::Debug for KafkaProperties {
     }
 }
 
-/// Everything the stream needs, complete.
+/// The settings of the stream, with nothing missing.
 #[derive(Debug, Clone)]
 pub struct StreamConfig {
-    /// `host:port` each; at least one.
+    /// The bootstrap brokers, as `host:port`; there is at least one.
     pub brokers: Vec<String>,
-    /// Consumer group.
+    /// The name of the consumer group.
     pub group: String,
-    /// Tells this process from the group's others.
+    /// A name that identifies this process within its group.
     pub instance: String,
-    /// Where a group without committed offsets begins.
+    /// Where to start reading if the group has no committed offsets.
     pub start: Start,
-    /// What happens when committed offsets have fallen out of retention.
+    /// What to do if the topic no longer holds the committed offsets.
     pub on_gap: OnGap,
-    /// Keep the assignment across a restart.
+    /// Whether the group keeps the partitions of this process assigned to it across a restart (static membership).
     pub static_membership: bool,
-    /// librdkafka's settings, the password among them.
+    /// Further settings of librdkafka, including the password.
     pub properties: KafkaProperties,
-    /// What is read and written.
+    /// The names of the topics.
     pub topics: Topics,
-    /// What is promised of a decision.
+    /// The delivery guarantee for decisions.
     pub delivery: Delivery,
-    /// How long finished records may wait for the others of their transaction.
+    /// How long finished records may wait to be committed together.
     pub commit_interval: Duration,
 }
 
-/// The topics, all different.
+/// The names of the topics of the stream, all different.
 #[derive(Debug, Clone)]
 pub struct Topics {
-    /// Read.
+    /// The topic that comment events are read from.
     pub comments: String,
-    /// Written.
+    /// The topic that decisions are written to.
     pub decisions: String,
-    /// Written: what could not be decided.
+    /// The topic to which events that could not be decided are written.
     pub dead_letters: String,
 }
 
 impl Config {
-    /// The settings of the stream, which `score` and `check` can do without.
+    /// Returns the settings of the stream, which `score` and `check` do not need.
     ///
     /// # Errors
-    /// Every setting that is missing, and a password file that cannot be read.
+    /// Returns all faults if a required setting is missing or the password file cannot be read.
     pub fn require_stream(&self) -> Result<StreamConfig, Faults> {
         let mut faults = Vec::new();
         let mut require = |key: &str, expected: &str| {
             let variable = format!("MODERATORD__{}", key.to_uppercase().replace('.', "__"));
             faults.push(Fault::setting(
                 key,
-                format!("not set, expected {expected}; set it in the file or as {variable}"),
+                format!("not set, expected {expected}; set it in the settings file or as {variable}"),
             ));
         };
         if self.kafka.brokers.is_empty() {
@@ -161,13 +161,13 @@ impl Config {
         ]
         .map(|(key, topic)| {
             if topic.is_none() {
-                require(key, "a topic");
+                require(key, "a topic name");
             }
             topic.clone().unwrap_or_default()
         });
         let instance = self.kafka.instance.clone().or_else(host_name);
         if instance.is_none() {
-            require("kafka.instance", "a name, as the host has none");
+            require("kafka.instance", "a name, because the host has none");
         }
         let properties = match self.kafka.properties_with_password() {
             Ok(properties) => properties,
@@ -200,7 +200,7 @@ impl Config {
 }
 
 impl KafkaConfig {
-    /// librdkafka's settings with the password of its file.
+    /// Returns the settings of librdkafka, including the password from `password_file`.
     pub(super) fn properties_with_password(&self) -> Result<KafkaProperties, Fault> {
         let mut properties = self.properties.clone();
         if let Some(path) = &self.password_file {
@@ -227,41 +227,44 @@ fn read_password(path: &Path) -> Result<String, String> {
     Ok(password.to_owned())
 }
 
-/// Settings of librdkafka that are ours, and what stands in their place.
+/// Settings of librdkafka that `kafka.properties` must not contain, each with an alternative or the reason.
 const RESERVED: &[(&str, &str)] = &[
-    ("bootstrap.servers", "set kafka.brokers"),
-    ("metadata.broker.list", "set kafka.brokers"),
-    ("group.id", "set kafka.group"),
-    ("group.instance.id", "set kafka.static_membership and kafka.instance"),
-    ("auto.offset.reset", "set kafka.start"),
-    ("transactional.id", "it is made of kafka.group and kafka.instance"),
-    ("isolation.level", ONCE),
-    ("enable.auto.commit", ONCE),
-    ("auto.commit.enable", ONCE),
-    ("auto.commit.interval.ms", ONCE),
-    ("enable.auto.offset.store", ONCE),
-    ("acks", ONCE),
-    ("request.required.acks", ONCE),
-    ("enable.idempotence", ONCE),
-    ("enable.gapless.guarantee", ONCE),
-    ("group.protocol", ONCE),
-    ("partition.assignment.strategy", ONCE),
-    ("message.timeout.ms", ONCE),
-    ("delivery.timeout.ms", ONCE),
-    ("partitioner", "a decision goes to the partition of its comment"),
+    ("bootstrap.servers", "set kafka.brokers instead"),
+    ("metadata.broker.list", "set kafka.brokers instead"),
+    ("group.id", "set kafka.group instead"),
+    (
+        "group.instance.id",
+        "set kafka.static_membership and kafka.instance instead",
+    ),
+    ("auto.offset.reset", "set kafka.start instead"),
+    ("transactional.id", "it is derived from kafka.group and kafka.instance"),
+    ("isolation.level", NEEDED_FOR_DELIVERY),
+    ("enable.auto.commit", NEEDED_FOR_DELIVERY),
+    ("auto.commit.enable", NEEDED_FOR_DELIVERY),
+    ("auto.commit.interval.ms", NEEDED_FOR_DELIVERY),
+    ("enable.auto.offset.store", NEEDED_FOR_DELIVERY),
+    ("acks", NEEDED_FOR_DELIVERY),
+    ("request.required.acks", NEEDED_FOR_DELIVERY),
+    ("enable.idempotence", NEEDED_FOR_DELIVERY),
+    ("enable.gapless.guarantee", NEEDED_FOR_DELIVERY),
+    ("group.protocol", NEEDED_FOR_DELIVERY),
+    ("partition.assignment.strategy", NEEDED_FOR_DELIVERY),
+    ("message.timeout.ms", NEEDED_FOR_DELIVERY),
+    ("delivery.timeout.ms", NEEDED_FOR_DELIVERY),
+    ("partitioner", "a decision is written to the partition of its comment"),
 ];
 
-/// Beyond it a transaction is in danger of the broker's timeout.
-const LONGEST_COMMIT_INTERVAL: Duration = Duration::from_secs(5);
+/// The maximum of `kafka.commit_interval`: with a longer interval, a transaction could exceed the broker's timeout.
+const MAX_COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
-const ONCE: &str = "exactly-once delivery rests on the value that moderatord sets";
+const NEEDED_FOR_DELIVERY: &str = "exactly-once delivery depends on the value that moderatord sets";
 
 pub(super) fn read(reader: &mut SettingsReader) -> Option<(KafkaConfig, TopicsConfig, Delivery)> {
     let brokers = brokers(reader);
     let group = reader.string("kafka.group");
     let instance = reader.optional_string("kafka.instance");
     if instance.as_ref().is_some_and(|name| !is_kafka_name(name)) {
-        reader.fault("kafka.instance", "expected letters, digits, `.`, `_` and `-`");
+        reader.fault("kafka.instance", "expected a name of letters, digits, `.`, `_` and `-`");
     }
     let start = reader.choice(
         "kafka.start",
@@ -270,10 +273,7 @@ pub(super) fn read(reader: &mut SettingsReader) -> Option<(KafkaConfig, TopicsCo
     let on_gap = reader.choice("kafka.on_gap", &[("stop", OnGap::Stop), ("continue", OnGap::Continue)]);
     let static_membership = reader.bool("kafka.static_membership");
     let password_file = reader.optional_path("kafka.password_file");
-    let commit_interval = reader.duration(
-        "kafka.commit_interval",
-        Duration::from_millis(1)..=LONGEST_COMMIT_INTERVAL,
-    );
+    let commit_interval = reader.duration("kafka.commit_interval", Duration::from_millis(1)..=MAX_COMMIT_INTERVAL);
     let properties = properties(reader, password_file.is_some());
     let topics = topics(reader);
     let choices = [
@@ -301,17 +301,17 @@ fn brokers(reader: &mut SettingsReader) -> Option<Vec<String>> {
     }
     let brokers = reader.strings("kafka.brokers")?;
     let is_broker = |broker: &String| {
-        // Without a port librdkafka takes 9092; an IPv6 address stands in brackets.
+        // Without a port, librdkafka uses 9092. An IPv6 address is enclosed in brackets.
         let (host, port) = match broker.rsplit_once(':') {
             Some((host, port)) if !port.ends_with(']') => (host, port),
             _ => (broker.as_str(), "9092"),
         };
-        let one_host = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
-        let named = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
-        one_host && named && port.parse::<u16>().is_ok_and(|port| port > 0)
+        let is_unambiguous = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+        let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
+        is_unambiguous && is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
     };
     if !brokers.iter().all(is_broker) {
-        reader.fault("kafka.brokers", "expected host:port each");
+        reader.fault("kafka.brokers", "expected a list of host:port addresses");
         return None;
     }
     Some(brokers)
@@ -319,21 +319,21 @@ fn brokers(reader: &mut SettingsReader) -> Option<Vec<String>> {
 
 fn properties(reader: &mut SettingsReader, has_password_file: bool) -> KafkaProperties {
     let mut properties = BTreeMap::new();
-    let mut open: Vec<_> = reader.entries("kafka.properties").into_iter().collect();
-    while let Some((name, found)) = open.pop() {
-        // `fetch.min.bytes = 1` without quotes is three nested tables in TOML.
+    let mut pending: Vec<_> = reader.entries("kafka.properties").into_iter().collect();
+    while let Some((name, found)) = pending.pop() {
+        // In TOML, a key with dots and without quotes, such as `fetch.min.bytes`, is a path through nested tables.
         if let Some(table) = found.table() {
-            open.extend(table.into_iter().map(|(rest, found)| (format!("{name}.{rest}"), found)));
+            pending.extend(table.into_iter().map(|(rest, found)| (format!("{name}.{rest}"), found)));
             continue;
         }
         let Some(value) = found.scalar() else {
-            reader.reject_unquoted(&found, "expected a text, a number or a boolean");
+            reader.reject_without_value(&found, "expected a string, a number or a boolean");
             continue;
         };
         if let Some((_, instead)) = RESERVED.iter().find(|(reserved, _)| *reserved == name) {
-            reader.reject_unquoted(&found, format!("cannot be set here: {instead}"));
+            reader.reject_without_value(&found, format!("cannot be set here; {instead}"));
         } else if name == "sasl.password" && has_password_file {
-            reader.reject_unquoted(&found, "is set beside kafka.password_file, expected one of the two");
+            reader.reject_without_value(&found, "kafka.password_file is set as well, expected one of the two");
         } else {
             properties.insert(name, value);
         }
@@ -351,14 +351,17 @@ fn topics(reader: &mut SettingsReader) -> TopicsConfig {
     let names = keys.map(|key| {
         let name = reader.optional_string(key);
         if name.as_ref().is_some_and(|name| !is_kafka_name(name)) {
-            reader.fault(key, "expected a topic: at most 249 letters, digits, `.`, `_` and `-`");
+            reader.fault(
+                key,
+                "expected a topic name of at most 249 letters, digits, `.`, `_` and `-`",
+            );
         }
         name
     });
     for (later, key) in keys.iter().enumerate() {
-        // A daemon that reads what it writes never ends.
+        // A daemon that writes to the topic that it reads would process its own outputs for ever.
         if let Some(earlier) = (0..later).find(|&earlier| names[later].is_some() && names[later] == names[earlier]) {
-            reader.fault(key, format!("expected another topic than {}", keys[earlier]));
+            reader.fault(key, format!("expected a different topic from {}", keys[earlier]));
         }
     }
     let [comments, decisions, dead_letters, feedback] = names;
@@ -370,6 +373,7 @@ fn topics(reader: &mut SettingsReader) -> TopicsConfig {
     }
 }
 
+/// Returns whether Kafka allows the name for a topic.
 fn is_kafka_name(name: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
     !matches!(name, "" | "." | "..") && name.len() <= 249 && name.chars().all(allowed)

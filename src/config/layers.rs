@@ -1,7 +1,7 @@
-//! Where settings come from: defaults, then the file, then the environment, then flags.
+//! Merges the layers of settings: defaults, settings file, environment and flags, where later layers win.
 //!
-//! The `config` crate merges the layers; each value remembers its layer, so that a fault can name
-//! the file, variable or flag to mend.
+//! The `config` crate merges the layers. Each value records the layer that it comes from, so that a fault can name the
+//! file, environment variable or flag to correct.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -12,28 +12,30 @@ use config::{FileFormat, Format, Map, Value};
 
 use crate::fault::Fault;
 
-/// The defaults are the shipped file itself, so the two cannot differ.
+/// The defaults are the shipped settings file itself, so that the two cannot differ.
 const DEFAULTS: &str = include_str!("../../config/moderatord.toml");
 
-/// Before every environment variable of ours.
+/// The prefix of all environment variables that set a setting.
 const PREFIX: &str = "MODERATORD__";
 
-/// No settings file is longer; keeps a mistaken path to a huge file from filling the memory.
+/// The maximum size of a settings file, so that a wrong path to a huge file does not exhaust the memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// What is read beside the defaults. Not `Debug`: the environment may hold secrets.
+/// The sources of settings besides the defaults.
+///
+/// This type is not `Debug`, because the environment may contain secrets.
 #[derive(Clone, Default)]
 pub struct Sources {
-    /// The settings file.
+    /// The settings file, if there is one.
     pub file: Option<PathBuf>,
-    /// Environment variables; those that do not start with `MODERATORD__` are ignored.
+    /// Environment variables; those whose names do not start with `MODERATORD__` are ignored.
     pub environment: Vec<(OsString, OsString)>,
-    /// Key, value, and the flag that set it.
+    /// The key, the value and the name of each flag that sets a setting.
     pub flags: Vec<(&'static str, String, &'static str)>,
 }
 
 impl Sources {
-    /// This process's environment, and a file.
+    /// Returns the environment of this process together with a settings file.
     pub fn process(file: Option<PathBuf>) -> Self {
         Self {
             file,
@@ -44,18 +46,18 @@ impl Sources {
         }
     }
 
-    /// All layers in one tree, and the faults that keep a layer from being read.
+    /// Merges all layers into one tree, and returns a fault for each layer that cannot be read.
     pub(super) fn merge(&self) -> (Value, Vec<Fault>) {
         let mut faults = Vec::new();
         let mut layers = Vec::new();
         match parse(None, DEFAULTS) {
             Ok(layer) => layers.push(layer),
-            Err(reason) => faults.push(unreadable("built-in defaults".to_owned(), reason)),
+            Err(reason) => faults.push(Fault::setting("built-in defaults", reason)),
         }
         if let Some(path) = &self.file {
             match read(path).and_then(|text| parse(Some(&path.display().to_string()), &text)) {
                 Ok(layer) => layers.push(layer),
-                Err(reason) => faults.push(unreadable(path.display().to_string(), reason)),
+                Err(reason) => faults.push(Fault::file(path, reason)),
             }
         }
         layers.push(self.environment(&mut faults));
@@ -67,7 +69,7 @@ impl Sources {
         match builder.build() {
             Ok(config) => (config.cache, faults),
             Err(error) => {
-                faults.push(unreadable("settings".to_owned(), error.to_string()));
+                faults.push(Fault::setting("settings", error.to_string()));
                 (Map::<String, Value>::new().into(), faults)
             }
         }
@@ -75,7 +77,7 @@ impl Sources {
 
     fn environment(&self, faults: &mut Vec<Fault>) -> Map<String, Value> {
         let mut tree = SettingsTree::default();
-        // Sorted, so that faults come in the same order on every run.
+        // Sorted, so that faults are reported in the same order on every run.
         let variables: BTreeMap<_, _> = self.environment.iter().map(|(name, value)| (name, value)).collect();
         for (name, value) in variables {
             let Some(name) = name.to_str().filter(|name| name.starts_with(PREFIX)) else {
@@ -83,10 +85,10 @@ impl Sources {
             };
             let origin = format!("environment variable {name}");
             let Some(value) = value.to_str() else {
-                faults.push(Fault::setting(name, "is not UTF-8"));
+                faults.push(Fault::setting(name, "is not valid UTF-8"));
                 continue;
             };
-            tree.insert(&segments(&name[PREFIX.len()..]), Value::new(Some(&origin), value));
+            tree.insert(&key_path(&name[PREFIX.len()..]), Value::new(Some(&origin), value));
         }
         tree.into_map()
     }
@@ -101,55 +103,54 @@ impl Sources {
     }
 }
 
-/// `MODEL__PATH` as `model`, `path`. Community ids keep their case; librdkafka's names have dots
-/// where a shell allows only underscores.
-fn segments(name: &str) -> Vec<String> {
+/// Converts the name of an environment variable, without its prefix, to the path of a key.
+///
+/// `MODEL__PATH` is converted to `model` and `path`.
+/// Community ids keep their case. In the names of librdkafka's settings, underscores become dots, because a shell does
+/// not allow dots in the name of a variable.
+fn key_path(name: &str) -> Vec<String> {
     let raw: Vec<&str> = name.split("__").collect();
     let mut path: Vec<String> = raw.iter().map(|segment| segment.to_lowercase()).collect();
-    let section = |path: &[String], names: [&str; 2]| path.len() > 2 && path[..2] == names;
-    if section(&path, ["policy", "communities"]) {
+    let is_below = |table: [&str; 2]| path.len() > 2 && path[..2] == table;
+    if is_below(["policy", "communities"]) {
         path[2] = raw[2].to_owned();
-    } else if section(&path, ["kafka", "properties"]) {
+    } else if is_below(["kafka", "properties"]) {
         path[2] = path[2].replace('_', ".");
     }
     path
 }
 
 fn read(path: &Path) -> Result<String, String> {
-    let open = || -> std::io::Result<String> {
+    let read = || -> std::io::Result<String> {
         let mut text = String::new();
         std::fs::File::open(path)?
             .take(MAX_FILE_BYTES + 1)
             .read_to_string(&mut text)?;
         Ok(text)
     };
-    match open() {
+    match read() {
         Ok(text) if text.len() as u64 > MAX_FILE_BYTES => Err(format!(
             "is larger than {MAX_FILE_BYTES} bytes, expected settings in TOML"
         )),
         Ok(text) => Ok(text),
-        Err(error) => Err(format!("cannot read the settings: {error}")),
+        Err(error) => Err(format!("cannot read the settings file: {error}")),
     }
 }
 
 fn parse(origin: Option<&String>, text: &str) -> Result<Map<String, Value>, String> {
     FileFormat::Toml.parse(origin, text).map_err(|error| {
-        // The lines between the first and the last quote the file, which may hold a secret.
+        // The lines between the first and the last quote the file, which may contain a secret.
         let text = error.to_string();
         let mut lines = text.lines().filter(|line| !line.trim().is_empty());
         match (lines.next(), lines.next_back()) {
-            (Some(place), Some(reason)) => format!("{place}: {reason}"),
+            (Some(location), Some(reason)) => format!("{location}: {reason}"),
             (Some(reason), None) => reason.to_owned(),
-            _ => "is not TOML".to_owned(),
+            _ => "is not valid TOML".to_owned(),
         }
     })
 }
 
-fn unreadable(file: String, reason: String) -> Fault {
-    Fault::setting(&file, reason)
-}
-
-/// Dotted keys as nested tables.
+/// Nested tables of settings, built from one dotted key at a time.
 #[derive(Debug, Default)]
 struct SettingsTree(BTreeMap<String, SettingsNode>);
 
@@ -171,8 +172,7 @@ impl SettingsTree {
                     .0
                     .entry(name.clone())
                     .or_insert_with(|| SettingsNode::Branch(Self::default()));
-                // A variable that sets a whole section gives way: it is a fault either way, and
-                // the keys below it are named as well.
+                // A variable that sets a whole section is a fault anyway, so it is replaced by the keys below it.
                 if let SettingsNode::Leaf(_) = node {
                     *node = SettingsNode::Branch(Self::default());
                 }
@@ -192,7 +192,7 @@ impl SettingsTree {
     }
 }
 
-/// One layer, for the `config` crate.
+/// One layer, in the form that the `config` crate merges.
 #[derive(Debug, Clone)]
 struct SettingsLayer(Map<String, Value>);
 
@@ -211,8 +211,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_variable_names_its_key() {
-        let check = |name: &str, expected: &[&str]| assert_eq!(segments(name), expected, "{name}");
+    fn a_variable_name_is_converted_to_its_key() {
+        let check = |name: &str, expected: &[&str]| assert_eq!(key_path(name), expected, "{name}");
         check("MODEL__PATH", &["model", "path"]);
         check(
             "KAFKA__PROPERTIES__SSL_CA_LOCATION",

@@ -1,8 +1,7 @@
-//! Settings: defaults, then the file, then the environment, then flags, into one validated [`Config`].
+//! Reads the settings from the defaults, a file, the environment and flags into a validated [`Config`].
 //!
-//! All faults are found in one reading, each with key, value, origin and what was expected. What the
-//! stream alone needs is asked for by [`Config::require_stream`], so that `score` and `check` work
-//! without a broker.
+//! All faults are reported at once, each with the key, the value, its origin and what was expected. Settings that only
+//! the stream needs are required by [`Config::require_stream`], so that `score` and `check` work without a broker.
 
 mod kafka;
 mod layers;
@@ -19,71 +18,74 @@ use std::time::Duration;
 
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
-pub use retrain::{FeedbackTopic, RegistryConfig, RetrainConfig};
+pub(crate) use retrain::FeedbackTopic;
+pub use retrain::{RegistryConfig, RetrainConfig};
 pub use training::{Loss, Projection};
 
 use crate::fault::{Fault, Faults};
 use crate::message::Thresholds;
 
-/// Everything that an operator can set, validated.
+/// All settings, validated.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// How Kafka is reached; complete only where [`Config::require_stream`] says so.
+    /// Brokers, consumer group and client settings, which [`Config::require_stream`] checks for completeness.
     pub kafka: KafkaConfig,
-    /// What is read and written.
+    /// The names of the topics.
     pub topics: TopicsConfig,
-    /// What is promised of a decision.
+    /// The delivery guarantee for decisions.
     pub delivery: Delivery,
-    /// How a comment event is read.
+    /// The location of the fields of a comment event, and its maximum size.
     pub input: InputConfig,
-    /// The model to serve.
+    /// The model to load, and how to run it.
     pub model: ModelConfig,
-    /// The frame around a comment.
+    /// The frame around a comment, and how a comment is cut into windows.
     pub prompt: PromptConfig,
-    /// How rows are gathered.
+    /// The limits of a micro-batch.
     pub batch: BatchConfig,
-    /// How much may be in flight.
+    /// The maximum amount of data in flight.
     pub limits: LimitsConfig,
-    /// From which probability on what happens.
+    /// The thresholds on the probability that a comment is hateful.
     pub policy: PolicyConfig,
-    /// Where adapter versions are kept.
+    /// The registry of adapter versions.
     pub registry: RegistryConfig,
-    /// How an adapter is trained and judged.
+    /// How `retrain` trains and judges an adapter.
     pub retrain: RetrainConfig,
-    /// Metrics and health.
+    /// The address of the HTTP server for metrics and health checks.
     pub http: HttpConfig,
-    /// The end.
+    /// The grace period on shutdown.
     pub shutdown: ShutdownConfig,
-    /// What is written to stderr.
+    /// The format and level of the log.
     pub log: LogConfig,
 }
 
 impl Config {
-    /// Reads, merges and validates.
+    /// Reads, merges and validates the settings.
     ///
     /// # Errors
-    /// Every fault in every layer.
+    /// Returns all faults if a source cannot be read, a value is not valid or a key is unknown.
     pub fn load(sources: &Sources) -> Result<Self, Faults> {
         ConfigDraft::read(sources).finish()
     }
 }
 
-/// The settings section by section, sound or not: `check` goes on with what is sound.
+/// Settings of which some sections may be faulty.
+///
+/// `check` uses it to load the model even if other sections are faulty.
 #[derive(Debug)]
 pub struct ConfigDraft {
-    /// As in [`Config`].
+    /// The model section, unless it is faulty.
     pub model: Option<ModelConfig>,
-    /// As in [`Config`].
+    /// The prompt section, unless it is faulty.
     pub prompt: Option<PromptConfig>,
-    /// Everything wrong, in the order of the sections.
+    /// All faults, in the order of the sections.
     pub faults: Vec<Fault>,
-    rest: Option<Rest>,
-    known: BTreeSet<String>,
+    other: Option<OtherSections>,
+    known_keys: BTreeSet<String>,
 }
 
-/// What a draft holds beside model and prompt.
+/// All sections except model and prompt.
 #[derive(Debug)]
-struct Rest {
+struct OtherSections {
     kafka: KafkaConfig,
     topics: TopicsConfig,
     delivery: Delivery,
@@ -99,32 +101,32 @@ struct Rest {
 }
 
 impl ConfigDraft {
-    /// Reads and merges every layer.
+    /// Reads and merges all layers, and collects the faults of every section.
     pub fn read(sources: &Sources) -> Self {
         let (root, faults) = sources.merge();
-        // A layer that cannot be read at all leaves holes that are not faults of their own.
+        // Without a layer, settings may seem to be missing, so only the faults of the layers themselves are reported.
         if !faults.is_empty() {
             return Self {
                 model: None,
                 prompt: None,
                 faults,
-                rest: None,
-                known: BTreeSet::new(),
+                other: None,
+                known_keys: BTreeSet::new(),
             };
         }
         let mut reader = reader::SettingsReader::new(root, sources.file.as_deref(), faults);
-        let (stream, model) = (kafka::read(&mut reader), sections::model(&mut reader));
+        let (kafka, model) = (kafka::read(&mut reader), sections::model(&mut reader));
         let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
         let (batch, policy) = (sections::batch(&mut reader), sections::policy(&mut reader));
         let limits = sections::limits(&mut reader);
         let (registry, retrain) = (retrain::registry(&mut reader), retrain::retrain(&mut reader));
         let (http, shutdown) = (sections::http(&mut reader), sections::shutdown(&mut reader));
         let log = sections::log(&mut reader);
-        sections::across(&mut reader, prompt.as_ref(), batch.as_ref(), shutdown.as_ref());
-        let (faults, known) = reader.finish();
-        let rest = || {
-            let (kafka, topics, delivery) = stream?;
-            Some(Rest {
+        sections::check_across(&mut reader, prompt.as_ref(), batch.as_ref(), shutdown.as_ref());
+        let (faults, known_keys) = reader.finish();
+        let other = || {
+            let (kafka, topics, delivery) = kafka?;
+            Some(OtherSections {
                 kafka,
                 topics,
                 delivery,
@@ -140,214 +142,219 @@ impl ConfigDraft {
             })
         };
         Self {
-            rest: rest(),
+            other: other(),
             model,
             prompt,
             faults,
-            known,
+            known_keys,
         }
     }
 
-    /// Where adapter versions are kept, if that much is sound.
-    pub fn registry(&self) -> Option<&RegistryConfig> {
-        self.rest.as_ref().map(|rest| &rest.registry)
+    /// Returns the registry section, unless a section other than model and prompt is faulty.
+    pub(crate) fn registry(&self) -> Option<&RegistryConfig> {
+        self.other.as_ref().map(|other| &other.registry)
     }
 
-    /// Every key that can be set; a key whose names are the operator's own stands for those below it.
+    /// Returns all keys that can be set.
+    ///
+    /// A table whose keys are chosen by the operator, such as `policy.communities`, is listed as a single key.
     pub fn known_keys(&self) -> impl Iterator<Item = &str> {
-        self.known.iter().map(String::as_str)
+        self.known_keys.iter().map(String::as_str)
     }
 
-    /// The settings, if nothing is wrong with them.
+    /// Returns the settings if they have no faults.
     ///
     /// # Errors
-    /// Everything that is.
+    /// Returns all faults if there are any.
     pub fn finish(self) -> Result<Config, Faults> {
-        match (self.model, self.prompt, self.rest) {
-            (Some(model), Some(prompt), Some(rest)) if self.faults.is_empty() => Ok(Config {
+        match (self.model, self.prompt, self.other) {
+            (Some(model), Some(prompt), Some(other)) if self.faults.is_empty() => Ok(Config {
                 model,
                 prompt,
-                kafka: rest.kafka,
-                topics: rest.topics,
-                delivery: rest.delivery,
-                input: rest.input,
-                batch: rest.batch,
-                limits: rest.limits,
-                policy: rest.policy,
-                registry: rest.registry,
-                retrain: rest.retrain,
-                http: rest.http,
-                shutdown: rest.shutdown,
-                log: rest.log,
+                kafka: other.kafka,
+                topics: other.topics,
+                delivery: other.delivery,
+                input: other.input,
+                batch: other.batch,
+                limits: other.limits,
+                policy: other.policy,
+                registry: other.registry,
+                retrain: other.retrain,
+                http: other.http,
+                shutdown: other.shutdown,
+                log: other.log,
             }),
             _ => Err(self.faults.into()),
         }
     }
 }
 
-/// How a comment event is read.
+/// The location of the fields of a comment event, and its maximum size.
 #[derive(Debug, Clone)]
 pub struct InputConfig {
-    /// Where its fields stand.
+    /// The location of each field.
     pub fields: InputFields,
-    /// Bytes of one event; a longer one is refused unread.
+    /// The maximum size of an event in bytes; a larger event is rejected without being parsed.
     pub max_bytes: usize,
 }
 
 /// JSON pointers (RFC 6901) to the fields of a comment event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InputFields {
-    /// The event's id.
+    /// The pointer to the id of the event.
     pub event_id: String,
-    /// The content's id.
+    /// The pointer to the id of the content.
     pub content_id: String,
-    /// The content's revision.
+    /// The pointer to the revision of the content.
     pub revision: String,
-    /// What happened: create, edit or delete.
+    /// The pointer to the operation: `create`, `edit` or `delete`.
     pub op: String,
-    /// The community.
+    /// The pointer to the id of the community.
     pub community_id: String,
-    /// The text.
+    /// The pointer to the text.
     pub text: String,
 }
 
-/// Where the model runs.
+/// The device that the model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
-    /// The first GPU where the build and the machine have one, else the CPU, said loudly.
+    /// The first GPU if it can be used; otherwise the CPU, with a warning if the build supports GPUs.
     Auto,
-    /// The CPU.
+    /// Always the CPU.
     Cpu,
-    /// This CUDA device or an error.
+    /// The CUDA device with this ordinal; if it cannot be used, loading the model fails.
     Cuda(usize),
 }
 
-/// How frozen weights are held.
+/// How frozen weights are stored in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Quantize {
-    /// As they are computed with.
+    /// In the data type of the arithmetic.
     None,
-    /// Blocks of 32 eight-bit integers with one scale.
+    /// In blocks of 32 eight-bit integers that share one scale.
     Q8_0,
 }
 
-/// What linear layers compute in; all else is f32.
+/// The data type of the arithmetic in linear layers; all other arithmetic uses f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DtypeChoice {
     /// bf16 on a GPU, f32 on the CPU.
     Auto,
-    /// Everywhere.
+    /// f32 on every device.
     F32,
-    /// On GPUs.
+    /// bf16, which requires a GPU.
     Bf16,
 }
 
-/// The model to serve.
+/// The model to load, and how to run it.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// Folder in Hugging Face layout: `config.json`, `tokenizer.json`, safetensors; or the bundled model.
+    /// The folder of a checkpoint in Hugging Face layout (`config.json`, `tokenizer.json`, safetensors); if it is not
+    /// set, the bundled model is used.
     pub path: Option<PathBuf>,
-    /// Folder in PEFT layout, or the bare base.
+    /// The folder of an adapter in PEFT layout; if it is not set, the base model is used without an adapter.
     pub adapter: Option<PathBuf>,
-    /// Where it runs.
+    /// The device that the model runs on.
     pub device: DeviceChoice,
-    /// What linear layers compute in.
+    /// The data type of the arithmetic in linear layers.
     pub dtype: DtypeChoice,
-    /// How frozen weights are held.
+    /// How frozen weights are stored in memory.
     pub quantize: Quantize,
 }
 
-/// The frame around a comment.
+/// The frame around a comment, and how a comment is cut into windows.
 #[derive(Debug, Clone)]
 pub struct PromptConfig {
-    /// The two labels, in the order in which the instructions list them.
+    /// The two labels, in the order in which the prompt lists them.
     pub labels: [String; 2],
-    /// Which of the two means hateful.
+    /// The label that means hateful.
     pub hateful_label: String,
-    /// What stands before the first separator; `{labels}` becomes the labels, joined by a comma.
+    /// The text before the first separator; `{labels}` is replaced by the labels, joined by a comma.
     pub instructions: String,
-    /// Stands between the parts of the frame.
+    /// The text between the parts of the prompt.
     pub separator: String,
-    /// Normalise comments before they are tokenised.
+    /// Whether comments are normalised before they are tokenised.
     pub normalize: bool,
-    /// Tokens of comment text in one window.
+    /// The maximum number of comment tokens in a window.
     pub max_window_tokens: usize,
-    /// Windows scored of one comment; a longer one is forced to at least review.
+    /// The maximum number of windows that are scored per comment; a comment with more is at least reviewed.
     pub max_windows: usize,
 }
 
-/// How rows are gathered into micro-batches.
+/// The limits of a micro-batch.
 #[derive(Debug, Clone)]
 pub struct BatchConfig {
-    /// Own tokens of the rows of one micro-batch; a longer row stands alone.
+    /// The maximum number of own tokens in a micro-batch; a longer row forms a micro-batch by itself.
     pub max_tokens: usize,
-    /// How long a comment may wait for company.
+    /// How long a comment may wait for others to fill its micro-batch.
     pub linger: Duration,
 }
 
-/// How much may be in flight: read, and not yet committed.
+/// The maximum amount of data in flight, that is, read but not yet committed.
+///
+/// The daemon stops reading when either limit is reached.
 #[derive(Debug, Clone, Copy)]
 pub struct LimitsConfig {
-    /// Events; reading stops there.
+    /// The maximum number of events.
     pub events: usize,
-    /// Bytes of their keys, values and headers; reading stops there.
+    /// The maximum total size of their keys, values and headers in bytes.
     pub bytes: usize,
 }
 
-/// Band thresholds.
+/// The thresholds on the probability that a comment is hateful.
 #[derive(Debug, Clone)]
 pub struct PolicyConfig {
-    /// Where the adapter in service has thresholds of its own, they take the place of the general ones.
+    /// Whether the thresholds that were derived for the adapter in service, if any, replace the general ones.
     pub from_adapter: bool,
-    /// Where no community says otherwise.
+    /// The general thresholds, for communities that have none of their own.
     pub thresholds: Thresholds,
-    /// By community id; what a community does not set is inherited already.
+    /// Thresholds by community id; a threshold that a community does not set is already filled in.
     pub communities: BTreeMap<String, Thresholds>,
 }
 
-/// The daemon's own HTTP surface.
+/// The HTTP server for metrics and health checks.
 #[derive(Debug, Clone)]
 pub struct HttpConfig {
-    /// Where metrics and health are served.
+    /// The address to listen on.
     pub listen: SocketAddr,
 }
 
-/// The end of a run.
+/// How the daemon shuts down.
 #[derive(Debug, Clone)]
 pub struct ShutdownConfig {
-    /// How long what is in flight may take to finish.
+    /// The grace period: how long the data in flight may take to finish.
     pub grace: Duration,
 }
 
-/// What is written to stderr.
+/// The log on stderr.
 #[derive(Debug, Clone)]
 pub struct LogConfig {
-    /// For people or for machines.
+    /// The form of a log line.
     pub format: LogFormat,
-    /// The least severe level that is written.
+    /// The least severe level that is logged.
     pub level: LogLevel,
 }
 
-/// Form of the log.
+/// The form of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
-    /// Lines for people.
+    /// Text for people to read.
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// How much is logged.
+/// The severity of log messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogLevel {
-    /// Someone must act.
+    /// Failures that someone must act on.
     Error,
-    /// Unexpected, recovered.
+    /// Unexpected events from which the daemon recovered.
     Warn,
-    /// Lifecycle.
+    /// Events in the life of the daemon, such as start and shutdown.
     Info,
-    /// Per batch.
+    /// Details of each micro-batch.
     Debug,
-    /// Per message.
+    /// Details of each record.
     Trace,
 }

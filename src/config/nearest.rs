@@ -1,17 +1,17 @@
-//! Suggests the key that a misspelt key most likely meant.
+//! Suggests a correction for a misspelt key.
 
-/// The name of `names` that `name` most likely meant.
-pub(super) fn nearest<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    names
-        .map(|candidate| (edits(name, candidate), candidate))
-        // A third of the letters wrong is still a typo; more is another word.
+/// Returns the candidate that `name` is most likely a misspelling of, or `None` if none is close enough.
+pub(super) fn nearest<'a>(name: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    candidates
+        .map(|candidate| (edit_distance(name, candidate), candidate))
+        // With more than a third of its letters wrong, a key is unlikely to be a typo of the candidate.
         .filter(|&(distance, candidate)| 3 * distance <= candidate.len().max(name.len()))
         .min()
         .map(|(_, candidate)| candidate)
 }
 
-/// Letters to insert, delete or replace to turn `from` into `to`.
-fn edits(from: &str, to: &str) -> usize {
+/// Returns the Levenshtein distance in bytes: how many to insert, delete or replace to turn `from` into `to`.
+fn edit_distance(from: &str, to: &str) -> usize {
     let mut row: Vec<usize> = (0..=to.len()).collect();
     for (i, a) in from.bytes().enumerate() {
         let mut diagonal = row[0];
@@ -30,10 +30,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_typo_finds_its_name_and_another_word_finds_none() {
+    fn a_typo_is_corrected_and_another_word_is_not() {
         let check = |name: &str, expected: Option<&str>| {
-            let names = ["batch.max_tokens", "batch.linger", "model.path"];
-            assert_eq!(nearest(name, names.into_iter()), expected, "{name}");
+            let candidates = ["batch.max_tokens", "batch.linger", "model.path"];
+            assert_eq!(nearest(name, candidates.into_iter()), expected, "{name}");
         };
         check("batch.max_token", Some("batch.max_tokens"));
         check("model.pth", Some("model.path"));

@@ -1,6 +1,6 @@
-//! Takes settings out of the merged tree one key at a time and keeps every fault it meets.
+//! Reads settings from the merged tree one key at a time, and collects all faults.
 //!
-//! serde would stop at the first. A key that nothing asked for is unknown.
+//! serde would stop at the first fault. A key that was never read is reported as unknown.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -13,17 +13,17 @@ use config::{Value, ValueKind};
 use super::nearest::nearest;
 use crate::fault::Fault;
 
-/// The merged tree, and what was found wrong with it so far.
+/// The merged tree of settings, with the faults found so far.
 pub(super) struct SettingsReader {
     root: Value,
-    /// The settings file's name as an origin, and its folder.
+    /// The path of the settings file as it appears in `SettingValue::origin`, and its folder.
     file: Option<(String, PathBuf)>,
     faults: Vec<Fault>,
-    /// Keys that were asked for; everything else is unknown.
-    known: BTreeSet<String>,
+    /// The keys that were read; all other keys are unknown.
+    known_keys: BTreeSet<String>,
 }
 
-/// A value as it stands in a layer.
+/// The value of a setting, with its key and the layer that it comes from.
 #[derive(Debug, Clone)]
 pub(super) struct SettingValue {
     key: String,
@@ -32,11 +32,30 @@ pub(super) struct SettingValue {
 }
 
 impl SettingValue {
-    /// Environment and flags know only text; a file has types and must use them.
-    fn is_text_only(&self) -> bool {
+    /// Returns whether the value comes from the environment or a flag, where all values are strings.
+    ///
+    /// In a settings file, a number or boolean that is written as a string is a fault.
+    fn is_from_untyped_layer(&self) -> bool {
         self.origin
             .as_deref()
             .is_some_and(|origin| origin.starts_with("environment variable ") || origin.starts_with("flag "))
+    }
+
+    /// Returns the entries if the value is a table.
+    pub(super) fn table(&self) -> Option<BTreeMap<String, SettingValue>> {
+        let ValueKind::Table(table) = &self.kind else {
+            return None;
+        };
+        let entry = |(name, value): (&String, &Value)| (name.clone(), found(&format!("{}.{name}", self.key), value));
+        Some(table.iter().map(entry).collect())
+    }
+
+    /// Returns the value as text if it is a string, a number or a boolean.
+    pub(super) fn scalar(&self) -> Option<String> {
+        match &self.kind {
+            ValueKind::Table(_) | ValueKind::Array(_) | ValueKind::Nil => None,
+            kind => Some(kind.to_string()),
+        }
     }
 }
 
@@ -47,13 +66,13 @@ impl SettingsReader {
             root,
             file: file.map(|path| (path.display().to_string(), folder(path))),
             faults,
-            known: BTreeSet::new(),
+            known_keys: BTreeSet::new(),
         }
     }
 
-    /// The value at a key, which is known from now on.
+    /// Returns the value of a key, and records the key as known.
     pub(super) fn find(&mut self, key: &str) -> Option<SettingValue> {
-        self.known.insert(key.to_owned());
+        self.known_keys.insert(key.to_owned());
         self.peek(key)
     }
 
@@ -68,7 +87,7 @@ impl SettingsReader {
         Some(found(key, value)).filter(|found| !matches!(found.kind, ValueKind::Nil))
     }
 
-    /// What stands under a key whose names are the operator's own.
+    /// Returns the entries of a table whose keys are chosen by the operator.
     pub(super) fn entries(&mut self, key: &str) -> BTreeMap<String, SettingValue> {
         let Some(table) = self.find(key) else {
             return BTreeMap::new();
@@ -81,18 +100,19 @@ impl SettingsReader {
         entries.iter().map(entry).collect()
     }
 
+    /// Adds a fault for a value that was found.
     pub(super) fn reject(&mut self, found: &SettingValue, expected: impl Into<String>) {
         let fault = Fault::setting(&found.key, expected).with_origin(found.origin.clone());
-        self.faults.push(fault.with_value(Some(shown(&found.kind))));
+        self.faults.push(fault.with_value(Some(display_value(&found.kind))));
     }
 
-    /// As [`SettingsReader::reject`] without the value, which may be a secret.
-    pub(super) fn reject_unquoted(&mut self, found: &SettingValue, expected: impl Into<String>) {
+    /// Adds a fault as [`SettingsReader::reject`] does, but without the value, which may be a secret.
+    pub(super) fn reject_without_value(&mut self, found: &SettingValue, expected: impl Into<String>) {
         self.faults
             .push(Fault::setting(&found.key, expected).with_origin(found.origin.clone()));
     }
 
-    /// A fault that lies between keys, or in one that is not set.
+    /// Adds a fault for a key, with its value if it is set.
     pub(super) fn fault(&mut self, key: &str, expected: impl Into<String>) {
         match self.peek(key) {
             Some(found) => self.reject(&found, expected),
@@ -100,23 +120,23 @@ impl SettingsReader {
         }
     }
 
-    /// Text that is not empty.
+    /// Reads a non-empty string.
     pub(super) fn string(&mut self, key: &str) -> Option<String> {
         let found = self.find(key)?;
         match &found.kind {
             ValueKind::String(text) if !text.is_empty() => Some(text.clone()),
             ValueKind::String(_) => {
-                self.reject(&found, "expected a text that is not empty");
+                self.reject(&found, "expected a non-empty string");
                 None
             }
             _ => {
-                self.reject(&found, "expected a text");
+                self.reject(&found, "expected a string");
                 None
             }
         }
     }
 
-    /// Text; an empty one means that the setting is not used.
+    /// Reads a string; an empty string is treated as not set.
     pub(super) fn optional_string(&mut self, key: &str) -> Option<String> {
         match self.find(key)?.kind {
             ValueKind::String(text) if text.is_empty() => None,
@@ -124,12 +144,12 @@ impl SettingsReader {
         }
     }
 
-    /// A path; one from the settings file is relative to that file's folder.
+    /// Reads a path; a relative path in the settings file is relative to the folder of that file.
     pub(super) fn optional_path(&mut self, key: &str) -> Option<PathBuf> {
-        self.optional_string(key).map(|path| self.resolved(key, path))
+        self.optional_string(key).map(|path| self.resolve(key, path))
     }
 
-    fn resolved(&self, key: &str, path: String) -> PathBuf {
+    fn resolve(&self, key: &str, path: String) -> PathBuf {
         let origin = self.peek(key).and_then(|found| found.origin);
         match &self.file {
             Some((file, folder)) if origin.as_ref() == Some(file) => folder.join(path),
@@ -137,7 +157,7 @@ impl SettingsReader {
         }
     }
 
-    /// Texts, none empty: a list, or one text with commas.
+    /// Reads a list of non-empty strings, which may be written as one string with commas.
     pub(super) fn strings(&mut self, key: &str) -> Option<Vec<String>> {
         let found = self.find(key)?;
         let texts: Option<Vec<String>> = match &found.kind {
@@ -155,7 +175,7 @@ impl SettingsReader {
         match texts {
             Some(texts) if texts.iter().all(|text| !text.is_empty()) => Some(texts),
             _ => {
-                self.reject(&found, "expected a list of texts, none empty");
+                self.reject(&found, "expected a list of non-empty strings");
                 None
             }
         }
@@ -165,7 +185,7 @@ impl SettingsReader {
         let found = self.find(key)?;
         match &found.kind {
             ValueKind::Boolean(value) => return Some(*value),
-            ValueKind::String(text) if found.is_text_only() => {
+            ValueKind::String(text) if found.is_from_untyped_layer() => {
                 if let Ok(value) = text.parse() {
                     return Some(value);
                 }
@@ -181,7 +201,7 @@ impl SettingsReader {
         let value = match &found.kind {
             ValueKind::I64(value) => usize::try_from(*value).ok(),
             ValueKind::U64(value) => usize::try_from(*value).ok(),
-            ValueKind::String(text) if found.is_text_only() => text.trim().parse().ok(),
+            ValueKind::String(text) if found.is_from_untyped_layer() => text.trim().parse().ok(),
             _ => None,
         };
         if value.is_some_and(|value| range.contains(&value)) {
@@ -192,42 +212,35 @@ impl SettingsReader {
         None
     }
 
-    /// Whether a key is set to something that is not empty.
+    /// Returns whether a key is set to anything but an empty string.
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.peek(key)
             .is_some_and(|found| !matches!(&found.kind, ValueKind::String(text) if text.is_empty()))
     }
 
-    /// A number of a range.
+    /// Reads a number within a range.
     pub(super) fn number(&mut self, key: &str, range: RangeInclusive<f64>) -> Option<f64> {
         let found = self.find(key)?;
+        self.number_in(&found, range)
+    }
+
+    /// Reads a number from 0 to 1 from a value that was found before.
+    pub(super) fn probability(&mut self, found: &SettingValue) -> Option<f64> {
+        self.number_in(found, 0.0..=1.0)
+    }
+
+    fn number_in(&mut self, found: &SettingValue, range: RangeInclusive<f64>) -> Option<f64> {
         let value = match &found.kind {
             ValueKind::Float(value) => Some(*value),
             ValueKind::I64(value) => i32::try_from(*value).ok().map(f64::from),
-            ValueKind::String(text) if found.is_text_only() => text.trim().parse().ok(),
+            ValueKind::String(text) if found.is_from_untyped_layer() => text.trim().parse().ok(),
             _ => None,
         };
         if value.is_some_and(|value| range.contains(&value)) {
             return value;
         }
         let (from, to) = range.into_inner();
-        self.reject(&found, format!("expected a number from {from} to {to}"));
-        None
-    }
-
-    /// A number in `0..=1`.
-    pub(super) fn probability(&mut self, found: &SettingValue) -> Option<f64> {
-        let value = match &found.kind {
-            ValueKind::Float(value) => Some(*value),
-            // 0 and 1 are the only whole numbers that pass the range.
-            ValueKind::I64(value) => i32::try_from(*value).ok().map(f64::from),
-            ValueKind::String(text) if found.is_text_only() => text.trim().parse().ok(),
-            _ => None,
-        };
-        if value.is_some_and(|value| (0.0..=1.0).contains(&value)) {
-            return value;
-        }
-        self.reject(found, "expected a number from 0.0 to 1.0");
+        self.reject(found, format!("expected a number from {from:?} to {to:?}"));
         None
     }
 
@@ -254,19 +267,19 @@ impl SettingsReader {
         };
         if chosen.is_none() {
             let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
-            self.reject(&found, format!("expected {}", names.join(" or ")));
+            self.reject(&found, format!("expected {}", alternatives(&names)));
         }
         chosen.map(|&(_, choice)| choice)
     }
 
-    /// A fault for every key that nothing asked for, then all faults and all known keys.
+    /// Adds a fault for each unknown key, then returns all faults and all known keys.
     pub(super) fn finish(mut self) -> (Vec<Fault>, BTreeSet<String>) {
         let root = self.root.clone();
-        self.unknown("", &root);
-        (self.faults, self.known)
+        self.reject_unknown_keys("", &root);
+        (self.faults, self.known_keys)
     }
 
-    fn unknown(&mut self, prefix: &str, value: &Value) {
+    fn reject_unknown_keys(&mut self, prefix: &str, value: &Value) {
         let ValueKind::Table(table) = &value.kind else {
             return;
         };
@@ -277,44 +290,24 @@ impl SettingsReader {
             } else {
                 format!("{prefix}.{name}")
             };
-            if self.known.contains(&key) {
+            if self.known_keys.contains(&key) {
                 continue;
             }
             let below = format!("{key}.");
-            let is_section = self.known.iter().any(|known| known.starts_with(&below));
+            let is_section = self.known_keys.iter().any(|known| known.starts_with(&below));
             let found = found(&key, value);
             match (is_section, &value.kind) {
-                (true, ValueKind::Table(_)) => self.unknown(&key, value),
+                (true, ValueKind::Table(_)) => self.reject_unknown_keys(&key, value),
                 (true, _) => self.reject(&found, "expected a section"),
                 (false, _) => {
                     let origin = found.origin.clone().or_else(|| first_origin(value));
-                    let names = self.known.iter().map(String::as_str);
-                    let meant = nearest(&key, names).map(|name| format!("; did you mean `{name}`?"));
-                    // The value stays out: a misspelt password is still a password.
-                    self.faults.push(
-                        Fault::setting(&key, format!("unknown key{}", meant.unwrap_or_default())).with_origin(origin),
-                    );
+                    let names = self.known_keys.iter().map(String::as_str);
+                    let suggestion = nearest(&key, names).map(|name| format!("; did you mean `{name}`?"));
+                    let text = format!("unknown key{}", suggestion.unwrap_or_default());
+                    // The value is left out, because the key may be a misspelt name of a secret.
+                    self.faults.push(Fault::setting(&key, text).with_origin(origin));
                 }
             }
-        }
-    }
-}
-
-impl SettingValue {
-    /// The entries of a table, or nothing.
-    pub(super) fn table(&self) -> Option<BTreeMap<String, SettingValue>> {
-        let ValueKind::Table(table) = &self.kind else {
-            return None;
-        };
-        let entry = |(name, value): (&String, &Value)| (name.clone(), found(&format!("{}.{name}", self.key), value));
-        Some(table.iter().map(entry).collect())
-    }
-
-    /// Text, number or boolean as text.
-    pub(super) fn scalar(&self) -> Option<String> {
-        match &self.kind {
-            ValueKind::Table(_) | ValueKind::Array(_) | ValueKind::Nil => None,
-            kind => Some(kind.to_string()),
         }
     }
 }
@@ -327,7 +320,7 @@ fn found(key: &str, value: &Value) -> SettingValue {
     }
 }
 
-/// Tables lose their origin when they are merged; what stands in them keeps it.
+/// Returns the origin of a value. Merged tables have none, so for a table it is the origin of the first entry with one.
 fn first_origin(value: &Value) -> Option<String> {
     let below = match &value.kind {
         ValueKind::Table(table) => table.values().find_map(first_origin),
@@ -336,18 +329,26 @@ fn first_origin(value: &Value) -> Option<String> {
     value.origin().map(str::to_owned).or(below)
 }
 
-/// A value as one would write it in the file, cut short.
-fn shown(kind: &ValueKind) -> String {
-    const LONGEST: usize = 80;
+/// Joins alternatives with commas and a final "or".
+fn alternatives(names: &[String]) -> String {
+    match names {
+        [first @ .., last] if !first.is_empty() => format!("{} or {last}", first.join(", ")),
+        names => names.concat(),
+    }
+}
+
+/// Formats a value as in a settings file, and shortens a long string.
+fn display_value(kind: &ValueKind) -> String {
+    const MAX_CHARS: usize = 80;
     match kind {
         ValueKind::Table(_) => "{..}".to_owned(),
         ValueKind::Array(values) => {
-            let values: Vec<String> = values.iter().map(|value| shown(&value.kind)).collect();
+            let values: Vec<String> = values.iter().map(|value| display_value(&value.kind)).collect();
             format!("[{}]", values.join(", "))
         }
         ValueKind::String(text) => {
-            let mut shown: String = text.chars().take(LONGEST).flat_map(char::escape_debug).collect();
-            if text.chars().count() > LONGEST {
+            let mut shown: String = text.chars().take(MAX_CHARS).flat_map(char::escape_debug).collect();
+            if text.chars().count() > MAX_CHARS {
                 // Writing to a String cannot fail.
                 let _ = write!(shown, "..");
             }

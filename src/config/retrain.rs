@@ -1,4 +1,4 @@
-//! What retraining and the registry are set to.
+//! Reads the settings of the registry and of `retrain`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,91 +9,90 @@ use super::reader::SettingsReader;
 use super::{Loss, Projection};
 use crate::fault::{Fault, Faults};
 
-/// Where adapter versions are kept.
+/// The registry of adapter versions.
 #[derive(Debug, Clone)]
 pub struct RegistryConfig {
-    /// A `file://` URL; without one there is no registry.
+    /// The `file://` URL of the registry; if it is not set, there is no registry.
     pub url: Option<String>,
-    /// Versions that gc keeps, beside what is in service.
+    /// The number of recent versions that `adapters gc` keeps, besides those that are or recently were in service.
     pub keep: usize,
-    /// How often a daemon looks for a new pointer.
+    /// How often a daemon checks for a new pointer.
     pub poll: Duration,
 }
 
-/// How an adapter is trained and judged.
+/// How `retrain` trains and judges an adapter.
 #[derive(Debug, Clone)]
 pub struct RetrainConfig {
-    /// What is fitted.
+    /// The loss function.
     pub loss: Loss,
-    /// Linear layers that get a delta.
+    /// The linear layers to adapt; there is at least one.
     pub targets: Vec<Projection>,
-    /// Rank of the deltas.
+    /// The rank of the adapter.
     pub rank: usize,
-    /// Scale: `alpha / rank`.
+    /// The numerator of the adapter's scale, `alpha / rank`.
     pub alpha: f64,
-    /// Scale by `alpha / sqrt(rank)` instead.
+    /// Whether the scale is `alpha / sqrt(rank)` instead (rsLoRA).
     pub rslora: bool,
-    /// Peak learning rate.
+    /// The peak learning rate.
     pub learning_rate: f64,
-    /// Passes over the training part, at most.
+    /// The maximum number of passes over the training part.
     pub epochs: usize,
-    /// Rows of a batch.
+    /// The number of rows in a training batch.
     pub batch: usize,
-    /// Epochs without a better validation loss after which training stops.
+    /// The number of epochs without a lower validation loss after which training stops.
     pub patience: usize,
-    /// Of shuffling, initial weights and resampling.
+    /// The seed for shuffling, initial weights and resampling.
     pub seed: u64,
-    /// Rows of the training part below which nothing is trained.
+    /// The minimum number of rows in the training part; with fewer, nothing is trained.
     pub min_rows: usize,
-    /// Share of texts that validate.
+    /// The share of the texts used for validation.
     pub validation: f64,
-    /// Share of texts that judge.
+    /// The share of the texts used to compare the new adapter with the one in service.
     pub test: f64,
-    /// Highest share of the training weight that users' reports may have.
+    /// The maximum share of user reports in the total training weight.
     pub max_user_share: f64,
-    /// Bytes of one feedback record.
+    /// The maximum size of a feedback record in bytes.
     pub max_bytes: usize,
-    /// So many more training rows than the champion's earn a tolerance at the gate.
+    /// The gate allows a tolerance if the challenger has at least this many more training rows than the champion.
     pub min_growth: usize,
-    /// Least precision of what is blocked.
+    /// The minimum precision of the block threshold.
     pub block_precision: f64,
-    /// Share of hateful comments that a moderator should get to see.
+    /// The share of hateful comments that should be reviewed or blocked.
     pub review_recall: f64,
-    /// Share of all comments that a moderator gets to see, instead of the recall.
+    /// The maximum share of all comments to be reviewed or blocked; if set, it is used instead of `review_recall`.
     pub review_share: Option<f64>,
-    /// Cases that every adapter must get right, one labelled JSON object a line.
+    /// The file of comments that every new adapter must classify correctly, one labelled JSON object per line.
     pub golden: Option<PathBuf>,
 }
 
-/// Where feedback is read from.
+/// The settings needed to read the feedback topic.
 #[derive(Debug, Clone)]
-pub struct FeedbackTopic {
-    /// `host:port` each.
+pub(crate) struct FeedbackTopic {
+    /// The bootstrap brokers, as `host:port`; there is at least one.
     pub brokers: Vec<String>,
-    /// librdkafka's settings, the password among them.
+    /// Further settings of librdkafka, including the password.
     pub properties: KafkaProperties,
-    /// The topic.
     pub topic: String,
 }
 
 impl Config {
-    /// The feedback topic, for a retraining that reads no file.
+    /// Returns the settings needed to read the feedback topic.
     ///
     /// # Errors
-    /// Every setting that is missing, and a password file that cannot be read.
-    pub fn require_feedback(&self) -> Result<FeedbackTopic, Faults> {
+    /// Returns all faults if a required setting is missing or the password file cannot be read.
+    pub(crate) fn require_feedback(&self) -> Result<FeedbackTopic, Faults> {
         let mut faults = Vec::new();
         let mut missing = |key: &str, expected: &str| {
             faults.push(Fault::setting(
                 key,
-                format!("not set, expected {expected}; or give the feedback with --input"),
+                format!("not set, expected {expected}; alternatively, pass a file with --input"),
             ));
         };
         if self.kafka.brokers.is_empty() {
             missing("kafka.brokers", "at least one host:port");
         }
         if self.topics.feedback.is_none() {
-            missing("topics.feedback", "a topic");
+            missing("topics.feedback", "a topic name");
         }
         let properties = match self.kafka.properties_with_password() {
             Ok(properties) => properties,
@@ -112,11 +111,11 @@ impl Config {
         }
     }
 
-    /// The registry's URL.
+    /// Returns the URL of the registry.
     ///
     /// # Errors
-    /// It is not set.
-    pub fn require_registry(&self) -> Result<&str, Faults> {
+    /// Returns a fault if `registry.url` is not set.
+    pub(crate) fn require_registry(&self) -> Result<&str, Faults> {
         self.registry.url.as_deref().ok_or_else(|| {
             Fault::setting(
                 "registry.url",
@@ -134,7 +133,7 @@ pub(super) fn registry(reader: &mut SettingsReader) -> Option<RegistryConfig> {
     if url.is_some() && reader.is_set("model.adapter") {
         reader.fault(
             "model.adapter",
-            "is set beside registry.url, which says what is in service; expected one of the two",
+            "registry.url is set as well, and the registry determines the adapter in service; expected one of the two",
         );
     }
     Some(RegistryConfig {
@@ -178,7 +177,7 @@ pub(super) fn retrain(reader: &mut SettingsReader) -> Option<RetrainConfig> {
         reader.fault(
             "retrain.test",
             format!(
-                "expected at most {:.2}, so that a fifth is left to train on",
+                "expected at most {:.2}, so that at least a fifth of the texts is left for training",
                 0.8 - validation
             ),
         );
@@ -215,7 +214,7 @@ fn targets(reader: &mut SettingsReader) -> Option<Vec<Projection>> {
         Some(targets) if !targets.is_empty() => Some(targets),
         _ => {
             let names = Projection::ALL.map(Projection::name).join(", ");
-            reader.fault("retrain.targets", format!("expected some of {names}"));
+            reader.fault("retrain.targets", format!("expected one or more of {names}"));
             None
         }
     }

@@ -1,6 +1,6 @@
-//! The sections of the settings, each read into its validated type.
+//! Reads the sections of the settings into their validated types.
 //!
-//! Every key is read before any is judged missing, so that one reading finds all faults.
+//! Each function reads all keys of its section before it returns, so that all faults are found at once.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use super::{
 };
 use crate::message::Thresholds;
 
-/// Longest wait for company: beyond it a batch is a queue.
-const LONGEST_LINGER: Duration = Duration::from_secs(5);
+/// The maximum of `batch.linger`: with a longer wait, a micro-batch would act as a queue.
+const MAX_LINGER: Duration = Duration::from_secs(5);
 
-/// Longest drain: service managers lose patience earlier.
-const LONGEST_GRACE: Duration = Duration::from_secs(600);
+/// The maximum of `shutdown.grace`: the stop timeouts of service managers are shorter.
+const MAX_GRACE: Duration = Duration::from_secs(600);
 
 pub(super) fn model(reader: &mut SettingsReader) -> Option<ModelConfig> {
     let path = reader.optional_path("model.path");
@@ -108,9 +108,9 @@ pub(super) fn input(reader: &mut SettingsReader) -> Option<InputConfig> {
 
 fn pointer(reader: &mut SettingsReader, key: &str) -> Option<String> {
     let pointer = reader.string(key)?;
-    // In RFC 6901 `~` is always followed by 0 or 1.
-    let escapes_hold = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
-    if pointer.starts_with('/') && escapes_hold {
+    // In RFC 6901, `~` is always followed by 0 or 1.
+    let are_escapes_valid = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
+    if pointer.starts_with('/') && are_escapes_valid {
         return Some(pointer);
     }
     reader.fault(key, "expected a JSON pointer such as \"/text\" or \"/payload/body\"");
@@ -119,7 +119,7 @@ fn pointer(reader: &mut SettingsReader, key: &str) -> Option<String> {
 
 pub(super) fn batch(reader: &mut SettingsReader) -> Option<BatchConfig> {
     let max_tokens = reader.integer("batch.max_tokens", 64..=1 << 20);
-    let linger = reader.duration("batch.linger", Duration::ZERO..=LONGEST_LINGER);
+    let linger = reader.duration("batch.linger", Duration::ZERO..=MAX_LINGER);
     Some(BatchConfig {
         max_tokens: max_tokens?,
         linger: linger?,
@@ -136,24 +136,25 @@ pub(super) fn limits(reader: &mut SettingsReader) -> Option<LimitsConfig> {
 }
 
 pub(super) fn policy(reader: &mut SettingsReader) -> Option<PolicyConfig> {
-    let founds = ["policy.review", "policy.block"].map(|key| reader.find(key));
-    let [review, block] = founds.each_ref().map(|found| reader.probability(found.as_ref()?));
-    let default = ordered(reader, founds[0].as_ref(), review, block);
+    let found = ["policy.review", "policy.block"].map(|key| reader.find(key));
+    let [review, block] = found.each_ref().map(|found| reader.probability(found.as_ref()?));
+    let thresholds = thresholds(reader, found[0].as_ref(), review, block);
     let from_adapter = reader.bool("policy.from_adapter");
     let mut communities = BTreeMap::new();
     for (id, community) in reader.entries("policy.communities") {
-        if let Some(thresholds) = self::community(reader, &community, [review, block]) {
+        if let Some(thresholds) = community_thresholds(reader, &community, [review, block]) {
             communities.insert(id, thresholds);
         }
     }
     Some(PolicyConfig {
         from_adapter: from_adapter?,
-        thresholds: default?,
+        thresholds: thresholds?,
         communities,
     })
 }
 
-fn community(
+/// Reads the thresholds of a community. `review` and `block` are the defaults for those that it does not set.
+fn community_thresholds(
     reader: &mut SettingsReader,
     community: &SettingValue,
     [mut review, mut block]: [Option<f64>; 2],
@@ -166,16 +167,16 @@ fn community(
         match name.as_str() {
             "review" => review = reader.probability(found),
             "block" => block = reader.probability(found),
-            _ => reader.reject_unquoted(found, "unknown key; expected `review` or `block`"),
+            _ => reader.reject_without_value(found, "unknown key, expected `review` or `block`"),
         }
     }
-    ordered(reader, entries.get("review").or(entries.get("block")), review, block)
+    thresholds(reader, entries.get("review").or(entries.get("block")), review, block)
 }
 
-/// `named` is the setting to blame: one that the operator wrote.
-fn ordered(
+/// Returns the thresholds if `review` is not greater than `block`, and otherwise reports a fault in `setting`.
+fn thresholds(
     reader: &mut SettingsReader,
-    named: Option<&SettingValue>,
+    setting: Option<&SettingValue>,
     review: Option<f64>,
     block: Option<f64>,
 ) -> Option<Thresholds> {
@@ -183,7 +184,7 @@ fn ordered(
     if review <= block {
         return Some(Thresholds { review, block });
     }
-    if let Some(found) = named {
+    if let Some(found) = setting {
         reader.reject(
             found,
             format!("review is {review} and block is {block}, expected review <= block"),
@@ -204,7 +205,7 @@ pub(super) fn http(reader: &mut SettingsReader) -> Option<HttpConfig> {
 }
 
 pub(super) fn shutdown(reader: &mut SettingsReader) -> Option<ShutdownConfig> {
-    let grace = reader.duration("shutdown.grace", Duration::from_secs(1)..=LONGEST_GRACE)?;
+    let grace = reader.duration("shutdown.grace", Duration::from_secs(1)..=MAX_GRACE)?;
     Some(ShutdownConfig { grace })
 }
 
@@ -224,8 +225,8 @@ pub(super) fn log(reader: &mut SettingsReader) -> Option<LogConfig> {
     })
 }
 
-/// What no section can see alone.
-pub(super) fn across(
+/// Checks settings that depend on those of another section.
+pub(super) fn check_across(
     reader: &mut SettingsReader,
     prompt: Option<&PromptConfig>,
     batch: Option<&BatchConfig>,
@@ -237,13 +238,13 @@ pub(super) fn across(
         let window = prompt.max_window_tokens;
         reader.fault(
             "batch.max_tokens",
-            format!("expected at least prompt.max_window_tokens, {window}"),
+            format!("expected at least prompt.max_window_tokens ({window})"),
         );
     }
     if let (Some(batch), Some(shutdown)) = (batch, shutdown)
         && batch.linger >= shutdown.grace
     {
         let grace = humantime::format_duration(shutdown.grace);
-        reader.fault("batch.linger", format!("expected less than shutdown.grace, {grace}"));
+        reader.fault("batch.linger", format!("expected less than shutdown.grace ({grace})"));
     }
 }

@@ -1,40 +1,40 @@
-//! What can be trained: the loss, and the linear layers that an adapter targets.
+//! The settings that define what is trained: the loss function and the linear layers that an adapter targets.
 
-/// What is fitted.
+/// The loss function that training minimises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     /// Cross-entropy of the label token over the whole vocabulary.
     Label,
-    /// Cross-entropy of the two label logits alone.
+    /// Cross-entropy over the logits of the two labels only.
     Pair,
-    /// Cross-entropy of every next token of prompt, label and `<eos>`: the published method's.
+    /// Cross-entropy of every next token of the prompt, the label and `<eos>`, as in the published method.
     Sequence,
 }
 
-/// The seven linear layers of a block that an adapter can target.
+/// A linear layer of a transformer block that an adapter can target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Projection {
-    /// Queries.
+    /// The query projection of attention.
     Q,
-    /// Keys.
+    /// The key projection of attention.
     K,
-    /// Values.
+    /// The value projection of attention.
     V,
-    /// Attention output.
+    /// The output projection of attention.
     O,
-    /// MLP gate.
+    /// The gate projection of the MLP.
     Gate,
-    /// MLP up.
+    /// The up projection of the MLP.
     Up,
-    /// MLP down.
+    /// The down projection of the MLP.
     Down,
 }
 
 impl Projection {
-    /// All seven, in the order of the forward pass.
+    /// All seven projections, in the order of the forward pass.
     pub const ALL: [Self; 7] = [Self::Q, Self::K, Self::V, Self::O, Self::Gate, Self::Up, Self::Down];
 
-    /// Name in the checkpoint, such as `q_proj`.
+    /// Returns the name in the checkpoint, such as `q_proj`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Q => "q_proj",
@@ -47,7 +47,7 @@ impl Projection {
         }
     }
 
-    /// Path inside a layer, such as `self_attn.q_proj`.
+    /// Returns the path within a block of the checkpoint, such as `self_attn.q_proj`.
     pub fn path(self) -> String {
         let module = if self < Self::Gate { "self_attn" } else { "mlp" };
         format!("{module}.{}", self.name())

@@ -1,7 +1,6 @@
-//! From a margin to the probability that thresholds look at.
+//! Turns margins into calibrated probabilities.
 //!
-//! Pure. Whatever the margin, the probability is in `0..=1`, never falls as the margin rises, and is
-//! one half for no number.
+//! For every margin, the probability is in `0..=1`. It never falls as the margin rises, and is 0.5 for NaN.
 
 use std::borrow::Cow;
 
@@ -9,40 +8,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::hash::content_hash;
 
-/// From a margin to the probability that the policy looks at.
+/// The function from a margin to the probability that the thresholds are compared with.
 ///
-/// In JSON `"identity"` or `{"platt":{"slope":1.5,"intercept":-0.25}}`; what is read back is checked.
+/// In JSON it is `"identity"` or `{"platt":{"slope":1.5,"intercept":-0.25}}`. Reading it back checks the numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "Unchecked")]
 pub enum Calibration {
-    /// The model's own probability.
+    /// No calibration: the probability is the score.
     Identity,
-    /// The sigmoid of a line over the margin (Platt, 1999). Temperature scaling is the line through
-    /// zero. Made by [`Calibration::platt`].
+    /// The sigmoid of a linear function of the margin (Platt, 1999). Temperature scaling is the case of intercept 0.
+    /// Use [`Calibration::platt`] to create it.
     Platt {
-        /// Finite and above zero, so that the order of comments stays.
+        /// The slope, which is finite and above 0, so that the order of comments does not change.
         slope: f64,
-        /// Finite.
+        /// The intercept, which is finite.
         intercept: f64,
     },
 }
 
-/// Why numbers are no calibration.
+/// The reason why a slope and an intercept are not a valid calibration.
 #[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
 pub enum CalibrationError {
-    /// A falling or flat line would turn the order of comments around or lose it.
+    /// The slope is not finite, or not above 0, which would reverse or lose the order of comments.
     #[error("the calibration's slope is {0}, expected a finite number above 0")]
     Slope(f64),
-    /// Not a number to add.
+    /// The intercept is not finite.
     #[error("the calibration's intercept is {0}, expected a finite number")]
     Intercept(f64),
 }
 
 impl Calibration {
-    /// The sigmoid of `slope * margin + intercept`.
+    /// Creates the calibration `sigmoid(slope * margin + intercept)`.
     ///
     /// # Errors
-    /// [`CalibrationError`].
+    /// Returns an error if either number is not finite, or if the slope is not above 0.
     pub fn platt(slope: f64, intercept: f64) -> Result<Self, CalibrationError> {
         if !(slope.is_finite() && slope > 0.0) {
             return Err(CalibrationError::Slope(slope));
@@ -50,12 +49,12 @@ impl Calibration {
         if !intercept.is_finite() {
             return Err(CalibrationError::Intercept(intercept));
         }
-        // Minus zero is zero: one calibration has one hash.
+        // Minus zero becomes zero, so that equal calibrations have equal hashes.
         let intercept = if intercept == 0.0 { 0.0 } else { intercept };
         Ok(Self::Platt { slope, intercept })
     }
 
-    /// The calibrated probability of a margin; never decreasing.
+    /// Returns the calibrated probability of a margin. A larger margin never has a smaller probability.
     pub fn probability(self, margin: f32) -> f64 {
         match self {
             Self::Identity => sigmoid(f64::from(margin)),
@@ -63,8 +62,8 @@ impl Calibration {
         }
     }
 
-    /// What [`ModelIdentity::calibration`](crate::message::ModelIdentity::calibration) says of it:
-    /// `identity`, or the content hash of [`Calibration::canonical`].
+    /// Returns the name for [`ModelIdentity::calibration`](crate::message::ModelIdentity::calibration): `identity`, or
+    /// the content hash of [`Calibration::canonical`].
     pub fn name(self) -> Cow<'static, str> {
         match self {
             Self::Identity => Cow::Borrowed("identity"),
@@ -72,14 +71,14 @@ impl Calibration {
         }
     }
 
-    /// The one JSON text of this calibration: no white space, slope first, the shortest digits that
-    /// read back as the same numbers.
+    /// Returns the canonical JSON form of this calibration: without white space, the slope first, and each number with
+    /// the fewest digits that read back as the same number.
     pub fn canonical(self) -> String {
         serde_json::to_string(&self).expect("names and numbers always have a JSON form")
     }
 }
 
-/// As it stands in a file, before anybody has looked at the numbers.
+/// A calibration as read from JSON, before its numbers are checked.
 #[derive(Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Unchecked {
@@ -98,13 +97,14 @@ impl TryFrom<Unchecked> for Calibration {
     }
 }
 
-/// Softmax of the hateful label over the two: in `0..=1` whatever the margin, one half for no number.
+/// Returns the softmax probability of the hateful label over the two labels. It is in `0..=1` for every margin, and 0.5
+/// for NaN.
 pub(super) fn sigmoid(margin: f64) -> f64 {
     if margin.is_nan() {
         return 0.5;
     }
-    // Each step keeps the order, rounding included, so the whole never falls; a product of two rounded
-    // factors could. Overflow to infinity gives the right limit.
+    // Every step is monotonic even after rounding, so the result is as well; with a product of two rounded factors, it
+    // might not be. If `exp` overflows to infinity, the result is the correct limit.
     1.0 / (1.0 + (-margin).exp())
 }
 
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_calibration_is_refused() {
+    fn invalid_calibrations_are_rejected() {
         let check = |json: &str, expected: &str| {
             let error = serde_json::from_str::<Calibration>(json).unwrap_err().to_string();
             assert!(error.contains(expected), "{json}: {error}");
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_is_applied_before_the_sigmoid() {
+    fn slope_and_intercept_are_applied_before_the_sigmoid() {
         let platt = Calibration::platt(2.0, -1.0).unwrap();
         for (margin, expected) in [
             (0.5, 0.5),
@@ -167,7 +167,7 @@ mod tests {
         ] {
             assert_eq!(platt.probability(margin), expected, "{margin}");
         }
-        // Two neighbours of zero that another formula had the wrong way round.
+        // Two margins close to zero whose probabilities were in the wrong order with another formula.
         let [below, above] = [-2.296_564e-16, -6.561_516e-17].map(|margin| Calibration::Identity.probability(margin));
         assert!(below <= above);
         let same = Calibration::platt(1.0, 0.0).unwrap();
@@ -183,7 +183,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_margin_has_a_probability_that_never_falls(
+        fn a_larger_margin_never_has_a_smaller_probability(
             calibration in calibrations(), one in any::<f32>(), other in any::<f32>()
         ) {
             let (low, high) = (calibration.probability(one.min(other)), calibration.probability(one.max(other)));
@@ -192,7 +192,7 @@ mod tests {
         }
 
         #[test]
-        fn a_calibration_reads_back_as_it_was_written(calibration in calibrations()) {
+        fn a_calibration_reads_back_as_written(calibration in calibrations()) {
             let back: Calibration = serde_json::from_str(&calibration.canonical()).unwrap();
             prop_assert_eq!(back, calibration);
             prop_assert_eq!(back.name(), calibration.name());

@@ -1,7 +1,7 @@
-//! Margin, calibration and policy in, [`Decision`] out.
+//! Turns a comment's margin into a [`Decision`], with a calibration and a policy.
 //!
-//! Pure: no clock, no I/O. Whatever the margin, the probability is finite and in `0..=1`, and a
-//! decision that the arithmetic or the length of the text leaves in doubt goes to a human.
+//! This module reads no clock and does no I/O. For every margin, the probability is finite and in `0..=1`. If the
+//! margin is not finite, or the text was scored only in part, the comment is reviewed or blocked, but never allowed.
 
 mod calibration;
 
@@ -19,11 +19,11 @@ use calibration::sigmoid;
 use crate::config::PolicyConfig;
 use crate::hash::{content_hash, hex};
 use crate::message::{
-    Action, AutomatedDecision, Comment, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scored, Scoring, SourceRecord,
-    Thresholds,
+    Action, AutomatedDecision, Comment, CommentMargin, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scoring,
+    SourceRecord, Thresholds,
 };
 
-/// Which thresholds apply to whom.
+/// The thresholds of the deployment and of single communities.
 #[derive(Debug, Clone)]
 pub struct Policy {
     thresholds: Thresholds,
@@ -33,7 +33,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// The policy that the settings describe.
+    /// Creates the policy that the settings describe.
     pub fn new(config: &PolicyConfig) -> Self {
         #[derive(Serialize)]
         struct CanonicalPolicy<'a> {
@@ -55,7 +55,7 @@ impl Policy {
         }
     }
 
-    /// Where a community's bands begin.
+    /// Returns the thresholds for a community, or the general ones if it has none of its own.
     pub fn thresholds(&self, community_id: Option<&str>) -> Thresholds {
         community_id
             .and_then(|id| self.communities.get(id))
@@ -63,41 +63,42 @@ impl Policy {
             .unwrap_or(self.thresholds)
     }
 
-    /// What its hash is of.
+    /// Returns the canonical JSON form of the policy, of which [`Policy::content_hash`] is the hash.
     pub fn canonical(&self) -> &str {
         &self.canonical
     }
 
-    /// Hash of the thresholds of all.
+    /// Returns the hash of all thresholds, by which decisions name the policy.
     pub fn content_hash(&self) -> &str {
         &self.content_hash
     }
 }
 
-/// Thresholds that were derived for an adapter; where one is missing, the settings' stays.
+/// The thresholds that were derived for an adapter. If one is `None`, the threshold in the settings applies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct DerivedThresholds {
-    /// Where review begins.
+    /// The probability from which comments are reviewed.
     pub review: Option<f64>,
-    /// Where blocking begins.
+    /// The probability from which comments are blocked.
     pub block: Option<f64>,
-    /// Whether they hold for the traffic, or only for what was labelled.
+    /// Whether the thresholds hold for the traffic, because they were derived from a random sample of it, and not only
+    /// for the comments that were labelled.
     pub representative: bool,
 }
 
-/// Everything that a decision rests on beside the comment and its score.
+/// Everything that a decision depends on, apart from the comment and its margin.
 #[derive(Debug, Clone)]
 pub struct Judge {
-    /// Which thresholds apply.
+    /// The thresholds.
     pub policy: Policy,
-    /// From margin to probability.
+    /// The calibration that turns margins into probabilities.
     pub calibration: Calibration,
-    /// What computes the scores.
+    /// The identity of the model that computes the margins.
     pub model: ModelIdentity,
 }
 
 impl Judge {
-    /// Puts them together; the identity names the calibration from now on.
+    /// Creates a judge, and records the calibration in the model's identity.
     pub fn new(policy: Policy, calibration: Calibration, mut model: ModelIdentity) -> Self {
         model.calibration = calibration.name().into_owned();
         Self {
@@ -107,17 +108,17 @@ impl Judge {
         }
     }
 
-    /// The decision about a scored comment; `source` where it came from a topic.
+    /// Returns the decision about a scored comment. `source` is the comment's record, if it came from a topic.
     pub fn decide(
         &self,
         comment: &Comment,
-        scored: Scored,
+        scored: CommentMargin,
         source: Option<&SourceRecord>,
         now: SystemTime,
     ) -> Decision {
         let thresholds = self.policy.thresholds(comment.community_id.as_deref());
         let probability = self.calibration.probability(scored.margin);
-        // Nobody has read the rest of a truncated text, and a margin that is no number says nothing.
+        // Part of a truncated text was not scored, and a margin that is not finite has no meaning.
         let doubtful = scored.truncated || !scored.margin.is_finite();
         let action = if probability >= thresholds.block && !scored.margin.is_nan() {
             Action::Block
@@ -143,70 +144,73 @@ impl Judge {
     }
 }
 
-/// The judge in service. Each batch is decided by the one that was current when it was scored.
+/// The judge in service. Each batch is decided by the judge that was current when the batch was scored.
 ///
-/// Policy and model change apart from each other, and neither undoes a change of the other.
+/// The policy and the model are replaced independently, and neither replacement undoes the other.
 #[derive(Debug)]
-pub struct CurrentJudge(Mutex<Parts>);
+pub struct CurrentJudge(Mutex<JudgeState>);
 
 #[derive(Debug)]
-struct Parts {
+struct JudgeState {
     policy: PolicyConfig,
     derived: DerivedThresholds,
     judge: Arc<Judge>,
 }
 
-/// What comes with a model.
+/// The properties of a model that decisions depend on.
 #[derive(Debug, Clone)]
 pub struct JudgedModel {
-    /// What computes the scores.
+    /// The identity of the model.
     pub identity: ModelIdentity,
-    /// From margin to probability.
+    /// The calibration that turns its margins into probabilities.
     pub calibration: Calibration,
-    /// Thresholds that were derived for it.
+    /// The thresholds that were derived for it.
     pub derived: DerivedThresholds,
 }
 
 impl CurrentJudge {
-    /// Begins with these.
+    /// Creates the judge of a policy and a model.
     pub fn new(policy: PolicyConfig, model: JudgedModel) -> Self {
-        let judge = Judge::new(effective(&policy, model.derived), model.calibration, model.identity);
-        Self(Mutex::new(Parts {
+        let effective = effective_policy(&policy, model.derived);
+        let judge = Judge::new(effective, model.calibration, model.identity);
+        Self(Mutex::new(JudgeState {
             policy,
             derived: model.derived,
             judge: Arc::new(judge),
         }))
     }
 
-    /// The judge.
+    /// Returns the judge in service.
     pub fn get(&self) -> Arc<Judge> {
         Arc::clone(&self.lock().judge)
     }
 
-    /// Other thresholds, from the next batch on.
+    /// Replaces the policy, starting with the next batch.
     pub fn set_policy(&self, policy: PolicyConfig) {
-        let mut parts = self.lock();
-        let (calibration, identity) = (parts.judge.calibration, parts.judge.model.clone());
-        parts.judge = Arc::new(Judge::new(effective(&policy, parts.derived), calibration, identity));
-        parts.policy = policy;
+        let mut state = self.lock();
+        let (calibration, identity) = (state.judge.calibration, state.judge.model.clone());
+        let effective = effective_policy(&policy, state.derived);
+        state.judge = Arc::new(Judge::new(effective, calibration, identity));
+        state.policy = policy;
     }
 
-    /// Another model, from the next batch on.
+    /// Replaces the model, starting with the next batch.
     pub fn set_model(&self, model: JudgedModel) {
-        let mut parts = self.lock();
-        parts.derived = model.derived;
-        let policy = effective(&parts.policy, model.derived);
-        parts.judge = Arc::new(Judge::new(policy, model.calibration, model.identity));
+        let mut state = self.lock();
+        state.derived = model.derived;
+        let effective = effective_policy(&state.policy, model.derived);
+        state.judge = Arc::new(Judge::new(effective, model.calibration, model.identity));
     }
 
-    fn lock(&self) -> MutexGuard<'_, Parts> {
-        // What is computed before a change cannot leave it half done.
+    fn lock(&self) -> MutexGuard<'_, JudgeState> {
+        // A thread that panics while it holds the lock leaves a judge that is still usable.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The policy, with what was derived for an adapter where the settings want that.
-fn effective(config: &PolicyConfig, derived: DerivedThresholds) -> Policy {
+/// Returns the policy of the settings, with the thresholds that were derived for the adapter if `policy.from_adapter`
+/// is set.
+fn effective_policy(config: &PolicyConfig, derived: DerivedThresholds) -> Policy {
     let mut config = config.clone();
     if config.from_adapter {
         let own = config.thresholds;
@@ -217,7 +221,7 @@ fn effective(config: &PolicyConfig, derived: DerivedThresholds) -> Policy {
     Policy::new(&config)
 }
 
-/// The decision about a comment that was deleted upstream: nothing to score.
+/// Returns the decision about a comment that was deleted upstream, which is not scored.
 pub fn deleted(comment: &Comment, source: Option<&SourceRecord>) -> Decision {
     decision(comment, source, Action::Delete, None)
 }
@@ -236,13 +240,14 @@ fn decision(comment: &Comment, source: Option<&SourceRecord>, action: Action, sc
         automated_detection: true,
         automated_decision: match action {
             Action::Allow | Action::Block => AutomatedDecision::Fully,
-            // A deletion was somebody else's decision.
+            // The deletion itself was not decided here.
             Action::Review | Action::Delete => AutomatedDecision::Not,
         },
     }
 }
 
-/// JSON has no infinities. The scorer refuses such margins; this is the second net.
+/// Returns a margin that JSON can represent. [`Scorer`](crate::scorer::Scorer) already rejects margins that are not
+/// finite, so this is a second safeguard.
 fn finite(margin: f32) -> f32 {
     if margin.is_nan() {
         0.0
@@ -308,7 +313,7 @@ mod tests {
     }
 
     fn decide(community: Option<&str>, margin: f32, truncated: bool) -> Decision {
-        let scored = Scored {
+        let scored = CommentMargin {
             margin,
             windows: 1,
             truncated,
@@ -318,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn bands_begin_at_their_thresholds() {
+    fn each_action_begins_at_its_threshold() {
         let check = |community, margin, truncated, action, label, automated| {
             let decision = decide(community, margin, truncated);
             let found = decision.scoring.as_ref().map(|scoring| scoring.label);
@@ -335,22 +340,22 @@ mod tests {
         check(None, 2.19, false, Review, Hateful, Not);
         check(None, 2.2, false, Block, Hateful, Fully);
         check(None, f32::INFINITY, false, Block, Hateful, Fully);
-        // A community's own bands; the label does not move with them.
+        // A community's own thresholds do not change the label.
         check(Some("garden"), -3.0, false, Allow, Ok, Fully);
         check(Some("garden"), -2.0, false, Review, Ok, Not);
         check(Some("garden"), -1.0, false, Block, Ok, Fully);
         check(Some("elsewhere"), -1.0, false, Allow, Ok, Fully);
-        // What was not read whole is never allowed by a machine alone, and may still be blocked.
+        // A comment that was scored in part is never allowed without a review, but can be blocked.
         check(None, -9.0, true, Review, Ok, Not);
         check(None, 9.0, true, Block, Hateful, Fully);
-        // No number is no reason to block.
+        // A margin that is NaN never blocks a comment.
         check(None, f32::NAN, false, Review, Hateful, Not);
         check(Some("garden"), f32::NAN, false, Review, Hateful, Not);
         check(None, f32::NEG_INFINITY, false, Review, Ok, Not);
     }
 
     #[test]
-    fn a_deletion_is_passed_on_unscored() {
+    fn a_deletion_is_not_scored() {
         let source = SourceRecord {
             topic: "comments".into(),
             partition: 0,
@@ -362,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn the_policy_hash_follows_every_threshold() {
+    fn every_threshold_changes_the_policy_hash() {
         let hash = |review, block, garden: Option<f64>| {
             let communities = garden.map(|review| ("garden".to_owned(), Thresholds { review, block }));
             let config = PolicyConfig {
@@ -386,7 +391,7 @@ mod tests {
     }
 
     #[test]
-    fn time_is_an_argument_and_the_text_is_named_by_its_hash() {
+    fn a_decision_records_the_given_time_and_the_hash_of_the_text() {
         let scoring = decide(None, 0.0, false).scoring.unwrap();
         assert_eq!(scoring.scored_at, "2023-11-14T22:13:20.123Z");
         assert_eq!(
@@ -397,7 +402,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_margin_gives_a_decision_that_json_can_hold(bits in any::<u32>(), truncated: bool) {
+        fn every_margin_gives_a_decision_that_json_can_represent(bits in any::<u32>(), truncated: bool) {
             let decision = decide(None, f32::from_bits(bits), truncated);
             let scoring = decision.scoring.clone().unwrap();
             prop_assert!((0.0..=1.0).contains(&scoring.probability) && (0.0..=1.0).contains(&scoring.score));

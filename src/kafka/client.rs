@@ -1,7 +1,7 @@
-//! librdkafka's settings for each role, from ours.
+//! Derives the settings of librdkafka for each role of a client.
 //!
-//! Three layers: defaults that suit the daemon, the operator's `kafka.properties`, and on top what
-//! exactly-once rests on, which nobody can override.
+//! The settings have three layers: defaults that suit the daemon, the operator's `kafka.properties`, and the settings
+//! that exactly-once delivery depends on, which cannot be overridden.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,37 +12,38 @@ use rdkafka::error::KafkaError;
 use crate::config::{Delivery, KafkaProperties, StreamConfig};
 use crate::fault::{Fault, Faults};
 
-/// Longest that a transaction may stay open before the broker aborts it: a crashed daemon's
-/// partitions wait at most this long for another instance.
+/// How long a transaction may stay open before the broker aborts it. After a crash, other instances wait at most this
+/// long before they can continue with the partitions.
 const TRANSACTION_TIMEOUT_MS: &str = "30000";
 
-/// librdkafka's own defaults, for [`Timeouts::of`].
+/// librdkafka's default of `session.timeout.ms`.
 const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(45);
+/// librdkafka's default of `max.poll.interval.ms`.
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(300);
 
-/// What a client is for.
+/// The purpose of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// Reads comments, as a member of the group.
     Consumer,
     /// Writes decisions and dead letters.
     Producer,
-    /// Only asks.
-    Inquirer,
+    /// Looks up topics, without reading or writing records.
+    Lookup,
 }
 
-/// The settings of a client.
+/// Returns the settings of a client.
 pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
     let mut config = ClientConfig::new();
     let client_id = format!("moderatord-{}", stream.instance);
-    // Lookups fail fast enough to be told to a person; streams try for ever.
+    // A user who waits for a lookup learns within seconds that it failed. The clients of a stream retry indefinitely.
     config.set("client.id", client_id).set("socket.timeout.ms", "10000");
     match role {
         Role::Consumer => {
             config
                 .set("fetch.wait.max.ms", "50")
                 .set("statistics.interval.ms", "5000")
-                // What is fetched ahead waits beside what is in flight: enough for a second, no more.
+                // Prefetched records use memory besides the records in flight, so only about a second's worth is kept.
                 .set("queued.min.messages", "20000")
                 .set("queued.max.messages.kbytes", "16384");
         }
@@ -50,12 +51,12 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
             config
                 .set("linger.ms", "2")
                 .set("compression.type", "lz4")
-                // Smaller batches than the 1 MB that topics accept by default: a batch refused for
-                // its size takes its innocent neighbours along.
+                // Well below the 1 MB that topics accept by default, because a broker that refuses a batch for its
+                // size refuses all of its records.
                 .set("batch.size", "262144")
                 .set("message.max.bytes", MESSAGE_MAX_BYTES.to_string());
         }
-        Role::Inquirer => {}
+        Role::Lookup => {}
     }
     for (name, value) in stream.properties.iter() {
         config.set(name, value);
@@ -64,15 +65,15 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
     match role {
         Role::Consumer => consumer(&mut config, stream),
         Role::Producer => producer(&mut config, stream),
-        Role::Inquirer => {
+        Role::Lookup => {
             config.set("group.id", &stream.group);
         }
     }
     config
 }
 
-/// What the topic allows decides, not the client: the largest event that can be configured, and the
-/// headers around it.
+/// The maximum size of a message: the largest event that `input.max_bytes` allows, and 1 MiB for its headers. The
+/// limit of the topic, not that of the client, decides which messages are accepted.
 const MESSAGE_MAX_BYTES: usize = (64 << 20) + (1 << 20);
 
 fn consumer(config: &mut ClientConfig, stream: &StreamConfig) {
@@ -83,7 +84,7 @@ fn consumer(config: &mut ClientConfig, stream: &StreamConfig) {
         .set("isolation.level", "read_committed")
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
-        // Where to begin is decided at the assignment; an offset that is gone later is a gap.
+        // The stream chooses the first offset itself on assignment; an offset that is removed later is a gap.
         .set("auto.offset.reset", "error");
     if stream.static_membership {
         config.set("group.instance.id", &stream.instance);
@@ -94,7 +95,7 @@ fn producer(config: &mut ClientConfig, stream: &StreamConfig) {
     config
         .set("enable.idempotence", "true")
         .set("acks", "all")
-        // Where the partitions of input and output differ in number: as Kafka's own clients do.
+        // The partitioner of Kafka's Java client; used if the topics differ in their number of partitions.
         .set("partitioner", "murmur2_random");
     match stream.delivery {
         Delivery::ExactlyOnce => {
@@ -103,33 +104,34 @@ fn producer(config: &mut ClientConfig, stream: &StreamConfig) {
                 config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS);
             }
         }
-        // A message that gave up and was sent again later would overtake its successors.
+        // A message that timed out and was sent again later would arrive after its successors.
         Delivery::AtLeastOnce => {
             config.set("message.timeout.ms", "0");
         }
     }
 }
 
-/// The same across restarts, different for each process of the group. An instance has no slash, so
-/// two pairs never give the same id.
-pub fn transactional_id(stream: &StreamConfig) -> String {
+/// Returns the transactional id, which stays the same across restarts and differs between the processes of a group.
+///
+/// The name of an instance contains no slash, so different pairs of group and instance have different ids.
+pub(crate) fn transactional_id(stream: &StreamConfig) -> String {
     format!("{}/{}", stream.group, stream.instance)
 }
 
-/// Times that bound what the daemon may do while Kafka waits for it.
+/// The timeouts of Kafka that limit how long the daemon may take for its work.
 #[derive(Debug, Clone, Copy)]
-pub struct Timeouts {
-    /// A group member unheard of for this long is out.
+pub(crate) struct Timeouts {
+    /// The time without a heartbeat after which a member is removed from the group.
     pub session: Duration,
-    /// A consumer that does not poll for this long is out.
+    /// The time without a poll after which a consumer leaves the group.
     pub poll_interval: Duration,
-    /// A transaction open for this long is aborted by the broker.
+    /// The time after which the broker aborts an open transaction.
     pub transaction: Duration,
 }
 
 impl Timeouts {
-    /// As set, or librdkafka's defaults.
-    pub fn of(properties: &KafkaProperties) -> Self {
+    /// Returns the timeouts that are set, and the default for each of the others.
+    pub(crate) fn of(properties: &KafkaProperties) -> Self {
         let set: BTreeMap<&str, &str> = properties.iter().collect();
         let millis = |name: &str, default: Duration| {
             let set = set.get(name).and_then(|value| value.parse().ok());
@@ -145,19 +147,19 @@ impl Timeouts {
         }
     }
 
-    /// How long a rebalance callback may wait for the commit of what is finished.
-    pub fn revoke(self) -> Duration {
+    /// Returns how long a rebalance callback may wait for the commit of finished records.
+    pub(crate) fn revoke(self) -> Duration {
         self.session.min(self.poll_interval).min(self.transaction) / 3
     }
 }
 
-/// Everything wrong with `kafka.properties` that librdkafka itself can tell, one fault a property.
-pub fn properties_faults(properties: &KafkaProperties) -> Faults {
+/// Returns a fault for each property in `kafka.properties` that librdkafka rejects.
+pub(crate) fn properties_faults(properties: &KafkaProperties) -> Faults {
     let mut faults = Faults::default();
     for (name, value) in properties.iter() {
-        let tried = ClientConfig::new().set(name, value).create_native_config();
-        if let Err(KafkaError::ClientConfig(_, reason, ..)) = tried {
-            // The value may be a secret, and librdkafka's reason is clear without it.
+        let result = ClientConfig::new().set(name, value).create_native_config();
+        if let Err(KafkaError::ClientConfig(_, reason, ..)) = result {
+            // The value is left out, because it may be a secret.
             let reason = lower_first(reason.trim().trim_end_matches('.'));
             faults.push(Fault::setting(&format!("kafka.properties.{name}"), reason));
         }
@@ -178,7 +180,7 @@ mod tests {
     use crate::config::{Config, Sources};
 
     fn stream(variables: &[(&str, &str)]) -> StreamConfig {
-        let needed = [
+        let required = [
             ("MODERATORD__MODEL__PATH", "unused"),
             ("MODERATORD__KAFKA__BROKERS", "one:9092,two:9092"),
             ("MODERATORD__KAFKA__INSTANCE", "gpu0"),
@@ -187,7 +189,7 @@ mod tests {
             ("MODERATORD__TOPICS__DEAD_LETTERS", "dead"),
         ];
         let sources = Sources {
-            environment: needed
+            environment: required
                 .iter()
                 .chain(variables)
                 .map(|(name, value)| ((*name).into(), (*value).into()))
@@ -198,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_delivery_rests_on_is_set_last() {
+    fn settings_that_delivery_depends_on_are_set_last() {
         let stream = stream(&[("MODERATORD__KAFKA__PROPERTIES__LINGER_MS", "9")]);
         let (consumer, producer) = (config(&stream, Role::Consumer), config(&stream, Role::Producer));
         for (config, name, value) in [
@@ -212,7 +214,7 @@ mod tests {
             assert_eq!(config.get(name), Some(value), "{name}");
         }
         assert_eq!(consumer.get("group.instance.id"), None);
-        // librdkafka knows every name and takes every value.
+        // librdkafka accepts all names and values.
         consumer.create_native_config().unwrap();
         producer.create_native_config().unwrap();
     }
@@ -225,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn each_wrong_property_is_named_without_its_value() {
+    fn each_invalid_property_is_reported_without_its_value() {
         let stream = stream(&[
             ("MODERATORD__KAFKA__PROPERTIES__SASL_MECHANIZM", "hunter2"),
             ("MODERATORD__KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "soon"),
@@ -245,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_revoke_is_bounded_by_the_shortest_timeout() {
+    fn a_revoke_may_take_a_third_of_the_shortest_timeout() {
         let stream = stream(&[("MODERATORD__KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "6000")]);
         assert_eq!(Timeouts::of(&stream.properties).revoke(), Duration::from_secs(2));
         assert_eq!(

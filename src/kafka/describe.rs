@@ -1,9 +1,9 @@
-//! Topics and what we may do with them, asked without writing or creating anything.
+//! Looks up topics and the operations that this client is permitted on them, without writing or creating anything.
 //!
-//! The one place that calls librdkafka directly: the wrapper has no `DescribeTopics`, its metadata
-//! call can create the topic it asks for, and only this call says what the brokers would permit.
+//! Only this module calls librdkafka directly, because the `rdkafka` crate does not offer `DescribeTopics`. The
+//! crate's metadata request does not return the permitted operations, and may create the topic.
 
-#![expect(unsafe_code, reason = "the wrapper does not offer rd_kafka_DescribeTopics")]
+#![expect(unsafe_code, reason = "the rdkafka crate does not offer rd_kafka_DescribeTopics")]
 
 use std::collections::BTreeSet;
 use std::ffi::{CStr, CString, c_char};
@@ -18,45 +18,42 @@ use rdkafka::types::{RDKafka, RDKafkaErrorCode};
 
 use super::QuietContext;
 
-/// What a client may do with a topic.
+/// An operation on a topic that a client needs permission for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Operation {
-    /// Consume.
+pub(crate) enum TopicOperation {
     Read,
-    /// Produce.
     Write,
 }
 
-/// What the brokers say of one topic.
+/// The brokers' description of a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Description {
-    /// Its name.
+pub(crate) struct TopicDescription {
     pub name: String,
-    /// Its partitions, or why there are none to be seen.
+    /// The number of partitions, or why the topic cannot be described.
     pub partitions: Result<i32, RDKafkaErrorCode>,
-    /// What we may do with it; absent where the brokers do not say.
-    pub operations: Option<BTreeSet<Operation>>,
+    /// The permitted operations; `None` if the brokers do not report them.
+    pub operations: Option<BTreeSet<TopicOperation>>,
 }
 
-/// Asks for several topics in one request.
+/// Requests the descriptions of several topics at once.
 ///
 /// # Errors
-/// No answer in time, or a refusal of the request as a whole.
-pub fn topics(
+/// Returns an error if no broker answers within `timeout`, or if the request as a whole fails.
+pub(crate) fn topics(
     consumer: &BaseConsumer<QuietContext>,
     names: &[&str],
     timeout: Duration,
-) -> Result<Vec<Description>, KafkaError> {
+) -> Result<Vec<TopicDescription>, KafkaError> {
     let client: &Client<QuietContext> = consumer.client();
     let names: Vec<CString> = names.iter().map(|name| CString::new(*name)).collect::<Result<_, _>>()?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-    // SAFETY: the client outlives this call; the names outlive the collection, which copies them;
-    // each object made here is freed by its guard, after the last use of what it lends.
+    // SAFETY: the client and the names outlive this call, and the collection copies the names. Each object that is
+    // created here is freed by its guard, after the last use of the pointers obtained from it.
     unsafe {
         let client: *mut RDKafka = client.native_ptr();
         let queue = DestroyOnDrop(rdsys::rd_kafka_queue_new(client), rdsys::rd_kafka_queue_destroy);
-        let wanted = DestroyOnDrop(
+        let collection = DestroyOnDrop(
             rdsys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len()),
             rdsys::rd_kafka_TopicCollection_destroy,
         );
@@ -64,13 +61,18 @@ pub fn topics(
             rdsys::rd_kafka_AdminOptions_new(client, rdsys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS),
             rdsys::rd_kafka_AdminOptions_destroy,
         );
-        let mut text = [0; 512];
-        rdsys::rd_kafka_AdminOptions_set_request_timeout(options.0, timeout_ms, text.as_mut_ptr(), text.len());
-        let refused = rdsys::rd_kafka_AdminOptions_set_include_authorized_operations(options.0, 1);
-        if !refused.is_null() {
-            drop(DestroyOnDrop(refused, rdsys::rd_kafka_error_destroy));
+        let mut error_text = [0; 512];
+        rdsys::rd_kafka_AdminOptions_set_request_timeout(
+            options.0,
+            timeout_ms,
+            error_text.as_mut_ptr(),
+            error_text.len(),
+        );
+        let error = rdsys::rd_kafka_AdminOptions_set_include_authorized_operations(options.0, 1);
+        if !error.is_null() {
+            drop(DestroyOnDrop(error, rdsys::rd_kafka_error_destroy));
         }
-        rdsys::rd_kafka_DescribeTopics(client, wanted.0, options.0, queue.0);
+        rdsys::rd_kafka_DescribeTopics(client, collection.0, options.0, queue.0);
         let event = rdsys::rd_kafka_queue_poll(queue.0, timeout_ms.saturating_add(1000));
         if event.is_null() {
             return Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut));
@@ -83,17 +85,19 @@ pub fn topics(
         let result = rdsys::rd_kafka_event_DescribeTopics_result(event.0);
         let mut count = 0;
         let topics = rdsys::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-        Ok(list(topics.cast_const(), count)
+        Ok(slice_of(topics.cast_const(), count)
             .iter()
             .map(|&topic| description(topic))
             .collect())
     }
 }
 
+/// Converts a description from librdkafka.
+///
 /// # Safety
-/// `topic` is a description that lives as long as the call.
-unsafe fn description(topic: *const rdsys::rd_kafka_TopicDescription_t) -> Description {
-    // SAFETY: the caller's promise; what the accessors lend lives as long as the description.
+/// `topic` must point to a description that lives as long as the call.
+unsafe fn description(topic: *const rdsys::rd_kafka_TopicDescription_t) -> TopicDescription {
+    // SAFETY: the caller guarantees that the description is valid, and what the accessors return lives as long as it.
     unsafe {
         let name = CStr::from_ptr(rdsys::rd_kafka_TopicDescription_name(topic));
         let error = rdsys::rd_kafka_TopicDescription_error(topic);
@@ -112,14 +116,14 @@ unsafe fn description(topic: *const rdsys::rd_kafka_TopicDescription_t) -> Descr
         let operations = rdsys::rd_kafka_TopicDescription_authorized_operations(topic, &raw mut count);
         let operations = (!operations.is_null()).then(|| {
             use rdsys::rd_kafka_AclOperation_t as Acl;
-            let named = |&operation: &Acl| match operation {
-                Acl::RD_KAFKA_ACL_OPERATION_READ => Some(Operation::Read),
-                Acl::RD_KAFKA_ACL_OPERATION_WRITE => Some(Operation::Write),
+            let convert = |&operation: &Acl| match operation {
+                Acl::RD_KAFKA_ACL_OPERATION_READ => Some(TopicOperation::Read),
+                Acl::RD_KAFKA_ACL_OPERATION_WRITE => Some(TopicOperation::Write),
                 _ => None,
             };
-            list(operations, count).iter().filter_map(named).collect()
+            slice_of(operations, count).iter().filter_map(convert).collect()
         });
-        Description {
+        TopicDescription {
             name: name.to_string_lossy().into_owned(),
             partitions,
             operations,
@@ -127,13 +131,15 @@ unsafe fn description(topic: *const rdsys::rd_kafka_TopicDescription_t) -> Descr
     }
 }
 
+/// Returns the values of a C array, which is empty if `first` is null.
+///
 /// # Safety
-/// `first` is null or the first of `count` values that live for `'a`.
-unsafe fn list<'a, T>(first: *const T, count: usize) -> &'a [T] {
+/// `first` must be null or point to the first of `count` values that live for `'a`.
+unsafe fn slice_of<'a, T>(first: *const T, count: usize) -> &'a [T] {
     if first.is_null() || count == 0 {
         return &[];
     }
-    // SAFETY: the caller's promise.
+    // SAFETY: the caller guarantees that there are `count` values that live for `'a`.
     unsafe { slice::from_raw_parts(first, count) }
 }
 
@@ -142,8 +148,7 @@ struct DestroyOnDrop<T>(*mut T, unsafe extern "C" fn(*mut T));
 
 impl<T> Drop for DestroyOnDrop<T> {
     fn drop(&mut self) {
-        // SAFETY: the pointer came from the constructor that belongs to this destructor, and is freed
-        // once.
+        // SAFETY: the pointer comes from the constructor that belongs to this destructor, and is freed only here.
         unsafe { (self.1)(self.0) }
     }
 }

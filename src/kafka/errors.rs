@@ -1,31 +1,34 @@
-//! What Kafka's error codes mean for a stream: the one place where codes are classified.
+//! Classifies the error codes of Kafka by how the daemon has to respond.
+//!
+//! Error codes are classified only here.
 
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
-/// What an error calls for.
+/// A class of errors that call for the same response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorClass {
-    /// The brokers deny access: someone must change an ACL.
+    /// The brokers deny access, and an operator must change an ACL.
     Forbidden,
     /// The topic or partition does not exist.
     Missing,
-    /// Another process has taken this one's place.
+    /// Another process with the same transactional id or group instance id has replaced this one.
     Fenced,
-    /// The next offset to read is not in the partition.
+    /// The partition does not contain the next offset to read.
     OffsetOutOfRange,
-    /// The record itself is refused, such as for its size or its missing key; another form of it may be accepted.
+    /// The broker refuses a record because of its content, such as its size or a missing key; another form of it may be
+    /// accepted.
     RecordRefused,
-    /// The producer's queue has no room at the moment.
+    /// The queue of the producer is currently full.
     QueueFull,
-    /// The client library has given up on this client.
+    /// librdkafka reports that this client can no longer be used.
     Fatal,
-    /// Anything else, which may pass.
+    /// Any other error, which retrying may resolve.
     Other,
 }
 
 impl ErrorClass {
-    /// Returns what an error code calls for.
+    /// Returns the class of an error code.
     pub fn of(code: RDKafkaErrorCode) -> Self {
         use RDKafkaErrorCode as Code;
         match code {
@@ -47,18 +50,18 @@ impl ErrorClass {
         }
     }
 
-    /// Returns what an error calls for; one without a code is [`ErrorClass::Other`].
+    /// Returns the class of an error, which is [`ErrorClass::Other`] if the error has no code.
     pub fn of_error(error: &KafkaError) -> Self {
         error.rdkafka_error_code().map_or(Self::Other, Self::of)
     }
 
-    /// Returns whether retrying cannot succeed until something outside of this process changes.
+    /// Returns whether retrying is pointless, because only a change outside of this process can resolve the error.
     pub fn is_permanent(self) -> bool {
         matches!(self, Self::Forbidden | Self::Missing | Self::Fenced | Self::Fatal)
     }
 }
 
-/// Returns librdkafka's reason, without the wrapper's name for the call.
+/// Returns librdkafka's description of an error, without what the `rdkafka` crate adds to it.
 pub fn reason(error: &KafkaError) -> String {
     match error {
         KafkaError::Transaction(error) => error.string(),
@@ -70,7 +73,7 @@ pub fn reason(error: &KafkaError) -> String {
 
 /// Returns librdkafka's description of an error code.
 pub fn reason_of_code(code: RDKafkaErrorCode) -> String {
-    // The wrapper prints `Name (Broker: description)`; the description is what people read.
+    // The `rdkafka` crate prints `Name (Broker: description)`.
     let text = code.to_string();
     match text.split_once('(') {
         Some((_, description)) => description.trim_end_matches(')').to_owned(),
@@ -83,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn codes_by_what_they_call_for() {
+    fn error_codes_are_classified() {
         use RDKafkaErrorCode as Code;
         let check = |class, is_permanent, codes: &[Code]| {
             for &code in codes {
@@ -123,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reason_leaves_the_wrappers_words_out() {
+    fn a_reason_is_only_the_description_of_librdkafka() {
         let error = KafkaError::MessageProduction(RDKafkaErrorCode::MessageSizeTooLarge);
         assert_eq!(reason(&error), "Broker: Message size too large");
     }

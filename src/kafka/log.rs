@@ -1,4 +1,4 @@
-//! librdkafka's log lines, at the level that they deserve here.
+//! Logs the messages of librdkafka at levels that suit the daemon.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -12,48 +12,54 @@ use rdkafka::producer::{DeliveryResult, ProducerContext};
 use rdkafka::statistics::Statistics;
 use tracing::{debug, warn};
 
-/// A condition that lasts is told again after this long.
-const REPEAT: Duration = Duration::from_secs(60);
+/// The minimum time between two warnings about the same kind of error.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
-/// One line of librdkafka's log. It holds broker names and topics, never a record's content.
+/// Logs a line of librdkafka's log, which contains the names of brokers and topics, but never the content of a record.
 ///
-/// Nearly all of it is about connections that it will try again, many lines for each; what an operator
-/// should know comes as a [`condition`], or back from the call that failed.
+/// Nearly all lines are about connections that librdkafka retries, with many lines for each, so they are logged at
+/// debug level. Errors that an operator should see are reported through [`client_error`] or returned by the call that
+/// failed.
 pub(crate) fn line(level: RDKafkaLogLevel, facility: &str, message: &str) {
     match level {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
-            warn!(facility, line = message, "kafka client");
+            warn!(facility, line = message, "librdkafka log");
         }
-        _ => debug!(severity = ?level, facility, line = message, "kafka client"),
+        _ => debug!(severity = ?level, facility, line = message, "librdkafka log"),
     }
 }
 
-/// A client-wide condition, such as no broker that answers: told once, and again when it lasts.
-pub(crate) fn condition(error: &KafkaError, reason: &str) {
-    static TOLD: Mutex<BTreeMap<i32, Instant>> = Mutex::new(BTreeMap::new());
+/// Logs an error that concerns a whole client, such as that no broker can be reached.
+///
+/// Each kind of error is logged as a warning at most once per minute, and otherwise at debug level.
+pub(crate) fn client_error(error: &KafkaError, reason: &str) {
+    static LAST_WARNINGS: Mutex<BTreeMap<i32, Instant>> = Mutex::new(BTreeMap::new());
     let code = error.rdkafka_error_code().map_or(0, |code| code as i32);
     let now = Instant::now();
-    let mut told = TOLD.lock().unwrap_or_else(PoisonError::into_inner);
-    if told.get(&code).is_some_and(|&last| now.duration_since(last) < REPEAT) {
-        debug!(%error, reason, "kafka client");
+    let mut last_warnings = LAST_WARNINGS.lock().unwrap_or_else(PoisonError::into_inner);
+    if last_warnings
+        .get(&code)
+        .is_some_and(|&last| now.duration_since(last) < WARNING_INTERVAL)
+    {
+        debug!(%error, reason, "kafka client error");
     } else {
-        told.insert(code, now);
-        warn!(reason, "kafka client");
+        last_warnings.insert(code, now);
+        warn!(reason, "kafka client error");
     }
 }
 
-/// For clients that only look something up.
+/// The context of clients for short tasks, which logs everything at debug level.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct QuietContext;
+pub(crate) struct QuietContext;
 
 impl ClientContext for QuietContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        // What went wrong is in the answer; the retries on the way are for debugging.
-        debug!(severity = ?level, facility, line = message, "kafka client");
+        // The caller reports whether the call succeeded; the retries in between matter only for debugging.
+        debug!(severity = ?level, facility, line = message, "librdkafka log");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        debug!(%error, reason, "kafka client");
+        debug!(%error, reason, "kafka client error");
     }
 
     fn stats(&self, _: Statistics) {}

@@ -1,15 +1,14 @@
-//! How the brokers are reached: client settings, topics, error codes, one-time reads, and the embedded broker.
+//! Configures Kafka clients, classifies their errors, checks topics, reads topics once and runs the embedded broker.
 //!
-//! The clients that read and write records live in the stages of [`crate::stream`].
+//! The clients that read comments and write decisions belong to the stages of [`crate::stream`].
 
-pub mod errors;
+pub(crate) mod errors;
 pub mod client;
 pub(crate) mod log;
-pub mod describe;
+pub(crate) mod describe;
 pub mod topics;
-pub mod snapshot;
+pub(crate) mod snapshot;
 pub mod embedded;
 
-pub use client::{Role, properties_faults};
-pub use errors::{ErrorClass, reason};
-pub use log::QuietContext;
+pub(crate) use client::properties_faults;
+pub(crate) use log::QuietContext;

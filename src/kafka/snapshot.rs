@@ -1,4 +1,4 @@
-//! Everything in a topic up to its end as it stood at the start: bounded, whatever is written meanwhile.
+//! Reads a topic up to the end that it had when reading began, so that the result is bounded even if the topic grows.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -8,102 +8,109 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use rdkafka::types::RDKafkaErrorCode;
 
-use super::{QuietContext, reason};
+use super::QuietContext;
+use super::errors::{ErrorClass, reason};
 use crate::config::{FeedbackTopic, KafkaProperties};
 use crate::message::SourceRecord;
 
-/// Nothing arrives for this long although the end is not reached: the brokers are away.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long reading may go without a record before the end is reached; after that, it fails.
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why there is no snapshot.
+/// How long the brokers may take to answer a single request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The error of a read that failed, with the topic and the reason.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read the topic {topic}: {reason}")]
-pub struct SnapshotError {
+pub(crate) struct SnapshotError {
     topic: String,
     reason: String,
 }
 
-/// One record of the topic.
+/// A record of the topic.
 #[derive(Debug)]
-pub struct SnapshotRecord<'a> {
-    /// Partition.
+pub(crate) struct SnapshotRecord<'a> {
     pub partition: i32,
-    /// Offset in it.
     pub offset: i64,
-    /// Key.
     pub key: Option<&'a [u8]>,
-    /// Value; none is a tombstone.
+    /// The value; `None` for a tombstone.
     pub value: Option<&'a [u8]>,
 }
 
-/// Reads a topic and hands each record over, in order within each partition; gives the end of each
-/// partition, which is the offset after the last one read.
+/// Reads a topic and passes each record to `on_record`, in order within each partition.
 ///
-/// Only committed records are seen. A partition ends where the client says so, not where an offset
-/// was: transaction markers take offsets of their own.
+/// Returns each partition with its end, which is the offset after the last record. Only committed records are read.
+///
+/// Reading of a partition also stops at the client's end-of-partition event, because the last offsets may belong to
+/// transaction markers, for which no record arrives.
 ///
 /// # Errors
-/// [`SnapshotError`].
-pub fn read(
+/// Returns an error if the topic does not exist, the brokers refuse a request or records stop arriving before the end.
+pub(crate) fn read(
     source: &FeedbackTopic,
-    mut each: impl FnMut(SnapshotRecord<'_>),
+    mut on_record: impl FnMut(SnapshotRecord<'_>),
 ) -> Result<Vec<(i32, i64)>, SnapshotError> {
     let topic = source.topic.as_str();
     let failed = |reason: String| SnapshotError {
         topic: topic.to_owned(),
         reason,
     };
-    let refused = |error: KafkaError| failed(reason(&error));
+    let kafka_failed = |error: KafkaError| failed(reason(&error));
     let consumer: BaseConsumer<QuietContext> = client(source)
         .create_with_context(QuietContext)
         .map_err(|error| failed(error.to_string()))?;
-    let metadata = consumer.fetch_metadata(Some(topic), PATIENCE / 4).map_err(refused)?;
+    let metadata = consumer
+        .fetch_metadata(Some(topic), REQUEST_TIMEOUT)
+        .map_err(kafka_failed)?;
     let found = metadata
         .topics()
         .first()
-        .ok_or_else(|| failed("no such topic".to_owned()))?;
+        .ok_or_else(|| failed("the topic does not exist".to_owned()))?;
     if let Some(code) = found.error() {
-        return Err(refused(KafkaError::MetadataFetch(code.into())));
+        return Err(kafka_failed(KafkaError::MetadataFetch(code.into())));
     }
     let mut ends = Vec::new();
     for partition in found.partitions() {
         let (_, high) = consumer
-            .fetch_watermarks(topic, partition.id(), PATIENCE / 4)
-            .map_err(refused)?;
+            .fetch_watermarks(topic, partition.id(), REQUEST_TIMEOUT)
+            .map_err(kafka_failed)?;
         ends.push((partition.id(), high));
     }
     let mut list = TopicPartitionList::new();
     for &(partition, _) in &ends {
         list.add_partition_offset(topic, partition, Offset::Beginning)
-            .map_err(refused)?;
+            .map_err(kafka_failed)?;
     }
-    consumer.assign(&list).map_err(refused)?;
+    consumer.assign(&list).map_err(kafka_failed)?;
     drop(list);
-    let mut open: BTreeSet<i32> = ends.iter().map(|&(partition, _)| partition).collect();
+    let mut unfinished: BTreeSet<i32> = ends.iter().map(|&(partition, _)| partition).collect();
     let end_of = |partition: i32| ends.iter().find(|end| end.0 == partition).map_or(0, |end| end.1);
-    let mut heard = Instant::now();
-    while !open.is_empty() {
+    let mut last_record = Instant::now();
+    while !unfinished.is_empty() {
         match consumer.poll(Duration::from_millis(200)) {
-            None if heard.elapsed() > PATIENCE => {
-                return Err(failed(format!("{} partitions do not end", open.len())));
+            None if last_record.elapsed() > STALL_TIMEOUT => {
+                return Err(failed(format!(
+                    "no record has arrived for {} s, and the ends of {} partitions have not been reached",
+                    STALL_TIMEOUT.as_secs(),
+                    unfinished.len()
+                )));
             }
             None => {}
             Some(Err(KafkaError::PartitionEOF(partition))) => {
-                open.remove(&partition);
+                unfinished.remove(&partition);
             }
-            Some(Err(error)) if heard.elapsed() > PATIENCE => return Err(refused(error)),
-            // The client tries again by itself.
+            Some(Err(error)) if last_record.elapsed() > STALL_TIMEOUT => return Err(kafka_failed(error)),
+            // librdkafka retries by itself.
             Some(Err(_)) => {}
             Some(Ok(message)) => {
-                heard = Instant::now();
+                last_record = Instant::now();
                 let end = end_of(message.partition());
-                if message.offset() < end && open.contains(&message.partition()) {
-                    each(record(&message));
+                if message.offset() < end && unfinished.contains(&message.partition()) {
+                    on_record(record(&message));
                 }
                 if message.offset() + 1 >= end {
-                    open.remove(&message.partition());
+                    unfinished.remove(&message.partition());
                 }
             }
         }
@@ -120,8 +127,9 @@ fn record<'a>(message: &'a BorrowedMessage<'_>) -> SnapshotRecord<'a> {
     }
 }
 
-/// Member of no group: it needs no permission but to read the topic. The client wants a group's name
-/// all the same before it hands out a queue to read from.
+/// Returns the settings of a consumer that joins no group, so that it needs only the permission to read the topic.
+///
+/// librdkafka requires the name of a group even so.
 fn client(source: &FeedbackTopic) -> ClientConfig {
     let mut config = ClientConfig::new();
     config
@@ -139,11 +147,11 @@ fn client(source: &FeedbackTopic) -> ClientConfig {
     config
 }
 
-/// One record's value, read again.
+/// Reads the value of a single record.
 ///
 /// # Errors
-/// [`SnapshotError`]: it is not there any more, or is a tombstone.
-pub fn record_at(
+/// Returns an error if the record no longer exists or is a tombstone, or if the brokers do not answer.
+pub(crate) fn record_at(
     brokers: &[String],
     properties: &KafkaProperties,
     source: &SourceRecord,
@@ -152,7 +160,7 @@ pub fn record_at(
         topic: source.topic.clone(),
         reason: format!("partition {} offset {}: {reason}", source.partition, source.offset),
     };
-    let refused = |error: KafkaError| failed(reason(&error));
+    let kafka_failed = |error: KafkaError| failed(reason(&error));
     let topic = FeedbackTopic {
         brokers: brokers.to_vec(),
         properties: properties.clone(),
@@ -165,24 +173,24 @@ pub fn record_at(
     let mut list = TopicPartitionList::new();
     let offset = Offset::Offset(source.offset);
     list.add_partition_offset(&source.topic, source.partition, offset)
-        .map_err(refused)?;
-    consumer.assign(&list).map_err(refused)?;
+        .map_err(kafka_failed)?;
+    consumer.assign(&list).map_err(kafka_failed)?;
     drop(list);
-    let deadline = Instant::now() + PATIENCE / 4;
+    let deadline = Instant::now() + REQUEST_TIMEOUT;
     while Instant::now() < deadline {
         match consumer.poll(Duration::from_millis(200)) {
             Some(Ok(message)) if message.offset() == source.offset => {
                 let value = message.payload().map(<[u8]>::to_vec);
-                return value.ok_or_else(|| failed("the record has no value".to_owned()));
+                return value.ok_or_else(|| failed("the record has no value (it is a tombstone)".to_owned()));
             }
             Some(Ok(_)) | Some(Err(KafkaError::PartitionEOF(_))) => {
-                return Err(failed("the record is gone".to_owned()));
+                return Err(failed("the record no longer exists".to_owned()));
             }
-            Some(Err(KafkaError::MessageConsumption(
-                RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange,
-            ))) => return Err(failed("retention has removed the record".to_owned())),
+            Some(Err(error)) if ErrorClass::of_error(&error) == ErrorClass::OffsetOutOfRange => {
+                return Err(failed("retention has removed the record".to_owned()));
+            }
             _ => {}
         }
     }
-    Err(failed("no broker answers".to_owned()))
+    Err(failed("no broker answered".to_owned()))
 }

@@ -1,4 +1,4 @@
-//! The topics as the brokers have them, against what the stream needs of them.
+//! Checks that the topics of the stream exist and that the daemon may use them.
 
 use std::time::Duration;
 
@@ -6,74 +6,76 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::QuietContext;
 use super::client::{Role, config};
-use super::describe;
-use super::describe::{Description, Operation};
-use super::{QuietContext, reason};
+use super::describe::{self, TopicDescription, TopicOperation};
+use super::errors::{ErrorClass, reason, reason_of_code};
 use crate::config::StreamConfig;
 use crate::fault::{Fault, Faults};
 
-/// Long enough for a busy broker, short enough for a person who waits.
-const TIMEOUT: Duration = Duration::from_secs(10);
+/// The timeout of a metadata request: long enough for a busy broker, and short enough for a user who waits for the
+/// result.
+const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Brokers that describe topics do so at once; the others are asked again in another way.
+/// The timeout of a request to describe topics: brokers that support it answer quickly, and the others are sent a
+/// metadata request afterwards.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Partitions of the three topics.
+/// The number of partitions of each topic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Partitions {
-    /// Of the topic that is read.
+pub struct PartitionCounts {
+    /// The number of partitions of the comments topic.
     pub comments: i32,
-    /// Of the decisions.
+    /// The number of partitions of the decisions topic.
     pub decisions: i32,
-    /// Of the dead letters.
+    /// The number of partitions of the dead letters topic.
     pub dead_letters: i32,
 }
 
-/// Why the topics cannot be used.
+/// The reason why the topics cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicsError {
-    /// No broker answers, or none will: it may be there later.
-    #[error("cannot ask the brokers {brokers}: {reason}")]
+    /// No broker answered; retrying later may succeed.
+    #[error("cannot query the brokers {brokers}: {reason}")]
     Unreachable {
-        /// As set.
+        /// The addresses of the brokers, separated by commas.
         brokers: String,
-        /// What the client said.
+        /// The reason given by the Kafka client.
         reason: String,
     },
-    /// A setting of the client is wrong.
-    #[error("cannot make a kafka client: {0}")]
+    /// The Kafka client cannot be created, because a setting is not valid.
+    #[error("cannot create a kafka client: {0}")]
     Client(String),
-    /// Topics are missing or closed to us.
+    /// Topics are missing, or the daemon lacks permissions on them.
     #[error("{0}")]
     Faults(Faults),
 }
 
-/// Asks the brokers; writes nothing and creates nothing.
+/// Checks that all topics exist and that the daemon may read or write them, without writing or creating anything.
 ///
 /// # Errors
-/// [`TopicsError`], with every topic at fault.
-pub fn ask(stream: &StreamConfig) -> Result<Partitions, TopicsError> {
-    let consumer = inquirer(stream)?;
+/// Returns an error if no broker answers, or all faults if topics are missing or permissions are lacking.
+pub fn check(stream: &StreamConfig) -> Result<PartitionCounts, TopicsError> {
+    let consumer = lookup_client(stream)?;
     let described = match describe::topics(&consumer, &names(stream), DESCRIBE_TIMEOUT) {
         Ok(described) => described,
-        // Brokers that cannot describe topics, such as the embedded one, do not answer at all.
-        Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)) => list(stream, &consumer)?,
+        // Brokers that do not support the request, such as the embedded one, do not answer it.
+        Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)) => describe_by_metadata(stream, &consumer)?,
         Err(error) => return Err(unreachable(stream, &error)),
     };
-    judge_all(stream, &described)
+    check_all(stream, &described)
 }
 
-/// As [`ask`], without what we may do with the topics: a question that every broker answers.
+/// Checks only that all topics exist, with a request that every broker supports.
 ///
 /// # Errors
-/// [`TopicsError`].
-pub fn count(stream: &StreamConfig) -> Result<Partitions, TopicsError> {
-    judge_all(stream, &list(stream, &inquirer(stream)?)?)
+/// Returns an error if no broker answers, or all faults if topics are missing.
+pub fn count_partitions(stream: &StreamConfig) -> Result<PartitionCounts, TopicsError> {
+    check_all(stream, &describe_by_metadata(stream, &lookup_client(stream)?)?)
 }
 
-fn inquirer(stream: &StreamConfig) -> Result<BaseConsumer<QuietContext>, TopicsError> {
-    config(stream, Role::Inquirer)
+fn lookup_client(stream: &StreamConfig) -> Result<BaseConsumer<QuietContext>, TopicsError> {
+    config(stream, Role::Lookup)
         .create_with_context(QuietContext)
         .map_err(|error| TopicsError::Client(error.to_string()))
 }
@@ -83,13 +85,16 @@ fn names(stream: &StreamConfig) -> [&str; 3] {
     [&topics.comments, &topics.decisions, &topics.dead_letters].map(String::as_str)
 }
 
-/// A consumer's question for metadata creates no topic.
-fn list(stream: &StreamConfig, consumer: &BaseConsumer<QuietContext>) -> Result<Vec<Description>, TopicsError> {
+/// Describes the topics without their permitted operations. A consumer's metadata request does not create topics.
+fn describe_by_metadata(
+    stream: &StreamConfig,
+    consumer: &BaseConsumer<QuietContext>,
+) -> Result<Vec<TopicDescription>, TopicsError> {
     let mut described = Vec::new();
     for name in names(stream) {
-        let metadata = consumer.fetch_metadata(Some(name), TIMEOUT);
+        let metadata = consumer.fetch_metadata(Some(name), METADATA_TIMEOUT);
         let metadata = metadata.map_err(|error| unreachable(stream, &error))?;
-        described.extend(metadata.topics().iter().map(|topic| Description {
+        described.extend(metadata.topics().iter().map(|topic| TopicDescription {
             name: topic.name().to_owned(),
             partitions: match topic.error() {
                 None => Ok(i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX)),
@@ -101,26 +106,30 @@ fn list(stream: &StreamConfig, consumer: &BaseConsumer<QuietContext>) -> Result<
     Ok(described)
 }
 
-fn judge_all(stream: &StreamConfig, described: &[Description]) -> Result<Partitions, TopicsError> {
-    let wanted = [
-        ("topics.comments", &stream.topics.comments, Operation::Read),
-        ("topics.decisions", &stream.topics.decisions, Operation::Write),
-        ("topics.dead_letters", &stream.topics.dead_letters, Operation::Write),
+fn check_all(stream: &StreamConfig, described: &[TopicDescription]) -> Result<PartitionCounts, TopicsError> {
+    let required = [
+        ("topics.comments", &stream.topics.comments, TopicOperation::Read),
+        ("topics.decisions", &stream.topics.decisions, TopicOperation::Write),
+        (
+            "topics.dead_letters",
+            &stream.topics.dead_letters,
+            TopicOperation::Write,
+        ),
     ];
     let mut faults = Faults::default();
-    let counts = wanted.map(|(key, name, operation)| {
+    let counts = required.map(|(key, name, operation)| {
         let found = described.iter().find(|topic| topic.name == *name);
-        match judge(found, operation) {
+        match check_topic(found, operation) {
             Ok(count) => count,
-            Err(expected) => {
-                faults.push(Fault::setting(key, expected).with_value(Some(format!("\"{name}\""))));
+            Err(problem) => {
+                faults.push(Fault::setting(key, problem).with_value(Some(format!("\"{name}\""))));
                 0
             }
         }
     });
     let [comments, decisions, dead_letters] = counts;
     if faults.is_empty() {
-        Ok(Partitions {
+        Ok(PartitionCounts {
             comments,
             decisions,
             dead_letters,
@@ -130,28 +139,31 @@ fn judge_all(stream: &StreamConfig, described: &[Description]) -> Result<Partiti
     }
 }
 
-fn judge(found: Option<&Description>, operation: Operation) -> Result<i32, String> {
-    let (noun, verb) = match operation {
-        Operation::Read => ("READ", "read"),
-        Operation::Write => ("WRITE", "write to"),
+/// Returns the number of partitions if the operation is permitted, or a description of the problem.
+fn check_topic(found: Option<&TopicDescription>, operation: TopicOperation) -> Result<i32, String> {
+    let (acl_operation, verb) = match operation {
+        TopicOperation::Read => ("READ", "read from"),
+        TopicOperation::Write => ("WRITE", "write to"),
     };
     let Some(topic) = found else {
-        return Err("the brokers do not speak of it, expected a topic".to_owned());
+        return Err("the brokers returned no information about this topic".to_owned());
     };
     match topic.partitions {
         Ok(count) => match &topic.operations {
-            Some(operations) if !operations.contains(&operation) => {
-                Err(format!("we may not {verb} it, expected an ACL that allows {noun}"))
-            }
+            Some(operations) if !operations.contains(&operation) => Err(format!(
+                "no permission to {verb} this topic, expected an ACL that allows {acl_operation}"
+            )),
             _ => Ok(count),
         },
-        Err(RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic) => {
-            Err("there is no such topic, expected one; moderatord creates none".to_owned())
-        }
-        Err(RDKafkaErrorCode::TopicAuthorizationFailed) => Err(format!(
-            "we may not even see it (or it is not there), expected an ACL that allows {noun}"
-        )),
-        Err(code) => Err(format!("the brokers say: {}", reason(&KafkaError::AdminOp(code)))),
+        Err(code) => Err(match ErrorClass::of(code) {
+            ErrorClass::Missing => {
+                "the topic does not exist, expected an existing topic (moderatord does not create topics)".to_owned()
+            }
+            ErrorClass::Forbidden => format!(
+                "the topic does not exist or is not visible to this user, expected an ACL that allows {acl_operation}"
+            ),
+            _ => format!("the brokers reported: {}", reason_of_code(code)),
+        }),
     }
 }
 
@@ -162,22 +174,20 @@ fn unreachable(stream: &StreamConfig, error: &KafkaError) -> TopicsError {
     }
 }
 
-impl Partitions {
-    /// What an operator should know of counts that differ; nothing where all are equal.
+impl PartitionCounts {
+    /// Returns a warning if the number of partitions differs between the topics.
     pub fn warning(&self) -> Option<String> {
-        let differs = |name: &str, count: i32| {
-            (count != self.comments).then(|| format!("{name} {count} (comments has {})", self.comments))
-        };
-        let differing: Vec<String> = [
-            differs("decisions has", self.decisions),
-            differs("dead_letters has", self.dead_letters),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let outputs = [("decisions", self.decisions), ("dead_letters", self.dead_letters)];
+        let differing: Vec<String> = outputs
+            .iter()
+            .filter(|&&(_, count)| count != self.comments)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
         (!differing.is_empty()).then(|| {
             format!(
-                "{}: outputs go to the partition of their key's hash there, and order holds for each key alone",
+                "partition counts differ: comments {}, {}; outputs to a topic with a different count are partitioned \
+                 by the hash of their key, so their order is preserved only for each key",
+                self.comments,
                 differing.join(", ")
             )
         })
@@ -188,8 +198,8 @@ impl Partitions {
 mod tests {
     use super::*;
 
-    fn described(partitions: Result<i32, RDKafkaErrorCode>, operations: Option<&[Operation]>) -> Description {
-        Description {
+    fn described(partitions: Result<i32, RDKafkaErrorCode>, operations: Option<&[TopicOperation]>) -> TopicDescription {
+        TopicDescription {
             name: "t".into(),
             partitions,
             operations: operations.map(|operations| operations.iter().copied().collect()),
@@ -197,33 +207,36 @@ mod tests {
     }
 
     #[test]
-    fn a_topic_is_judged_by_what_we_may_do_with_it() {
-        use Operation::{Read, Write};
-        assert_eq!(judge(Some(&described(Ok(6), None)), Read), Ok(6));
-        assert_eq!(judge(Some(&described(Ok(6), Some(&[Read]))), Read), Ok(6));
-        let check = |topic: Option<&Description>, text: &str| {
-            let error = judge(topic, Write).unwrap_err();
+    fn a_topic_is_usable_only_if_the_operation_is_permitted() {
+        use TopicOperation::{Read, Write};
+        assert_eq!(check_topic(Some(&described(Ok(6), None)), Read), Ok(6));
+        assert_eq!(check_topic(Some(&described(Ok(6), Some(&[Read]))), Read), Ok(6));
+        let check = |topic: Option<&TopicDescription>, text: &str| {
+            let error = check_topic(topic, Write).unwrap_err();
             assert!(error.contains(text), "{error}");
         };
-        check(None, "do not speak of it");
-        check(Some(&described(Ok(6), Some(&[Read]))), "may not write to it");
+        check(None, "no information about this topic");
+        check(
+            Some(&described(Ok(6), Some(&[Read]))),
+            "no permission to write to this topic",
+        );
         check(
             Some(&described(Err(RDKafkaErrorCode::UnknownTopicOrPartition), None)),
-            "no such topic",
+            "the topic does not exist, ",
         );
         check(
             Some(&described(Err(RDKafkaErrorCode::TopicAuthorizationFailed), None)),
-            "may not even see it",
+            "not visible to this user",
         );
         check(
             Some(&described(Err(RDKafkaErrorCode::LeaderNotAvailable), None)),
-            "the brokers say: ",
+            "the brokers reported: ",
         );
     }
 
     #[test]
-    fn counts_that_differ_are_told() {
-        let counts = |decisions, dead_letters| Partitions {
+    fn partition_counts_that_differ_give_a_warning() {
+        let counts = |decisions, dead_letters| PartitionCounts {
             comments: 6,
             decisions,
             dead_letters,
@@ -231,7 +244,7 @@ mod tests {
         assert_eq!(counts(6, 6).warning(), None);
         let warning = counts(3, 1).warning().unwrap();
         assert!(
-            warning.starts_with("decisions has 3 (comments has 6), dead_letters has 1 (comments has 6): "),
+            warning.starts_with("partition counts differ: comments 6, decisions 3, dead_letters 1; "),
             "{warning}"
         );
     }

@@ -1,9 +1,10 @@
-//! One set of weights and one description of the layers.
+//! The Gemma decoder: files, forward pass and training.
 //!
 //! [`config`] describes the architecture, [`files`] reads and checks checkpoints and adapters, [`transfer`] moves data
-//! between host and device, [`device`] chooses where and in which dtype the model computes, [`forward`] computes logits
-//! over packed rows with the [`kernels`], and [`training`] adds the backward pass. Knows no prompt and no stage. Everything wrong with a file becomes a
-//! [`Fault`](crate::fault::Fault) that names the file, the thing, what was found and what was expected.
+//! between host and device, [`device`] chooses the device and dtype, [`forward`] computes logits over packed rows with
+//! the [`kernels`], and [`training`] adds the backward pass. Nothing here depends on prompts or on stages of the
+//! stream. Each problem with a file becomes a [`Fault`](crate::fault::Fault) that names the file and says what was
+//! found and what was expected.
 
 pub mod config;
 pub mod files;

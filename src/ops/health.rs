@@ -1,37 +1,36 @@
-//! Whether the daemon does its work, as one shared state.
+//! Tracks whether the daemon is doing its work, for the health checks and the watchdog.
 //!
-//! Alive means working: only scored batches count (an idle daemon scores a canary), never a thread
-//! that merely runs. Times are passed in; nothing here reads a clock.
+//! A daemon counts as alive only while it scores batches; a running thread is not enough. An idle daemon scores a
+//! canary for this purpose. Times are passed in as arguments, so nothing here reads a clock.
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// Where the daemon is in its life.
+/// A phase in the life of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Loading, warming up, joining the group.
+    /// The model is being loaded and warmed up, and the daemon joins the consumer group.
     Starting,
-    /// Taking comments in.
+    /// Comments are being read and scored.
     Serving,
-    /// Finishing what it has.
+    /// No more comments are read, and those in flight are being finished.
     Draining,
-    /// Going down on an error.
+    /// The daemon is stopping because of an error.
     Failed,
 }
 
-/// What a probe is told.
+/// The result of a health check.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum HealthVerdict {
-    /// All is well.
-    Good,
-    /// In words, why not.
-    Bad(String),
+    /// The check passed.
+    Healthy,
+    /// The check failed, for this reason.
+    Unhealthy(String),
 }
 
-/// Shared by the pipeline, which feeds it, and the probes, which ask.
+/// The health of the daemon, which the pipeline updates, and which the health checks and the watchdog read.
 #[derive(Debug)]
 pub struct Health {
-    /// No scored batch for this long means that nothing works.
     stall_limit: Duration,
     state: Mutex<HealthState>,
 }
@@ -43,7 +42,9 @@ struct HealthState {
 }
 
 impl Health {
-    /// A daemon that is starting; `stall_limit` is how long a working one may go without a batch.
+    /// Creates the state of a daemon that is starting.
+    ///
+    /// A serving daemon that has not scored a batch for longer than `stall_limit` counts as stalled.
     pub fn new(stall_limit: Duration) -> Self {
         Self {
             stall_limit,
@@ -54,7 +55,7 @@ impl Health {
         }
     }
 
-    /// The daemon enters a phase. A failed daemon stays failed.
+    /// Changes the phase; a daemon that has failed stays in that phase.
     pub fn enter(&self, phase: Phase) {
         let mut state = self.lock();
         if state.phase != Phase::Failed {
@@ -62,49 +63,51 @@ impl Health {
         }
     }
 
-    /// A batch, or the canary, was scored.
-    pub fn scored(&self, now: Instant) {
+    /// Records that a batch or the canary was scored.
+    pub fn record_scored(&self, now: Instant) {
         let mut state = self.lock();
         state.last_scored = Some(state.last_scored.map_or(now, |last| last.max(now)));
     }
 
-    /// The phase.
+    /// Returns the current phase.
     pub fn phase(&self) -> Phase {
         self.lock().phase
     }
 
-    /// Liveness: not failed, and once serving, a batch was scored lately. While starting and draining
-    /// systemd's own start and stop timeouts watch.
+    /// Returns whether the daemon is alive: it has not failed and, if it is serving, has recently scored a batch.
+    ///
+    /// A daemon that is starting or draining always counts as alive, because the start and stop timeouts of systemd
+    /// cover these phases.
     pub fn alive(&self, now: Instant) -> HealthVerdict {
         let state = self.lock();
         match state.phase {
-            Phase::Failed => HealthVerdict::Bad("failed".into()),
-            Phase::Starting | Phase::Draining => HealthVerdict::Good,
-            Phase::Serving => self.working(&state, now),
+            Phase::Failed => HealthVerdict::Unhealthy("failed".into()),
+            Phase::Starting | Phase::Draining => HealthVerdict::Healthy,
+            Phase::Serving => self.scores_batches(&state, now),
         }
     }
 
-    /// Readiness: serving, and a batch was scored lately.
+    /// Returns whether the daemon is ready: it is serving and has recently scored a batch.
     pub fn ready(&self, now: Instant) -> HealthVerdict {
         let state = self.lock();
         match state.phase {
-            Phase::Starting => HealthVerdict::Bad("starting".into()),
-            Phase::Draining => HealthVerdict::Bad("draining".into()),
-            Phase::Failed => HealthVerdict::Bad("failed".into()),
-            Phase::Serving => self.working(&state, now),
+            Phase::Starting => HealthVerdict::Unhealthy("starting".into()),
+            Phase::Draining => HealthVerdict::Unhealthy("draining".into()),
+            Phase::Failed => HealthVerdict::Unhealthy("failed".into()),
+            Phase::Serving => self.scores_batches(&state, now),
         }
     }
 
-    fn working(&self, state: &HealthState, now: Instant) -> HealthVerdict {
+    fn scores_batches(&self, state: &HealthState, now: Instant) -> HealthVerdict {
         match state.last_scored.map(|last| now.saturating_duration_since(last)) {
-            Some(idle) if idle <= self.stall_limit => HealthVerdict::Good,
-            Some(idle) => HealthVerdict::Bad(format!("no batch scored for {} s", idle.as_secs())),
-            None => HealthVerdict::Bad("no batch scored yet".into()),
+            Some(idle) if idle <= self.stall_limit => HealthVerdict::Healthy,
+            Some(idle) => HealthVerdict::Unhealthy(format!("no batch scored for {} s", idle.as_secs())),
+            None => HealthVerdict::Unhealthy("no batch scored yet".into()),
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HealthState> {
-        // A thread that panicked while holding two plain values cannot have left them torn.
+        // The state is two plain values, which a panic cannot leave inconsistent.
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
@@ -114,26 +117,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alive_means_working() {
+    fn a_serving_daemon_is_alive_and_ready_only_while_it_scores_batches() {
         let limit = Duration::from_secs(10);
         let (health, start) = (Health::new(limit), Instant::now());
-        let good = |verdict| verdict == HealthVerdict::Good;
-        assert!(good(health.alive(start)) && !good(health.ready(start)));
+        let healthy = |verdict| verdict == HealthVerdict::Healthy;
+        assert!(healthy(health.alive(start)) && !healthy(health.ready(start)));
         health.enter(Phase::Serving);
-        assert!(!good(health.alive(start)) && !good(health.ready(start)));
-        health.scored(start);
-        assert!(good(health.alive(start + limit)) && good(health.ready(start + limit)));
+        assert!(!healthy(health.alive(start)) && !healthy(health.ready(start)));
+        health.record_scored(start);
+        assert!(healthy(health.alive(start + limit)) && healthy(health.ready(start + limit)));
         let stalled = start + limit + Duration::from_secs(2);
         assert_eq!(
             health.ready(stalled),
-            HealthVerdict::Bad("no batch scored for 12 s".into())
+            HealthVerdict::Unhealthy("no batch scored for 12 s".into())
         );
-        assert!(!good(health.alive(stalled)));
-        health.scored(stalled);
-        assert!(good(health.alive(stalled)));
-        // A batch that finished earlier cannot set the clock back.
-        health.scored(start);
-        assert!(good(health.alive(stalled)));
+        assert!(!healthy(health.alive(stalled)));
+        health.record_scored(stalled);
+        assert!(healthy(health.alive(stalled)));
+        // A batch that was finished earlier, but is recorded later, does not change the result.
+        health.record_scored(start);
+        assert!(healthy(health.alive(stalled)));
     }
 
     #[test]
@@ -142,11 +145,11 @@ mod tests {
         health.enter(Phase::Draining);
         assert_eq!(
             (health.alive(now), health.ready(now)),
-            (HealthVerdict::Good, HealthVerdict::Bad("draining".into()))
+            (HealthVerdict::Healthy, HealthVerdict::Unhealthy("draining".into()))
         );
         health.enter(Phase::Failed);
         health.enter(Phase::Serving);
         assert_eq!(health.phase(), Phase::Failed);
-        assert_eq!(health.alive(now), HealthVerdict::Bad("failed".into()));
+        assert_eq!(health.alive(now), HealthVerdict::Unhealthy("failed".into()));
     }
 }

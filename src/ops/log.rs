@@ -1,4 +1,4 @@
-//! What the daemon says of itself: the log on stderr.
+//! Configures the log on stderr.
 
 use std::io::IsTerminal;
 
@@ -7,32 +7,35 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
 
-/// Sends the log to stderr from now on, as the settings say. Only the first call has an effect.
+/// Starts logging to stderr in the configured format and at the configured level. Later calls change neither.
 pub fn start(config: &LogConfig) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter(config.level))
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
-    // An error means that a log is there already, as in tests that start twice.
+    // An error means that logging has already been started, as in tests that run several commands.
     let _ = match config.format {
         LogFormat::Human => log.try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
-    // A panic's own words may quote what a library was working on, such as a comment.
+    // The message of a panic is left out, because it may quote the data that a library was processing, such as a
+    // comment.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let thread = std::thread::current();
         error!(
             place,
             thread = thread.name().unwrap_or("unnamed"),
-            "panicked, which is a bug"
+            "a thread panicked, which is a bug"
         );
     }));
 }
 
-/// As [`start`], for a command that ends by itself: a service's lifecycle is noise there, so `info`
-/// shows warnings only, and `debug` shows all of it.
-pub fn start_for_command(config: &LogConfig) {
+/// Starts logging for a command that ends by itself.
+///
+/// The progress messages of a service would be noise there, so the level `info` logs only warnings and errors. All
+/// other levels are used as they are.
+pub(crate) fn start_for_command(config: &LogConfig) {
     let level = match config.level {
         LogLevel::Info => LogLevel::Warn,
         level => level,
@@ -43,8 +46,9 @@ pub fn start_for_command(config: &LogConfig) {
     });
 }
 
-/// The level is ours alone: what libraries trace may hold a comment's text, and nobody here can
-/// promise that it does not.
+/// Returns a filter that applies the level to our own messages only.
+///
+/// Libraries never log more than warnings, because their other messages may contain the text of comments.
 fn filter(level: LogLevel) -> EnvFilter {
     let (own, libraries) = match level {
         LogLevel::Error => ("error", "error"),
@@ -61,7 +65,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libraries_are_never_louder_than_warnings() {
+    fn libraries_log_nothing_below_warnings() {
         for level in [LogLevel::Error, LogLevel::Info, LogLevel::Trace] {
             let text = filter(level).to_string();
             let mut directives = text

@@ -1,50 +1,50 @@
-//! Every metric's name, and the recorder that renders them.
+//! Defines the names of all metrics and installs the recorder that renders them.
 //!
-//! Names follow `moderatord_<noun>_<unit>[_total]`; labels take few, fixed values. Recorded once a
-//! batch or a transaction, never in inner loops, and never with anything of a comment's text.
+//! Names follow the pattern `moderatord_<noun>_<unit>[_total]`, and each label has few, fixed values. Metrics are
+//! recorded once per micro-batch or transaction, not in inner loops, and never contain any part of a comment's text.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
-/// Input records finished, by `outcome`: decided, deleted, tombstone, dead_letter.
+/// Counts finished input records by `outcome`: decided, deleted, tombstone or dead_letter.
 pub const EVENTS: &str = "moderatord_events_total";
-/// Decisions, by `action`.
+/// Counts committed decisions by `action`.
 pub const DECISIONS: &str = "moderatord_decisions_total";
-/// Dead letters, by `reason`.
+/// Counts committed dead letters by `reason`.
 pub const DEAD_LETTERS: &str = "moderatord_dead_letters_total";
-/// Transactions, by `result`: committed, aborted, fenced.
+/// Counts Kafka transactions by `result`: committed, aborted or fenced.
 pub const TRANSACTIONS: &str = "moderatord_transactions_total";
-/// Own tokens of a micro-batch.
+/// Records the number of own tokens in each micro-batch.
 pub const BATCH_TOKENS: &str = "moderatord_batch_tokens";
-/// Own tokens that a micro-batch may have, as found at the start.
+/// The token budget of a micro-batch in own tokens, as chosen at startup.
 pub const BATCH_BUDGET: &str = "moderatord_batch_budget_tokens";
-/// Rows of a micro-batch.
+/// Records the number of rows in each micro-batch.
 pub const BATCH_ROWS: &str = "moderatord_batch_rows";
-/// Time of one batch in one `stage`: encode, wait, score, emit, commit.
+/// Records the time that a batch spends in each `stage`: encode, wait, score, emit or commit.
 pub const STAGE_SECONDS: &str = "moderatord_stage_seconds";
-/// Events waiting, by `queue`.
+/// The number of events waiting in each `queue`.
 pub const QUEUE_EVENTS: &str = "moderatord_queue_events";
-/// Bytes waiting, by `queue`.
+/// The number of bytes waiting in each `queue`.
 pub const QUEUE_BYTES: &str = "moderatord_queue_bytes";
-/// Records between the committed offset and the end, by `partition`.
+/// The number of records after the committed offset of each `partition`.
 pub const LAG: &str = "moderatord_consumer_lag_records";
-/// Time since the oldest record that is read but not committed was appended to its topic.
+/// The age of the oldest record that has been read but not committed, counted from its append to the topic.
 pub const OLDEST_UNFINISHED: &str = "moderatord_oldest_unfinished_seconds";
-/// Time from a record's append to the commit of its decision.
+/// Records the time from the append of a record to the commit of its decision.
 pub const APPEND_TO_COMMIT: &str = "moderatord_append_to_commit_seconds";
-/// The calibrated probability.
+/// Records the calibrated probability of each scored comment.
 pub const PROBABILITY: &str = "moderatord_probability";
-/// Always 1; its labels say what is being served.
+/// 1 for the model in service, which the labels describe, and 0 for models that were in service before.
 pub const MODEL_INFO: &str = "moderatord_model_info";
-/// Pointers followed while serving, by `result`: swapped, refused.
+/// Counts attempts to swap the adapter while serving by `result`: swapped or refused.
 pub const ADAPTER_SWAPS: &str = "moderatord_adapter_swaps_total";
-/// Failed calls of the scorer, by `verdict`: record, device.
+/// Counts failed scorer calls by `verdict`: record or device.
 pub const SCORE_FAILURES: &str = "moderatord_score_failures_total";
 
-/// Installs the recorder of this process.
+/// Installs the metrics recorder of this process.
 ///
 /// # Errors
-/// A recorder is installed already.
+/// Returns an error if a recorder is already installed.
 pub fn install() -> Result<PrometheusHandle, BuildError> {
     let seconds = [
         0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
@@ -66,29 +66,45 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
 }
 
 fn describe() {
-    describe_counter!(EVENTS, "Input records finished, by outcome.");
-    describe_counter!(DECISIONS, "Decisions, by action.");
-    describe_counter!(DEAD_LETTERS, "Dead letters, by reason.");
-    describe_counter!(TRANSACTIONS, "Kafka transactions, by result.");
-    describe_counter!(ADAPTER_SWAPS, "Pointers followed while serving, by result.");
-    describe_counter!(SCORE_FAILURES, "Failed calls of the scorer, by verdict.");
-    describe_histogram!(BATCH_TOKENS, "Own tokens of a micro-batch.");
-    describe_gauge!(BATCH_BUDGET, "Own tokens that a micro-batch may have.");
-    describe_histogram!(BATCH_ROWS, "Rows of a micro-batch.");
-    describe_histogram!(STAGE_SECONDS, Unit::Seconds, "Time of one batch in one stage.");
+    describe_counter!(EVENTS, "Number of input records finished, by outcome.");
+    describe_counter!(DECISIONS, "Number of decisions committed, by action.");
+    describe_counter!(DEAD_LETTERS, "Number of dead letters committed, by reason.");
+    describe_counter!(TRANSACTIONS, "Number of Kafka transactions, by result.");
+    describe_counter!(
+        ADAPTER_SWAPS,
+        "Number of attempts to swap the adapter while serving, by result."
+    );
+    describe_counter!(
+        SCORE_FAILURES,
+        "Number of failed scorer calls, by verdict: bad record or device fault."
+    );
+    describe_histogram!(BATCH_TOKENS, "Number of own tokens in a micro-batch.");
+    describe_gauge!(
+        BATCH_BUDGET,
+        "Token budget of a micro-batch in own tokens, as chosen at startup."
+    );
+    describe_histogram!(BATCH_ROWS, "Number of rows in a micro-batch.");
+    describe_histogram!(
+        STAGE_SECONDS,
+        Unit::Seconds,
+        "Time that a batch spends in a stage, by stage."
+    );
     describe_histogram!(
         APPEND_TO_COMMIT,
         Unit::Seconds,
-        "From a record's append to the commit of its decision."
+        "Time from the append of a record to the commit of its decision."
     );
     describe_histogram!(PROBABILITY, "Calibrated probability that a comment is hateful.");
-    describe_gauge!(QUEUE_EVENTS, "Events waiting, by queue.");
-    describe_gauge!(QUEUE_BYTES, Unit::Bytes, "Bytes waiting, by queue.");
-    describe_gauge!(LAG, "Records between the committed offset and the end, by partition.");
+    describe_gauge!(QUEUE_EVENTS, "Number of events waiting, by queue.");
+    describe_gauge!(QUEUE_BYTES, Unit::Bytes, "Number of bytes waiting, by queue.");
+    describe_gauge!(LAG, "Number of records after the committed offset, by partition.");
     describe_gauge!(
         OLDEST_UNFINISHED,
         Unit::Seconds,
-        "Age of the oldest record read but not committed."
+        "Age of the oldest record that has been read but not committed."
     );
-    describe_gauge!(MODEL_INFO, "Always 1; its labels say what is being served.");
+    describe_gauge!(
+        MODEL_INFO,
+        "1 for the model in service, which the labels describe, and 0 for earlier models."
+    );
 }

@@ -1,8 +1,7 @@
-//! What the outside sees of a running daemon: its log, metrics and health over HTTP, and readiness and liveness
-//! for systemd.
+//! Makes a running daemon observable: its log, metrics and health checks over HTTP, and notifications to systemd.
 
 pub mod health;
-pub mod http;
+pub(crate) mod http;
 pub mod log;
 pub mod metrics;
-pub mod notify;
+pub(crate) mod notify;

@@ -1,7 +1,7 @@
-//! The service manager's side of life: sd_notify(3) and the watchdog.
+//! Notifies systemd of changes in the daemon's state, as in sd_notify(3), and feeds its watchdog.
 //!
-//! A datagram to the socket that systemd names; nothing is sent where it names none. The watchdog is
-//! fed only while [`Health`] says that batches are scored.
+//! Each notification is a datagram to the socket that systemd provides; without a socket, nothing is sent. The watchdog
+//! is fed only while [`Health`] reports that the daemon is alive.
 
 use std::ffi::OsStr;
 use std::io;
@@ -15,10 +15,10 @@ use tracing::warn;
 
 use super::health::{Health, HealthVerdict};
 
-/// How long a change of state waits for a service manager that is busy.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long a notification may wait for room in the socket of a busy service manager.
+const SEND_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where to tell the service manager, if there is one.
+/// Sends notifications to the service manager, if there is one.
 #[derive(Debug, Clone, Default)]
 pub struct Notifier {
     address: Option<SocketAddr>,
@@ -26,24 +26,26 @@ pub struct Notifier {
 }
 
 impl Notifier {
-    /// From `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
+    /// Creates a notifier from `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
     ///
     /// # Errors
-    /// The socket's name cannot be an address.
+    /// Returns an error if the name of the socket is not a valid address.
     pub fn from_environment() -> io::Result<Self> {
         let socket = std::env::var_os("NOTIFY_SOCKET").filter(|name| !name.is_empty());
         let number = |name| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
-        let ours = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
+        let is_for_this_process = number("WATCHDOG_PID").is_none_or(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC")
-            .filter(|&micros| ours && micros > 0)
+            .filter(|&micros| is_for_this_process && micros > 0)
             .map(Duration::from_micros);
         Self::new(socket.as_deref(), watchdog)
     }
 
-    /// For a socket's name as systemd writes it: a path, or `@` and an abstract name.
+    /// Creates a notifier for a socket, whose name is a path or `@` followed by an abstract name.
+    ///
+    /// `watchdog` is the watchdog's timeout, if the watchdog is enabled.
     ///
     /// # Errors
-    /// The name cannot be an address.
+    /// Returns an error if the name of the socket is not a valid address.
     pub fn new(socket: Option<&OsStr>, watchdog: Option<Duration>) -> io::Result<Self> {
         let address = socket.map(|name| match name.as_bytes().strip_prefix(b"@") {
             Some(name) => SocketAddr::from_abstract_name(name),
@@ -55,60 +57,52 @@ impl Notifier {
         })
     }
 
-    /// Warm, joined, taking comments.
+    /// Reports that the daemon serves, either after the start or at the end of a reload.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
-    /// Reloading settings or an adapter; `ready` ends it.
+    /// Reports that settings are being reloaded, until the next [`Notifier::ready`].
+    ///
+    /// `monotonic` is the current time of the monotonic clock, which systemd requires.
     pub fn reloading(&self, monotonic: Duration) {
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", monotonic.as_micros()));
     }
 
-    /// Draining, for at most so long, which the manager's own stop timeout is extended to.
+    /// Reports that the daemon is draining, and extends the stop timeout of systemd to `within`.
     pub fn stopping(&self, status: &str, within: Duration) {
         let micros = within.as_micros();
         let status = one_line(status);
         self.send(&format!("STOPPING=1\nEXTEND_TIMEOUT_USEC={micros}\nSTATUS={status}"));
     }
 
-    /// One line for `systemctl status`.
-    pub fn status(&self, status: &str) {
-        self.send(&format!("STATUS={}", one_line(status)));
-    }
-
-    /// How often the watchdog wants to hear, if it watches.
-    pub fn watchdog(&self) -> Option<Duration> {
-        self.watchdog
-    }
-
-    /// Feeds the watchdog three times a period for as long as `health` says that work is done.
+    /// Feeds the watchdog three times per timeout while `health` reports that the daemon is alive.
     ///
-    /// Runs until dropped; returns at once where no watchdog watches.
+    /// Runs until dropped. Returns immediately if the watchdog is not enabled.
     pub async fn feed_watchdog(&self, health: Arc<Health>, now: impl Fn() -> Instant) {
-        let Some(period) = self.watchdog else { return };
-        let mut ticks = tokio::time::interval(period / 3);
+        let Some(timeout) = self.watchdog else { return };
+        let mut ticks = tokio::time::interval(timeout / 3);
         loop {
             ticks.tick().await;
             match health.alive(now()) {
-                // The next one is soon; waiting for room would hold up more than it is worth.
-                HealthVerdict::Good => self.send_within("WATCHDOG=1", Duration::ZERO),
-                HealthVerdict::Bad(reason) => warn!(reason, "not feeding the watchdog"),
+                // If the socket has no room, this one is dropped, because the next one follows soon.
+                HealthVerdict::Healthy => self.send_within("WATCHDOG=1", Duration::ZERO),
+                HealthVerdict::Unhealthy(reason) => warn!(reason, "not feeding the watchdog"),
             }
         }
     }
 
     fn send(&self, message: &str) {
-        self.send_within(message, PATIENCE);
+        self.send_within(message, SEND_TIMEOUT);
     }
 
-    fn send_within(&self, message: &str, patience: Duration) {
+    fn send_within(&self, message: &str, timeout: Duration) {
         let Some(address) = &self.address else { return };
         let sent = UnixDatagram::unbound().and_then(|socket| {
-            if patience.is_zero() {
+            if timeout.is_zero() {
                 socket.set_nonblocking(true)?;
             } else {
-                socket.set_write_timeout(Some(patience))?;
+                socket.set_write_timeout(Some(timeout))?;
             }
             socket.send_to_addr(message.as_bytes(), address)
         });
@@ -157,31 +151,30 @@ mod tests {
     }
 
     #[test]
-    fn an_abstract_socket_and_none_at_all() {
+    fn a_socket_may_be_abstract_or_missing() {
         let name = format!("moderatord-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         let socket = UnixDatagram::bind_addr(&address).unwrap();
         Notifier::new(Some(OsStr::new(&format!("@{name}"))), None)
             .unwrap()
-            .status("well");
-        assert_eq!(receive(&socket), "STATUS=well");
-        Notifier::new(None, None).unwrap().status("nobody listens");
+            .ready("serving");
+        assert_eq!(receive(&socket), "READY=1\nSTATUS=serving");
+        Notifier::new(None, None).unwrap().ready("serving");
     }
 
-    /// The watchdog hears while batches are scored, and nothing once they are not.
     #[tokio::test(start_paused = true)]
-    async fn the_watchdog_is_fed_by_scored_batches_only() {
+    async fn the_watchdog_is_fed_only_while_batches_are_scored() {
         let (_folder, socket, notifier) = listen();
         socket.set_nonblocking(true).unwrap();
         let health = Arc::new(Health::new(Duration::from_millis(100)));
         health.enter(Phase::Serving);
         let count = || std::iter::from_fn(|| socket.recv(&mut [0; 64]).ok()).count();
         let now = || tokio::time::Instant::now().into_std();
-        let (feeder, fed) = (notifier.clone(), Arc::clone(&health));
-        let task = tokio::spawn(async move { feeder.feed_watchdog(fed, now).await });
+        let (notifier, shared_health) = (notifier.clone(), Arc::clone(&health));
+        let task = tokio::spawn(async move { notifier.feed_watchdog(shared_health, now).await });
         tokio::time::sleep(Duration::from_millis(95)).await;
         assert_eq!(count(), 0, "nothing was scored yet");
-        health.scored(now());
+        health.record_scored(now());
         tokio::time::sleep(Duration::from_millis(95)).await;
         assert!((8..=10).contains(&count()));
         tokio::time::sleep(Duration::from_millis(50)).await;

@@ -1,8 +1,12 @@
-//! The frame around a comment: text in, token ids out.
+//! Turns a comment's text into rows: the frame around each window of the text, as token ids.
 //!
-//! The whole prompt is tokenised at once, because tokens merge across the frame's edges; what a row
-//! shares with the cached prefix is found by comparing ids. A long text is cut into overlapping
-//! windows, each a full prompt, so nothing ever cuts the frame and nothing hides behind padding.
+//! The whole prompt is tokenised at once, because tokens can merge across the edges of the frame. The tokens that a row
+//! shares with the cached prefix are found by comparing ids. A long text is cut into overlapping windows, and each
+//! window becomes a complete prompt, so no limit on the length ever cuts the frame.
+//!
+//! Two things are not prevented. A tokenizer that folds case, accents or compatibility forms can turn a spelling that
+//! the normaliser leaves alone into the separator, so a comment can still imitate the frame. Harmless text next to a
+//! hateful passage can lower the margin of the window that contains both.
 
 mod normalize;
 mod tokenizer;
@@ -10,77 +14,84 @@ mod window;
 
 use std::borrow::Cow;
 use std::path::Path;
-use std::sync::Arc;
 
-pub use normalize::{NORMALIZER_VERSION, Normalizer};
-pub use tokenizer::SafeTokenizer;
+pub use normalize::NORMALIZER_VERSION;
+
+use normalize::Normalizer;
+use tokenizer::SafeTokenizer;
 
 use crate::config::PromptConfig;
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::scorer::Row;
 
-/// A comment's rows: one a window.
+/// An upper bound on the bytes of one token, taken from the published Gemma vocabularies, whose longest tokens are runs
+/// of spaces. It only decides whether a text is tokenised once or twice, never the result.
+const LONGEST_TOKEN_BYTES: usize = 128;
+
+/// The rows of one comment, one for each window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// At least one.
+    /// The rows in the order of the text; there is at least one.
     pub rows: Vec<Row>,
-    /// The text has more windows than `prompt.max_windows`; those scored are spread over it evenly,
-    /// its beginning and its end among them.
+    /// Whether the text has more windows than `prompt.max_windows`. The rows then cover windows that are spread evenly
+    /// over the text, including its beginning and, if there is more than one, its end.
     pub truncated: bool,
 }
 
-/// Why a text has no prompt. Never quotes the text.
+/// The reason why a text cannot be turned into rows. The message never quotes the text.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     /// The tokenizer failed.
     #[error("cannot tokenise a text of {bytes} bytes: {reason}")]
     Tokenizer {
-        /// Size of the text.
+        /// The size of the text.
         bytes: usize,
-        /// What the tokenizer said.
+        /// The tokenizer's error message.
         reason: String,
     },
-    /// The tokenizer knows an id that the embedding does not.
+    /// The tokenizer produced an id for which the model has no embedding.
     #[error("a text of {bytes} bytes has token id {id}, expected less than {vocab_size}")]
     OutsideVocabulary {
-        /// Size of the text.
+        /// The size of the text.
         bytes: usize,
-        /// The id.
+        /// The id that has no embedding.
         id: u32,
-        /// Rows of the embedding.
+        /// The number of embeddings.
         vocab_size: usize,
     },
 }
 
-/// Turns texts into rows; immutable, shared by all threads.
+/// Turns texts into rows. It is immutable and can be shared by all threads.
 pub struct Prompter {
     tokenizer: SafeTokenizer,
     normalizer: Option<Normalizer>,
-    /// Before the comment: instructions, separator, `Text:`.
+    /// The text before the comment: instructions, separator and `Text:`.
     head: String,
-    /// After the comment: separator, `Prediction:`.
+    /// The text after the comment: separator and `Prediction:`.
     tail: String,
-    /// Token ids of `head` alone: what is cached.
+    /// The token ids of `head` alone, whose keys and values are cached.
     prefix: Vec<u32>,
-    /// Tokens of the frame around an empty comment.
+    /// The number of tokens of the frame around an empty text.
     frame_tokens: usize,
     vocab_size: usize,
     max_window_tokens: usize,
     max_windows: usize,
-    /// Ids of the hateful label and the other.
+    /// The ids of the hateful label and of the other label.
     label_ids: [u32; 2],
     canonical: String,
     content_hash: String,
 }
 
 impl Prompter {
-    /// Builds the frame and proves that the labels can be read after it.
+    /// Builds the frame and checks that the model can read the labels right after it.
+    ///
+    /// `tokenizer` is the content of `tokenizer_path`, which is used only to name the file in errors.
     ///
     /// # Errors
-    /// Everything wrong with the tokenizer file and with the frame in it: a label that is not one
-    /// token or merges with the frame, a frame that spells a control token, windows that do not fit
-    /// into `max_positions`.
+    /// Returns every fault of the tokenizer file, or of the frame with this tokenizer: a label that is not a single
+    /// token or that merges with the frame, a frame that spells a control token, or windows that do not fit into
+    /// `max_positions`.
     pub fn new(
         tokenizer_path: &Path,
         tokenizer: &[u8],
@@ -90,13 +101,11 @@ impl Prompter {
     ) -> Result<Self, Faults> {
         let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer)?;
         let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
-        let head = format!("{instructions}{}Text:", config.separator);
-        let tail = format!("{}Prediction:", config.separator);
-        let canonical = identity(config);
+        let canonical = canonical_form(config);
         let mut prompter = Self {
             normalizer: config.normalize.then(|| Normalizer::new(&config.separator)),
-            head,
-            tail,
+            head: format!("{instructions}{}Text:", config.separator),
+            tail: format!("{}Prediction:", config.separator),
             prefix: Vec::new(),
             frame_tokens: 0,
             vocab_size,
@@ -107,76 +116,48 @@ impl Prompter {
             canonical,
             tokenizer,
         };
-        let mut faults = Vec::new();
-        if config.normalize && !Normalizer::can_protect(&config.separator) {
-            faults.push(Fault::setting(
-                "prompt.separator",
-                format!(
-                    "`{}` has fewer than two visible characters: a comment could forge it",
-                    config.separator.escape_debug()
-                ),
-            ));
-        }
-        for (key, text) in [
-            ("prompt.instructions", &config.instructions),
-            ("prompt.separator", &config.separator),
-        ] {
-            if let Some(token) = prompter.tokenizer.control_token_in(text) {
-                faults.push(Fault::setting(
-                    key,
-                    format!("spells the control token `{token}`, which would be read as plain text"),
-                ));
-            }
-        }
+        let mut faults = Faults::default();
+        faults.extend(separator_fault(config));
+        faults.extend(prompter.control_token_faults(config));
         let hateful = usize::from(config.labels[1] == config.hateful_label);
-        for (id, label) in [(0, hateful), (1, 1 - hateful)] {
-            match prompter.label_id(tokenizer_path, &config.labels[label]) {
-                Ok(found) => prompter.label_ids[id] = found,
-                Err(fault) => faults.push(fault),
-            }
+        for (index, label) in [(0, hateful), (1, 1 - hateful)] {
+            let id = faults.collect(prompter.label_id(tokenizer_path, &config.labels[label]));
+            prompter.label_ids[index] = id.unwrap_or_default();
         }
         let encode = |text: &str| {
             prompter
                 .ids(text)
                 .map_err(|error| Fault::file(tokenizer_path, error.to_string()))
         };
-        match (
-            encode(&prompter.head),
-            encode(&format!("{}{}", prompter.head, prompter.tail)),
-        ) {
-            (Ok(prefix), Ok(frame)) => {
-                let needed = frame.len() + config.max_window_tokens;
-                if needed > max_positions {
-                    faults.push(Fault::setting(
-                        "prompt.max_window_tokens",
-                        format!(
-                            "{} tokens and a frame of {} do not fit into the checkpoint's {max_positions} positions",
-                            config.max_window_tokens,
-                            frame.len()
-                        ),
-                    ));
-                }
-                (prompter.prefix, prompter.frame_tokens) = (prefix, frame.len());
+        let prefix = faults.collect(encode(&prompter.head));
+        let frame = faults.collect(encode(&prompter.frame("")));
+        if let (Some(prefix), Some(frame)) = (prefix, frame) {
+            if frame.len() + config.max_window_tokens > max_positions {
+                faults.push(Fault::setting(
+                    "prompt.max_window_tokens",
+                    format!(
+                        "{} tokens and a frame of {} do not fit into the checkpoint's {max_positions} positions",
+                        config.max_window_tokens,
+                        frame.len()
+                    ),
+                ));
             }
-            (prefix, frame) => faults.extend([prefix, frame].into_iter().filter_map(Result::err)),
+            (prompter.prefix, prompter.frame_tokens) = (prefix, frame.len());
         }
-        if faults.is_empty() {
-            Ok(prompter)
-        } else {
-            Err(faults.into())
-        }
+        if faults.is_empty() { Ok(prompter) } else { Err(faults) }
     }
 
-    /// The rows of one comment's text.
+    /// Returns the rows of a comment's text.
     ///
     /// # Errors
-    /// [`PromptError`]; the text is then unscorable, whatever the model.
+    /// Returns an error if the text cannot be tokenised. No model with this tokenizer can score such a text.
     pub fn encode(&self, text: &str) -> Result<Prompt, PromptError> {
         let text = match &self.normalizer {
             Some(normalizer) => Cow::Owned(normalizer.normalize(text)),
             None => Cow::Borrowed(text),
         };
-        // Most texts fit one window: a byte is at most one token, so short ones need no second look.
+        // Most texts fit into one window, so the whole prompt is tokenised first. A longer text than this is unlikely
+        // to fit, and is cut into windows right away.
         let limit = self.frame_tokens + self.max_window_tokens;
         if text.len() <= self.max_window_tokens.saturating_mul(LONGEST_TOKEN_BYTES) {
             let row = self.row(&text)?;
@@ -199,53 +180,67 @@ impl Prompter {
         Ok(Prompt { rows, truncated })
     }
 
-    /// Token ids of the cached prefix, `<bos>` first.
+    /// Returns the token ids of the cached prefix, which begin with `<bos>`.
     pub fn prefix(&self) -> &[u32] {
         &self.prefix
     }
 
-    /// Ids of the hateful label and of the other.
+    /// Returns the ids of the hateful label and of the other label.
     pub fn label_ids(&self) -> [u32; 2] {
         self.label_ids
     }
 
-    /// Id of `<eos>`, where the vocabulary has one.
+    /// Returns the id of `<eos>`, if the vocabulary has one.
     pub fn eos_id(&self) -> Option<u32> {
         self.tokenizer.token_id("<eos>")
     }
 
-    /// What stands before a comment.
+    /// Returns the part of the frame before the comment.
     pub fn head(&self) -> &str {
         &self.head
     }
 
-    /// What stands after it.
+    /// Returns the part of the frame after the comment.
     pub fn tail(&self) -> &str {
         &self.tail
     }
 
-    /// The prompt around a text, before tokenisation.
+    /// Returns the frame around a text, before tokenisation.
     pub fn frame(&self, text: &str) -> String {
         format!("{}{text}{}", self.head, self.tail)
     }
 
-    /// What its hash is of.
+    /// Returns the canonical JSON form of the prompt settings, of which [`Prompter::content_hash`] is the hash.
     pub fn canonical(&self) -> &str {
         &self.canonical
     }
 
-    /// Hash of everything that shapes the prompt but the normaliser.
+    /// Returns the hash of all settings that shape the prompt, except the normaliser.
     pub fn content_hash(&self) -> &str {
         &self.content_hash
     }
 
-    /// Version of the normaliser, or `none`.
+    /// Returns the version of the normaliser, or `none` if it is off.
     pub fn normalizer(&self) -> &'static str {
         if self.normalizer.is_some() {
             NORMALIZER_VERSION
         } else {
             "none"
         }
+    }
+
+    /// Returns a fault for each part of the frame that spells a control token.
+    fn control_token_faults(&self, config: &PromptConfig) -> Vec<Fault> {
+        let parts = [
+            ("prompt.instructions", &config.instructions),
+            ("prompt.separator", &config.separator),
+        ];
+        let fault = |(key, text): (&str, &String)| {
+            let token = self.tokenizer.control_token_in(text)?;
+            let text = format!("spells the control token `{token}`, which would be read as plain text");
+            Some(Fault::setting(key, text))
+        };
+        parts.into_iter().filter_map(fault).collect()
     }
 
     fn row(&self, text: &str) -> Result<Row, PromptError> {
@@ -255,7 +250,7 @@ impl Prompter {
             .zip(&self.prefix)
             .take_while(|(token, prefix)| token == prefix)
             .count();
-        // At least one token is the row's own: its last position is where the labels are read.
+        // The labels are read at the last position, so the last token must be the row's own.
         let shared = common.min(tokens.len() - 1);
         Ok(Row {
             tokens: tokens.into(),
@@ -278,11 +273,12 @@ impl Prompter {
         }
     }
 
-    /// The label's id, once it is shown that a model reads it as one token right after the frame.
+    /// Returns the label's id, after checking that the label is a single token even right after the frame.
     fn label_id(&self, path: &Path, label: &str) -> Result<u32, Fault> {
-        let id = self.tokenizer.token_id(label);
-        let id =
-            id.ok_or_else(|| Fault::file(path, format!("the label `{label}` is not one token of the vocabulary")))?;
+        let Some(id) = self.tokenizer.token_id(label) else {
+            let text = format!("the label `{label}` is not one token of the vocabulary");
+            return Err(Fault::file(path, text));
+        };
         for sample in ["", "a comment", "one, two: three."] {
             let prompt = self.frame(sample);
             let ids = |text: &str| self.ids(text).map_err(|error| Fault::file(path, error.to_string()));
@@ -304,9 +300,18 @@ impl Prompter {
     }
 }
 
-/// No published Gemma token spells more bytes (runs of spaces are the longest); only decides whether
-/// a text is tokenised once or twice.
-const LONGEST_TOKEN_BYTES: usize = 128;
+/// Returns a fault if the normaliser cannot break up the separator's spelling in comments.
+fn separator_fault(config: &PromptConfig) -> Option<Fault> {
+    (config.normalize && !Normalizer::can_break_up(&config.separator)).then(|| {
+        Fault::setting(
+            "prompt.separator",
+            format!(
+                "`{}` has fewer than two visible characters, so its spelling in a comment cannot be broken up",
+                config.separator.escape_debug()
+            ),
+        )
+    })
+}
 
 fn tokenizer_error(text: &str, error: &tokenizers::Error) -> PromptError {
     PromptError::Tokenizer {
@@ -315,8 +320,8 @@ fn tokenizer_error(text: &str, error: &tokenizers::Error) -> PromptError {
     }
 }
 
-/// The settings that shape a prompt, in a canonical form.
-fn identity(config: &PromptConfig) -> String {
+/// Returns the canonical JSON form of the settings that shape a prompt.
+fn canonical_form(config: &PromptConfig) -> String {
     serde_json::json!({
         "format": 1,
         "labels": config.labels,
@@ -331,15 +336,15 @@ fn identity(config: &PromptConfig) -> String {
 }
 
 impl PromptConfig {
-    /// Hash of the prompt that these settings make, as decisions name it.
+    /// Returns the hash by which decisions name the prompt that these settings make.
     pub fn content_hash(&self) -> String {
-        content_hash(identity(self).as_bytes())
+        content_hash(canonical_form(self).as_bytes())
     }
 
-    /// The settings from their canonical form; the normaliser, which has a version of its own, is off.
+    /// Reads the settings back from their canonical form. The normaliser has a version of its own and is off.
     ///
     /// # Errors
-    /// It is none of ours.
+    /// Returns an error if `canonical` is not such a form.
     pub fn from_canonical(canonical: &str) -> Result<Self, serde_json::Error> {
         #[derive(serde::Deserialize)]
         struct CanonicalPrompt {
@@ -362,6 +367,3 @@ impl PromptConfig {
         })
     }
 }
-
-/// A prompter as the pipeline shares it.
-pub type SharedPrompter = Arc<Prompter>;

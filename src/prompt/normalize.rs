@@ -1,15 +1,18 @@
-//! The normaliser: what a comment's text becomes before it is framed.
+//! Normalises a comment's text before the frame is put around it.
 //!
-//! It takes away what readers cannot see and what could forge the frame, and nothing else: case,
-//! spelling and punctuation are the model's business. Training, calibration and serving use the
-//! same version, which every decision names.
+//! The normaliser removes characters that readers cannot see and breaks up literal spellings of the separator. It does
+//! not change case, spelling or punctuation, which are for the model to judge. Training, calibration and serving use
+//! the same version, and every decision names it.
+//!
+//! The tokenizer is not taken into account. A tokenizer that folds case, accents or compatibility forms can still turn
+//! another spelling of the separator, such as one in full-width letters, into the separator.
 
 use unicode_normalization::UnicodeNormalization;
 
-/// Version of the rules below; changes with any of them.
+/// The version of the rules in this file. It must change whenever one of them does.
 pub const NORMALIZER_VERSION: &str = "nfc-1";
 
-/// Makes text canonical and unable to spell the separator.
+/// Normalises texts for a frame with a given separator.
 #[derive(Debug, Clone)]
 pub struct Normalizer {
     /// The separator without surrounding white space, in ASCII lower case.
@@ -17,27 +20,27 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    /// For a frame with this separator, which has at least two visible characters.
+    /// Creates the normaliser of a frame whose separator [can be broken up](Self::can_break_up).
     pub fn new(separator: &str) -> Self {
         Self {
             core: separator.trim().to_ascii_lowercase(),
         }
     }
 
-    /// Whether a frame's separator can be kept out of comments by breaking it up.
-    pub fn can_protect(separator: &str) -> bool {
+    /// Returns whether a space can break up the separator, which takes at least two characters.
+    pub fn can_break_up(separator: &str) -> bool {
         separator.trim().chars().count() >= 2
     }
 
-    /// Invisible characters removed, then NFC, then the separator broken up.
+    /// Removes invisible characters, composes the text (NFC), and then breaks up the separator.
     ///
-    /// The separator is looked for last, so neither an invisible character inside it nor a
-    /// decomposed spelling hides it. Normalising twice changes nothing more.
+    /// The separator is broken up last, so that neither an invisible character inside it nor a decomposed spelling
+    /// hides it. Normalising a text again does not change it.
     pub fn normalize(&self, text: &str) -> String {
         self.break_separator(visible(text).nfc().collect())
     }
 
-    /// Puts a space after the first character of each separator, whatever its case.
+    /// Puts a space after the first character of each separator, ignoring ASCII case.
     fn break_separator(&self, text: String) -> String {
         let lower = text.to_ascii_lowercase();
         if !lower.contains(&self.core) {
@@ -52,7 +55,7 @@ impl Normalizer {
             at += found + first;
         }
         broken.push_str(&text[at..]);
-        // A separator that overlaps itself across a space can survive; it is then taken out whole.
+        // If the separator itself contains a space, breaking up one occurrence can complete another, which is removed.
         while let Some(found) = broken.to_ascii_lowercase().find(&self.core) {
             broken.replace_range(found..found + self.core.len(), "");
         }
@@ -60,14 +63,14 @@ impl Normalizer {
     }
 }
 
-/// The text without characters that no reader sees.
+/// Returns the characters of a text without those that readers cannot see.
 fn visible(text: &str) -> impl Iterator<Item = char> + '_ {
     let mut previous = None;
     let mut chars = text.chars().peekable();
     std::iter::from_fn(move || {
         while let Some(char) = chars.next() {
-            let kept = match char {
-                // Joiners shape emoji and several scripts, but between ASCII letters they only hide a word.
+            let is_visible = match char {
+                // Joiners shape emoji and letters of several scripts. Next to ASCII they only serve to hide a word.
                 '\u{200c}' | '\u{200d}' => {
                     let joins =
                         |neighbour: Option<char>| neighbour.is_some_and(|c: char| !c.is_ascii() && !is_invisible(c));
@@ -75,7 +78,7 @@ fn visible(text: &str) -> impl Iterator<Item = char> + '_ {
                 }
                 char => !is_invisible(char),
             };
-            if kept {
+            if is_visible {
                 previous = Some(char);
                 return Some(char);
             }
@@ -84,9 +87,8 @@ fn visible(text: &str) -> impl Iterator<Item = char> + '_ {
     })
 }
 
-/// Control characters other than white space, and characters that are rendered as nothing
-/// (Unicode's `Default_Ignorable_Code_Point`, without the variation selectors that choose between
-/// text and emoji).
+/// Returns whether a character is a control character other than white space, or one that is rendered as nothing:
+/// Unicode's `Default_Ignorable_Code_Point`, without the variation selectors that choose between text and emoji.
 fn is_invisible(char: char) -> bool {
     matches!(char,
         '\u{0}'..='\u{8}' | '\u{b}' | '\u{c}' | '\u{e}'..='\u{1f}' | '\u{7f}'..='\u{9f}'
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_readers_see_is_kept() {
+    fn visible_characters_are_kept() {
         for text in [
             "you look very nice today",
             "",
@@ -121,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn what_readers_do_not_see_is_removed() {
+    fn invisible_characters_are_removed() {
         let check = |text: &str, expected: &str| assert_eq!(normalize(text), expected, "{text:?}");
         check("ni\u{200b}ce", "nice");
         check("ni\u{200d}ce", "nice");
@@ -132,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn the_separator_cannot_be_spelled() {
+    fn literal_separators_are_broken_up() {
         let check = |text: &str, expected: &str| assert_eq!(normalize(text), expected, "{text:?}");
         check("a<separator>Text:b", "a< separator>Text:b");
         check("a<SEPARator>b<separator>", "a< SEPARator>b< separator>");
@@ -144,7 +146,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn normalising_is_idempotent_and_never_spells_the_separator(
+        fn normalising_is_idempotent_and_leaves_no_literal_separator(
             parts in prop::collection::vec(prop_oneof![
                 Just("<".to_owned()), Just("sepa".to_owned()), Just("rator>".to_owned()), Just("<separator>".to_owned()),
                 Just("\u{200b}".to_owned()), Just("\u{200d}".to_owned()), Just("\u{338}".to_owned()), any::<char>().prop_map(String::from),

@@ -1,4 +1,4 @@
-//! The checkpoint's tokenizer, made safe for text that strangers wrote.
+//! The checkpoint's tokenizer, set up for untrusted text.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -8,7 +8,7 @@ use tokenizers::Tokenizer;
 
 use crate::fault::Fault;
 
-/// Control tokens of the Gemma family, whatever the file says of them.
+/// The control tokens of the Gemma family. They are treated as such even if the file does not mark them.
 const CONTROL: [&str; 8] = [
     "<pad>",
     "<eos>",
@@ -20,25 +20,25 @@ const CONTROL: [&str; 8] = [
     "<end_of_image>",
 ];
 
-/// A tokenizer under which no text can become a control token.
+/// A tokenizer that reads the spelling of a control token in a text as plain text.
 pub struct SafeTokenizer {
     inner: Tokenizer,
-    bos: u32,
 }
 
 impl SafeTokenizer {
-    /// Reads a `tokenizer.json`; `path` is only named in errors.
+    /// Reads the content of a `tokenizer.json`. `path` is used only to name the file in errors.
     ///
-    /// Truncation and padding that the file asks for are turned off: nothing may cut the frame.
+    /// Truncation and padding are turned off even if the file asks for them, because truncation could cut the frame.
     ///
     /// # Errors
-    /// The file is no tokenizer, tokenises at random, or does not begin every text with `<bos>`.
+    /// Returns an error if the file is not a tokenizer, if it tokenises at random, or if it does not begin a text with
+    /// exactly one `<bos>`.
     pub fn new(path: &Path, bytes: &[u8]) -> Result<Self, Fault> {
         let fault = |text: String| Fault::file(path, text);
-        refuse_random(path, bytes)?;
-        // The parser asserts some of what it expects of a file.
+        reject_dropout(path, bytes)?;
+        // The parser panics on some malformed files.
         let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)))
-            .map_err(|_| fault("is not a tokenizer: the parser gave up".into()))?;
+            .map_err(|_| fault("is not a tokenizer: the parser panicked".into()))?;
         let mut inner = parsed.map_err(|error| fault(format!("is not a tokenizer: {error}")))?;
         inner
             .with_truncation(None)
@@ -55,7 +55,7 @@ impl SafeTokenizer {
         let bos = inner
             .token_to_id("<bos>")
             .ok_or_else(|| fault("has no `<bos>` token".into()))?;
-        let tokenizer = Self { inner, bos };
+        let tokenizer = Self { inner };
         let sample = tokenizer
             .encode("a")
             .map_err(|error| fault(format!("cannot tokenise: {error}")))?;
@@ -67,33 +67,28 @@ impl SafeTokenizer {
         Ok(tokenizer)
     }
 
-    /// Token ids of a text, `<bos>` first; special-token spellings in it are plain text.
+    /// Returns the token ids of a text, with `<bos>` in front.
     ///
     /// # Errors
-    /// What the tokenizer says; never the text.
+    /// Returns the tokenizer's error, which does not contain the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
         Ok(self.inner.encode_fast(text, true)?.get_ids().to_vec())
     }
 
-    /// The byte range that each token of a text covers, without `<bos>`.
+    /// Returns the start and end in bytes of each token of a text, without `<bos>`.
     ///
     /// # Errors
-    /// What the tokenizer says; never the text.
+    /// Returns the tokenizer's error, which does not contain the text.
     pub fn token_ranges(&self, text: &str) -> Result<Vec<(usize, usize)>, tokenizers::Error> {
         Ok(self.inner.encode(text, false)?.get_offsets().to_vec())
     }
 
-    /// The id of a token's exact spelling.
+    /// Returns the id of the token with exactly this spelling.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The id of `<bos>`.
-    pub fn bos(&self) -> u32 {
-        self.bos
-    }
-
-    /// The control token that a text spells, if any.
+    /// Returns a control token whose spelling the text contains, if there is one.
     pub fn control_token_in(&self, text: &str) -> Option<String> {
         let added = self.inner.get_added_tokens_decoder();
         added
@@ -103,15 +98,16 @@ impl SafeTokenizer {
     }
 }
 
-/// A BPE with dropout gives another answer each time.
-fn refuse_random(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let json: Value = serde_json::from_slice(bytes).map_err(|error| Fault::file(path, format!("not JSON: {error}")))?;
+/// Returns a fault if the tokenizer uses BPE dropout, with which the same text gets different tokens each time.
+fn reject_dropout(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
+    let json: Value =
+        serde_json::from_slice(bytes).map_err(|error| Fault::file(path, format!("is not JSON: {error}")))?;
     match json.pointer("/model/dropout") {
         None | Some(Value::Null) => Ok(()),
         Some(value) if value.as_f64() == Some(0.0) => Ok(()),
         Some(value) => Err(Fault::file(
             path,
-            format!("`model.dropout` is {value}, expected none: scores would be random"),
+            format!("`model.dropout` is {value}, expected none, because scores would be random"),
         )),
     }
 }

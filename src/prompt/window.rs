@@ -1,19 +1,18 @@
-//! Windows: where a long text is cut.
+//! Cuts a long text into overlapping windows.
 
 use std::ops::Range;
 
-/// Tokens that neighbouring windows share: a quarter, so that a phrase cut by one window's edge
-/// stands whole in its neighbour.
+/// Returns how many tokens neighbouring windows share at least: a quarter of a window, so that a phrase that the edge
+/// of one window cuts is whole in its neighbour.
 pub fn overlap(max_tokens: usize) -> usize {
     max_tokens / 4
 }
 
-/// Byte ranges of the windows of a text, cut at character boundaries, and whether there were more
-/// than `max_windows`.
+/// Returns the byte ranges of a text's windows, and whether the text needs more than `max_windows`.
 ///
-/// `tokens` are the byte ranges of the text's tokens, in order. Windows hold at most `max_tokens` of
-/// them. A text with more windows than allowed gets `max_windows` of them, spread evenly from its
-/// first token to its last.
+/// `tokens` are the byte ranges of the text's tokens, in order. A window has at most `max_tokens` of them and is cut at
+/// character boundaries. If the text needs more windows than `max_windows`, that many are spread evenly from its first
+/// token to its last; a single window covers its beginning.
 pub fn cut(text: &str, tokens: &[(usize, usize)], max_tokens: usize, max_windows: usize) -> (Vec<Range<usize>>, bool) {
     if tokens.len() <= max_tokens {
         return (std::iter::once(0..text.len()).collect(), false);
@@ -22,7 +21,8 @@ pub fn cut(text: &str, tokens: &[(usize, usize)], max_tokens: usize, max_windows
     let stride = (max_tokens - overlap(max_tokens)).max(1);
     let needed = last_start.div_ceil(stride) + 1;
     let count = needed.min(max_windows.max(1));
-    // Evenly spread, so the last window ends with the text; a stride is never longer than allowed.
+    // Spread evenly, so that the last window ends with the text. Unless windows are left out, the distance between two
+    // windows is at most `stride`.
     let start = |window: usize| {
         if count == 1 {
             0
@@ -65,15 +65,14 @@ mod tests {
     }
 
     proptest! {
-        /// Unless truncated, every byte is in a window, and every window fits.
         #[test]
-        fn nothing_is_left_out(
+        fn windows_cover_the_text_unless_it_is_truncated(
             chars in prop::collection::vec(prop::sample::select(vec!['a', 'é', '你', '👍']), 1..200),
             max_tokens in 1usize..40,
             max_windows in 1usize..60,
         ) {
             let text: String = chars.iter().collect();
-            // Byte-level tokens: the worst case for character boundaries.
+            // One token for each byte: the worst case for character boundaries.
             let tokens: Vec<_> = text.char_indices()
                 .flat_map(|(at, char)| (0..char.len_utf8()).map(move |_| (at, at + char.len_utf8())))
                 .collect();

@@ -1,88 +1,91 @@
-//! What can go wrong with a registry: the place, the thing, what was found and what was expected.
+//! Errors of the registry. Each one names the registry or the file, what was found and what was expected.
 
 use super::Version;
 
-/// Why the registry did not do what it was asked.
+/// Why an operation on the registry failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The setting names no registry that we can use.
+    /// The setting `registry.url` is not a usable URL.
     #[error("registry.url {found}, expected {expected}")]
     Url {
-        /// What it is, without credentials.
+        /// What is wrong with the value, without credentials.
         found: String,
-        /// What would do.
+        /// The form of a valid value.
         expected: &'static str,
     },
-    /// The store does not answer, or refuses. Worth another try.
-    #[error("cannot {action} `{path}` in the registry at {place}: {source}")]
+    /// The store does not answer, or refuses the operation. Retrying may help.
+    #[error("cannot {action} `{path}` in the registry at {location}: {source}")]
     Store {
-        /// Read, write, list or delete.
+        /// The operation that failed: `open`, `read`, `write`, `list` or `delete`.
         action: &'static str,
-        /// Within the registry.
+        /// Path of the object within the registry.
         path: String,
-        /// Where the registry is.
-        place: String,
-        /// What the store says.
+        /// Location of the registry.
+        location: String,
+        /// The error of the store.
         source: Box<object_store::Error>,
     },
-    /// The registry's folder cannot be used.
+    /// The folder of the registry or the lock file in it cannot be used.
     #[error("cannot {action} `{path}`: {source}")]
     Folder {
-        /// What was tried.
+        /// The operation that failed.
         action: &'static str,
         /// The file or folder.
         path: String,
-        /// What the system says.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// What stands there is not what was written.
-    #[error("`{path}` in the registry at {place}: {found}, expected {expected}")]
+    /// An object is missing, or its content does not match its hash or format.
+    #[error("`{path}` in the registry at {location}: {found}, expected {expected}")]
     Corrupt {
-        /// Within the registry.
+        /// Path of the object within the registry.
         path: String,
-        /// Where the registry is.
-        place: String,
+        /// Location of the registry.
+        location: String,
         /// What was found.
         found: String,
         /// What was expected.
         expected: String,
     },
-    /// A version that is not there, or not any more.
-    #[error("version `{version}` is not in the registry at {place}")]
+    /// The version does not exist, or no longer exists.
+    #[error("version `{version}` is not in the registry at {location}")]
     NoVersion {
-        /// As asked for.
+        /// The version or prefix that was asked for.
         version: String,
-        /// Where the registry is.
-        place: String,
+        /// Location of the registry.
+        location: String,
     },
-    /// An abbreviation that fits several versions.
+    /// Several versions begin with the given prefix.
     #[error("version `{prefix}` is ambiguous: {}", versions.iter().map(Version::as_str).collect::<Vec<_>>().join(", "))]
     Ambiguous {
-        /// As asked for.
+        /// The prefix that was asked for.
         prefix: String,
-        /// What it fits.
+        /// The versions that begin with it.
         versions: Vec<Version>,
     },
-    /// Somebody else moved the pointer first.
-    #[error("pointer {sequence} of the registry at {place} is there already: what is in service changed meanwhile")]
-    Overtaken {
-        /// The pointer that was to be made.
+    /// The version in service has changed since the caller looked at it.
+    #[error(
+        "cannot create pointer {sequence} in the registry at {location}: the version in service has changed in the \
+         meantime"
+    )]
+    Conflict {
+        /// Number of the pointer that was to be created.
         sequence: u64,
-        /// Where the registry is.
-        place: String,
+        /// Location of the registry.
+        location: String,
     },
-    /// There is nothing to go back to.
-    #[error("the registry at {0} has nothing in service to roll back from")]
-    NothingBefore(String),
-    /// A version that nobody could load.
+    /// A rollback was requested, but nothing was in service before.
+    #[error("cannot roll back in the registry at {0}: nothing was in service before")]
+    NoEarlierVersion(String),
+    /// A draft has invalid or missing files, or a manifest that is too large.
     #[error("cannot publish: {0}")]
-    Unpublishable(String),
-    /// Another process of this host is at work in the registry.
-    #[error("the registry's lock `{path}` is held by {holder}")]
+    InvalidDraft(String),
+    /// Another process on this host holds the registry's lock.
+    #[error("the registry lock `{path}` is held by {holder}")]
     Locked {
-        /// The lock file.
+        /// Path of the lock file.
         path: String,
-        /// Its process id and since when, as far as it says so.
+        /// The process that holds the lock and the time at which it took it, if the file records them.
         holder: String,
     },
 }

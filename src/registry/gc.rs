@@ -1,9 +1,9 @@
-//! What nobody needs any more goes.
+//! Garbage collection: removes old versions and what crashed writers left behind.
 //!
-//! Kept are the newest versions, and whatever the recent pointers name, so that there is always
-//! something to roll back to. A version goes manifest first: whenever gc is killed, what is left is
-//! unfinished, never half there. A record goes only with the last version that names it; one that no
-//! version ever named may belong to a decision and stays.
+//! The newest versions are kept, and so are the versions named by recent pointers, so that a rollback stays possible.
+//! The manifest of a version is deleted first: if gc is killed, the rest is an unfinished version, which no reader
+//! mistakes for a complete one. A record is removed together with the last version that refers to it. A record that no
+//! version ever referred to is kept, because a decision may refer to it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,63 +14,64 @@ use object_store::path::Path;
 
 use super::{Manifest, Registry, RegistryError, Version, manifest_path, records};
 
-/// What is unfinished for so long is not being written any more: publishing takes seconds.
+/// Age after which an unfinished version or a staged file counts as abandoned. Publishing takes seconds.
 const ABANDONED_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What gc removed.
+/// What [`Registry::gc`] removed.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Whole versions.
+pub struct GcSummary {
+    /// Complete versions.
     pub versions: Vec<Version>,
-    /// What crashed publications left.
+    /// Unfinished versions, left behind by publications that crashed.
     pub unfinished: Vec<Version>,
-    /// Records that nothing left over names.
+    /// Number of records that no remaining version refers to.
     pub records: usize,
-    /// Staged files that crashed writes left.
+    /// Number of staged files, left behind by writes that crashed.
     pub staged: usize,
 }
 
 impl Registry {
-    /// Removes all but the newest `keep` versions (at least one) and those that the last `keep`
-    /// pointers name. What cannot be read is left alone. To be called under the host's lock.
+    /// Removes all versions except the newest `keep` (at least one) and those named by the last `keep` pointers.
+    ///
+    /// Versions that cannot be read are left alone. The caller must hold the host lock ([`Registry::lock`]).
     ///
     /// # Errors
-    /// The store's; what was removed until then is gone, and calling again goes on.
-    pub async fn gc(&self, keep: usize, now: SystemTime) -> Result<Removed, RegistryError> {
+    /// Returns an error if the store fails. Everything removed up to then stays removed, and the call can be repeated.
+    pub async fn gc(&self, keep: usize, now: SystemTime) -> Result<GcSummary, RegistryError> {
         let keep = keep.max(1);
         let listing = self.list().await?;
         let history = self.history().await?;
-        let mut kept: BTreeSet<Version> = listing
+        let mut keep_versions: BTreeSet<Version> = listing
             .versions
             .iter()
             .take(keep)
-            .map(|one| one.version.clone())
+            .map(|manifest| manifest.version.clone())
             .collect();
-        kept.extend(
+        keep_versions.extend(
             history
                 .iter()
                 .rev()
                 .take(keep)
                 .filter_map(|pointer| pointer.version.clone()),
         );
-        let (stay, go): (Vec<Manifest>, Vec<Manifest>) = listing
+        let (remaining, old): (Vec<Manifest>, Vec<Manifest>) = listing
             .versions
             .into_iter()
-            .partition(|manifest| kept.contains(&manifest.version));
-        let mut removed = Removed::default();
-        for manifest in &go {
+            .partition(|manifest| keep_versions.contains(&manifest.version));
+        let mut removed = GcSummary::default();
+        for manifest in &old {
             self.remove_version(&manifest.version).await?;
             removed.versions.push(manifest.version.clone());
         }
-        let named: BTreeSet<_> = stay.iter().flat_map(|manifest| &manifest.records).collect();
-        let unnamed: BTreeSet<_> = go.iter().flat_map(|manifest| &manifest.records).collect();
-        // What a broken manifest names is not known.
-        let unnamed = if listing.broken.is_empty() {
-            unnamed
+        let in_use: BTreeSet<_> = remaining.iter().flat_map(|manifest| &manifest.records).collect();
+        let candidates: BTreeSet<_> = old.iter().flat_map(|manifest| &manifest.records).collect();
+        // A broken manifest may refer to any of them.
+        let candidates = if listing.broken.is_empty() {
+            candidates
         } else {
             BTreeSet::new()
         };
-        for (kind, hash) in unnamed.difference(&named) {
+        for (kind, hash) in candidates.difference(&in_use) {
             if let Some(path) = records::path(**kind, hash) {
                 self.store.delete(&path).await?;
                 removed.records += 1;
@@ -98,8 +99,7 @@ impl Registry {
 
     async fn is_abandoned(&self, version: &Version, now: SystemTime) -> Result<bool, RegistryError> {
         let objects = self.store.list(&folder(version)).await?;
-        let old = |modified: SystemTime| now.duration_since(modified).is_ok_and(|age| age >= ABANDONED_AFTER);
-        Ok(objects.iter().all(|object| old(object.last_modified.into())))
+        Ok(objects.iter().all(|object| is_old(object.last_modified.into(), now)))
     }
 }
 
@@ -107,8 +107,15 @@ fn folder(version: &Version) -> Path {
     Path::from(format!("versions/{version}"))
 }
 
-/// Removes old staged files, which listings do not show, and folders that they kept from being empty.
-/// What cannot be removed is left: it is only litter.
+/// Returns whether something that was last modified at `modified` counts as abandoned.
+fn is_old(modified: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(modified).is_ok_and(|age| age >= ABANDONED_AFTER)
+}
+
+/// Removes old staged files, which do not appear in listings, and folders that become empty as a result. Returns the
+/// number of files removed.
+///
+/// Files that cannot be removed are skipped, because they do no harm.
 fn sweep_staged(folder: &FilePath, now: SystemTime) -> usize {
     let Ok(entries) = fs::read_dir(folder) else {
         return 0;
@@ -121,21 +128,19 @@ fn sweep_staged(folder: &FilePath, now: SystemTime) -> usize {
         if metadata.is_dir() {
             let below = sweep_staged(&path, now);
             if below > 0 {
-                // Fails where anything is left in it.
+                // Fails if the folder is not empty.
                 let _ = fs::remove_dir(&path);
             }
             removed += below;
             continue;
         }
-        let old = metadata
-            .modified()
-            .is_ok_and(|modified| now.duration_since(modified).is_ok_and(|age| age >= ABANDONED_AFTER));
+        let is_old = metadata.modified().is_ok_and(|modified| is_old(modified, now));
         let name = entry.file_name();
-        let staged = name
+        let is_staged = name
             .to_str()
             .and_then(|name| name.rsplit_once('#'))
             .is_some_and(|(_, number)| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit()));
-        if metadata.is_file() && staged && old && fs::remove_file(&path).is_ok() {
+        if metadata.is_file() && is_staged && is_old && fs::remove_file(&path).is_ok() {
             removed += 1;
         }
     }
@@ -147,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_old_staged_files_are_swept() {
+    fn only_old_staged_files_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let touch = |name: &str| {
             let path = folder.path().join(name);

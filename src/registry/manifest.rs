@@ -1,4 +1,4 @@
-//! What a version is made of, and the name that follows from it.
+//! The manifest of a version, and the version's name, which is derived from it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -11,25 +11,25 @@ use super::records::RecordKind;
 use crate::decide::{Calibration, DerivedThresholds};
 use crate::hash::content_hash;
 
-/// Format of [`Manifest`].
-pub const MANIFEST_FORMAT: u32 = 1;
+/// The format number of the manifests that this release reads and writes.
+const MANIFEST_FORMAT: u32 = 1;
 
-/// Hexadecimal digits of a version: 64 bits, enough to tell versions apart; what they hold is proven
-/// by whole hashes.
+/// Length of a version in hexadecimal digits. These 64 bits only distinguish versions from each other; contents are
+/// verified with complete hashes.
 const VERSION_DIGITS: usize = 16;
 
-/// Name of a version: the beginning of the SHA-256 of its manifest.
+/// The name of a version: the first 16 hexadecimal digits of the SHA-256 of its manifest.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Version(String);
 
-/// A text that names no version.
+/// A string that is not the name of a version.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is no version, expected {VERSION_DIGITS} hexadecimal digits")]
+#[error("`{0}` is not a version, expected {VERSION_DIGITS} hexadecimal digits")]
 pub struct VersionError(String);
 
 impl Version {
-    /// The digits.
+    /// Returns the hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -43,7 +43,7 @@ impl FromStr for Version {
         if text.len() == VERSION_DIGITS && digits(text) {
             Ok(Self(text.to_owned()))
         } else {
-            // Whatever it is, it is short in a message.
+            // Keeps the message short.
             Err(VersionError(text.chars().take(40).collect()))
         }
     }
@@ -69,65 +69,67 @@ impl fmt::Display for Version {
     }
 }
 
-/// One file of a version.
+/// The hash and size of one file of a version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileEntry {
-    /// As `sha256sum` prints it, after `sha256:`.
+    /// SHA-256 of the content in hexadecimal, after `sha256:`.
     pub sha256: String,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
-/// `manifest.json`: everything about a version. Written last, so a version that has one is whole.
+/// The content of `manifest.json`, which describes a version. It is written last, so a version that has one is
+/// complete.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
-    /// [`MANIFEST_FORMAT`].
+    /// Number of the format, at present 1.
     pub format: u32,
-    /// Follows from all the rest.
+    /// Name of the version, derived from all other fields.
     pub version: Version,
-    /// Its files, without the manifest.
+    /// The files of the version by name, without the manifest itself.
     pub files: BTreeMap<String, FileEntry>,
-    /// Content hash of the adapter, as decisions name it.
+    /// Content hash of the adapter, as recorded in decisions.
     pub adapter: String,
-    /// What it rests on, as hashes of records in the registry.
+    /// Hashes of the registry records that the version depends on, such as its prompt.
     pub records: BTreeMap<RecordKind, String>,
-    /// What its maker says of it.
+    /// How the version was made and evaluated.
     #[serde(flatten)]
     pub facts: VersionFacts,
 }
 
-/// What the maker of a version says of it. What only people and reports read is plain JSON here: the
-/// registry does not know how adapters are made.
+/// How a version was made and evaluated, as stated by its publisher.
+///
+/// Fields that only people and reports read are untyped JSON, so that the registry does not depend on training.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VersionFacts {
-    /// RFC 3339 UTC.
+    /// Time of creation, in RFC 3339 format and UTC.
     pub created_at: String,
-    /// The version that was in service and that it was measured against; none for the bare base.
+    /// The version in service that it was compared with; `None` for the bare base model.
     pub parent: Option<Version>,
     /// Fingerprint of the base model.
     pub base: String,
-    /// Hash of the prompt that it was trained under.
+    /// Hash of the prompt that it was trained with.
     pub prompt: String,
     /// Version of the normaliser, or `none`.
     pub normalizer: String,
-    /// From margin to probability.
+    /// Maps margins to probabilities.
     pub calibration: Calibration,
-    /// Where its bands begin.
+    /// Thresholds that were derived for this version.
     pub thresholds: DerivedThresholds,
-    /// Seed of the training.
+    /// Random seed of the training run.
     pub seed: u64,
-    /// Everything else that shaped the training.
+    /// All other settings of the training run.
     pub hyperparameters: Value,
-    /// The snapshot of the feedback: its hash, offsets and counts.
+    /// The feedback that it was trained on: hash, offsets and counts.
     pub data: Value,
-    /// The evaluation on the test part.
+    /// Evaluation on the test part.
     pub metrics: Value,
-    /// The gate's verdict.
+    /// Verdict of the promotion gate.
     pub gate: Value,
 }
 
 impl Manifest {
-    /// Describes files and gives the result its name.
+    /// Creates the manifest and derives the version from it.
     pub(super) fn new(
         files: BTreeMap<String, FileEntry>,
         adapter: String,
@@ -142,55 +144,56 @@ impl Manifest {
             records,
             facts,
         };
-        let value = serde_json::to_value(&manifest).expect("names, numbers and JSON always have a JSON form");
+        let value = serde_json::to_value(&manifest).expect("strings, numbers and JSON values serialise to JSON");
         manifest.version = version_of(&value);
         manifest
     }
 
-    /// The bytes of `manifest.json`.
+    /// Returns the content of `manifest.json`.
     pub(super) fn to_bytes(&self) -> Vec<u8> {
-        let mut bytes = serde_json::to_vec_pretty(self).expect("names, numbers and JSON always have a JSON form");
+        let mut bytes = serde_json::to_vec_pretty(self).expect("strings, numbers and JSON values serialise to JSON");
         bytes.push(b'\n');
         bytes
     }
 
-    /// Reads a manifest back and shows that it is the one of this name; the error is what was found
-    /// and what was expected.
+    /// Parses a manifest and verifies that it is the manifest of `version`.
+    ///
+    /// The error consists of what was found and what was expected.
     pub(super) fn parse(bytes: &[u8], version: &Version) -> Result<Self, (String, String)> {
         let json = |error: serde_json::Error| (error.to_string(), "a manifest".to_owned());
         let value: Value = serde_json::from_slice(bytes).map_err(json)?;
         if value["format"] != MANIFEST_FORMAT {
             return Err((
                 format!("format {}", value["format"]),
-                format!("{MANIFEST_FORMAT}, which this release knows"),
+                format!("format {MANIFEST_FORMAT}"),
             ));
         }
         let found = version_of(&value);
         if found != *version {
-            return Err((format!("it hashes to {found}"), version.to_string()));
+            return Err((format!("its hash gives version {found}"), version.to_string()));
         }
         let manifest: Self = serde_json::from_value(value).map_err(json)?;
         if manifest.version != *version {
-            return Err((format!("it names version {}", manifest.version), version.to_string()));
+            return Err((format!("it is for version {}", manifest.version), version.to_string()));
         }
         match manifest.files.keys().find(|name| !is_file_name(name)) {
-            Some(name) => Err((format!("a file `{name}`"), "a plain file name".to_owned())),
+            Some(name) => Err((format!("the file name `{name}`"), "a plain file name".to_owned())),
             None => Ok(manifest),
         }
     }
 }
 
-/// A name that stays in its folder on every store: letters, digits, `_`, `-`, `.`, none of them first
-/// but a letter or digit.
+/// Returns whether a name is safe on every store and cannot leave its folder: letters, digits, `_`, `-` and `.`, with
+/// a letter or digit first.
 pub(super) fn is_file_name(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
     name.len() <= 100
-        && name.bytes().all(plain)
+        && name.bytes().all(is_allowed)
         && name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
         && name != "manifest.json"
 }
 
-/// The version that a manifest without its version field hashes to.
+/// Derives the version from the hash of all fields except `version`.
 fn version_of(manifest: &Value) -> Version {
     let mut manifest = manifest.clone();
     if let Some(fields) = manifest.as_object_mut() {
@@ -201,7 +204,7 @@ fn version_of(manifest: &Value) -> Version {
     Version(digits[..VERSION_DIGITS].to_owned())
 }
 
-/// JSON without white space, keys in byte order whatever the map type keeps.
+/// Serialises JSON without white space and with sorted keys, whatever order the map type keeps.
 fn canonical(value: &Value) -> String {
     match value {
         Value::Object(fields) => {
@@ -262,28 +265,28 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_manifest_reads_back_and_its_name_is_proven() {
+    fn a_manifest_reads_back_and_its_version_is_verified() {
         let manifest = manifest();
         let bytes = manifest.to_bytes();
         assert_eq!(Manifest::parse(&bytes, &manifest.version), Ok(manifest.clone()));
         let check = |from: &str, to: &str, expected: &str| {
-            let spoiled = String::from_utf8(bytes.clone()).unwrap().replace(from, to);
-            let (found, _) = Manifest::parse(spoiled.as_bytes(), &manifest.version).unwrap_err();
+            let changed = String::from_utf8(bytes.clone()).unwrap().replace(from, to);
+            let (found, _) = Manifest::parse(changed.as_bytes(), &manifest.version).unwrap_err();
             assert!(found.starts_with(expected), "{found}");
         };
-        check("sha256:base", "sha256:other", "it hashes to ");
-        check("0.93", "0.92", "it hashes to ");
+        check("sha256:base", "sha256:other", "its hash gives version ");
+        check("0.93", "0.92", "its hash gives version ");
         check("\"format\": 1", "\"format\": 2", "format 2");
         check(
             manifest.version.as_str(),
             "ffffffffffffffff",
-            "it names version ffffffffffffffff",
+            "it is for version ffffffffffffffff",
         );
         check("{", "", "trailing characters");
     }
 
     #[test]
-    fn what_a_later_release_adds_is_part_of_the_name() {
+    fn the_version_covers_fields_that_a_later_release_adds() {
         let manifest = manifest();
         let text = String::from_utf8(manifest.to_bytes()).unwrap();
         let more = text.replacen('{', r#"{"later": 1,"#, 1);
@@ -298,7 +301,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn versions_and_file_names_are_plain() {
+    fn invalid_versions_and_file_names_are_rejected() {
         assert!("0123456789abcdef".parse::<Version>().is_ok());
         for text in [
             "",
@@ -340,9 +343,9 @@ pub(super) mod tests {
     }
 
     proptest! {
-        /// The name survives any formatting: it is the content's.
+        /// A version must not change when its manifest is reformatted.
         #[test]
-        fn the_canonical_text_is_json_and_does_not_depend_on_formatting(value in values()) {
+        fn the_canonical_form_is_json_and_does_not_depend_on_formatting(value in values()) {
             let text = canonical(&value);
             let back: Value = serde_json::from_str(&text).unwrap();
             prop_assert_eq!(canonical(&back), text.clone());

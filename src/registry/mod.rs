@@ -1,4 +1,4 @@
-//! Adapter versions: published, promoted, rolled back, watched.
+//! The registry: publishes adapter versions, and records which one is in service.
 //!
 //! ```text
 //! versions/<version>/adapter_config.json, adapter_model.safetensors, report.html, manifest.json
@@ -8,10 +8,10 @@
 //! lock
 //! ```
 //!
-//! Nothing is ever changed: objects are created whole, and gc alone deletes. A version's manifest is
-//! written last, so a version that has one is whole; the pointer is made after that, so what is in
-//! service is always readable, whenever a writer is killed. Pointer, manifest and files are a chain of
-//! hashes, and reading proves each link. How adapters are made and judged is not known here.
+//! Objects are never modified: each is created atomically, and only gc deletes. The manifest of a version is written
+//! after its files, so a version that has one is complete. A pointer is created after that, so the version in service
+//! is readable even if a writer is killed at any point. A pointer contains the hash of a manifest, and the manifest the
+//! hashes of the files; readers verify them all. This module does not depend on how adapters are trained or evaluated.
 
 mod error;
 mod gc;
@@ -33,73 +33,77 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 
 pub use error::RegistryError;
-pub use gc::Removed;
+pub use gc::GcSummary;
 pub use lock::HostLock;
-pub use manifest::{FileEntry, MANIFEST_FORMAT, Manifest, Version, VersionError, VersionFacts};
+pub use manifest::{FileEntry, Manifest, Version, VersionError, VersionFacts};
 pub use pointer::{Change, Pointer};
-pub use publish::{ADAPTER_FILES, VersionDraft};
+pub(crate) use publish::ADAPTER_FILES;
+pub use publish::VersionDraft;
 pub use read::{AdapterVersion, Listing};
 pub use records::{RecordKind, SplitKey};
 pub use service::Rollback;
 
 use store::Store;
 
-/// Larger than any manifest; the reader of adapters stops at this size too.
+/// Upper bound on the size of a manifest. The loader of adapters has the same limit.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
-/// A place that holds adapter versions. Cheap to clone.
+/// A registry of adapter versions. It is cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Registry {
     store: Store,
-    /// The highest pointer seen: listing begins there.
-    known: Arc<AtomicU64>,
+    /// The highest pointer seen so far, at which the next listing starts.
+    last_sequence: Arc<AtomicU64>,
 }
 
 impl Registry {
-    /// Opens the registry at a `file://` URL, whose folder exists.
+    /// Opens the registry at a `file://` URL.
     ///
     /// # Errors
-    /// [`RegistryError::Url`], [`RegistryError::Store`].
+    /// Returns [`RegistryError::Url`] if the URL is not usable, and [`RegistryError::Store`] if the folder does not
+    /// exist.
     pub fn open(url: &str) -> Result<Self, RegistryError> {
-        Store::open(url).map(Self::with)
+        Store::open(url).map(Self::from_store)
     }
 
-    /// As [`Registry::open`]; makes the folder where it is missing.
+    /// Opens the registry at a `file://` URL, and creates its folder if it is missing.
     ///
     /// # Errors
-    /// As [`Registry::open`], and [`RegistryError::Folder`].
+    /// Returns [`RegistryError::Url`] if the URL is not usable, and [`RegistryError::Folder`] or
+    /// [`RegistryError::Store`] if the folder cannot be created or opened.
     pub fn create(url: &str) -> Result<Self, RegistryError> {
-        Store::create(url).map(Self::with)
+        Store::create(url).map(Self::from_store)
     }
 
-    /// A registry in any object store that creates objects atomically and only where there is none;
-    /// `place` names it in errors.
-    pub fn on(objects: Arc<dyn ObjectStore>, place: impl Into<String>) -> Self {
-        Self::with(Store::new(objects, place.into()))
+    /// Creates a registry in any object store that supports atomic create-if-absent. `location` is its name in
+    /// errors.
+    pub fn with_store(objects: Arc<dyn ObjectStore>, location: impl Into<String>) -> Self {
+        Self::from_store(Store::new(objects, location.into()))
     }
 
-    fn with(store: Store) -> Self {
+    fn from_store(store: Store) -> Self {
         Self {
             store,
-            known: Arc::default(),
+            last_sequence: Arc::default(),
         }
     }
 
-    /// Where it is, as errors name it.
-    pub fn place(&self) -> &str {
-        self.store.place()
+    /// Returns the location of the registry, as it appears in errors.
+    pub fn location(&self) -> &str {
+        self.store.location()
     }
 
-    /// The folder of a version, where the registry is one on this host.
+    /// Returns the folder of a version, or `None` if the registry is not a folder on this host.
     pub fn version_folder(&self, version: &Version) -> Option<PathBuf> {
         let folder = self.store.folder()?;
         Some(folder.join("versions").join(version.as_str()))
     }
 
-    /// Takes the host's lock, where the registry is a folder on it; elsewhere there is none to take.
+    /// Takes the host lock. Returns `None` if the registry is not a folder on this host, which has no lock.
     ///
     /// # Errors
-    /// [`RegistryError::Locked`], [`RegistryError::Folder`].
+    /// Returns [`RegistryError::Locked`] if another process holds the lock, and [`RegistryError::Folder`] if the lock
+    /// file cannot be used.
     pub fn lock(&self, now: SystemTime) -> Result<Option<HostLock>, RegistryError> {
         self.store
             .folder()

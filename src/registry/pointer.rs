@@ -1,47 +1,47 @@
-//! What is in service: an append-only series of pointers, the highest of which counts.
+//! Pointers, which name the version in service. They form an append-only series, and the highest number applies.
 //!
-//! Promotion, rollback and history are one mechanism. A pointer is made with create-if-absent under
-//! the number after the one that its maker knew, so of two makers one fails and is told so.
+//! Promotion, rollback and history share this mechanism. A writer creates the pointer after the last one that it has
+//! seen, with create-if-absent, so if two writers compete, one of them gets an error.
 
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::Version;
 
-/// Larger than any pointer.
+/// Upper bound on the size of a pointer in bytes.
 pub(super) const MAX_POINTER_BYTES: u64 = 64 << 10;
 
-/// One step of the history.
+/// A record that names the version in service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pointer {
-    /// Its place in the series, from 1.
+    /// Number of the pointer in the series, from 1.
     pub sequence: u64,
-    /// What is in service from here on; none for the bare base.
+    /// The version in service; `None` for the bare base model.
     pub version: Option<Version>,
-    /// SHA-256 of that version's manifest.
+    /// SHA-256 of the manifest of that version.
     pub manifest_sha256: Option<String>,
-    /// Why it changed.
+    /// Whether this was a promotion or a rollback.
     pub change: Change,
-    /// When, RFC 3339 UTC.
+    /// Time of the change, in RFC 3339 format and UTC.
     pub at: String,
 }
 
-/// Why what is in service changed.
+/// The kind of change that a pointer records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Change {
-    /// A version passed the gate, or an operator chose it.
+    /// A version was promoted, by `retrain` or by an operator.
     Promote,
-    /// Back to what was in service before.
+    /// A version that was in service before was put back.
     Rollback {
-        /// The pointer whose version is in service again; 0 for the time before the first.
+        /// Number of the pointer whose version is in service again; 0 for the state before the first pointer.
         restores: u64,
     },
 }
 
 impl Pointer {
-    /// The pointer that was in effect where this one begins: itself, or what it restores. Going back
-    /// again goes on from there, not to what was rolled back.
+    /// Returns the number of the pointer whose state this one puts into effect: its own, or that of the pointer that
+    /// it restores. The next rollback starts from there, and so does not return to the version that was rolled back.
     pub(super) fn effective(&self) -> u64 {
         match self.change {
             Change::Promote => self.sequence,
@@ -58,21 +58,22 @@ pub(super) fn path(sequence: u64) -> Path {
     Path::from(format!("pointers/{sequence:08}.json"))
 }
 
-/// The number of a pointer's path; other objects that somebody put there are none.
+/// Returns the number of the pointer at `path`, or `None` if it is not the path of a pointer.
 pub(super) fn sequence(path: &Path) -> Option<u64> {
     let number = path.filename()?.strip_suffix(".json")?.parse().ok()?;
     (self::path(number) == *path).then_some(number)
 }
 
-/// Where a rollback goes: the latest pointer before the one in effect with another version, or the
-/// bare base (0) before the first. Nothing where the bare base is in service and nothing came before.
-pub(super) fn before(history: &[Pointer]) -> Option<u64> {
+/// Returns the pointer that a rollback restores: the latest one before the pointer in effect that has another version,
+/// or 0 (the bare base model) if there is none. Returns `None` if the bare base model is in service and nothing was in
+/// service before.
+pub(super) fn rollback_target(history: &[Pointer]) -> Option<u64> {
     let current = history.last()?;
     let effective = current.effective();
     let earlier = history.iter().rev().filter(|pointer| pointer.sequence < effective);
     let other = earlier.clone().find(|pointer| pointer.version != current.version);
     match other {
-        // A rollback restored something: that is what was in service.
+        // If that pointer is itself a rollback, the pointer that it restored was in effect.
         Some(pointer) => Some(pointer.effective()),
         None => current.version.is_some().then_some(0),
     }
@@ -83,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn paths_have_numbers() {
+    fn numbers_and_paths_convert_both_ways() {
         assert_eq!(path(42).to_string(), "pointers/00000042.json");
         for number in [1, 42, 99_999_999, 100_000_000] {
             assert_eq!(sequence(&path(number)), Some(number));
@@ -99,7 +100,7 @@ mod tests {
         }
     }
 
-    /// `A`, `B`... promote a version, a number rolls back to that pointer.
+    /// Builds a history. A letter promotes that version, and a digit rolls back to that pointer.
     fn history(steps: &str) -> Vec<Pointer> {
         let mut history: Vec<Pointer> = Vec::new();
         for (index, step) in steps.chars().enumerate() {
@@ -121,21 +122,22 @@ mod tests {
     }
 
     #[test]
-    fn a_rollback_goes_back_and_back_again() {
-        let check = |steps: &str, expected: Option<u64>| assert_eq!(before(&history(steps)), expected, "{steps}");
+    fn repeated_rollbacks_go_back_step_by_step() {
+        let check =
+            |steps: &str, expected: Option<u64>| assert_eq!(rollback_target(&history(steps)), expected, "{steps}");
         check("", None);
         check("A", Some(0));
         check("AB", Some(1));
-        // Back once: A is in service, before it was the bare base, not B.
+        // After one rollback, A is in service. Before A it was the bare base model, not B.
         check("AB1", Some(0));
         check("AB10", None);
         check("ABC", Some(2));
         check("ABC2", Some(1));
         check("ABC21", Some(0));
-        // After a rollback something new came: before it was what the rollback restored.
+        // C was promoted after a rollback, so the version before C is the one that the rollback restored.
         check("AB1C", Some(1));
         check("AB1C1", Some(0));
-        // The same version again is no other.
+        // Promoting the same version again does not count as a change.
         check("AAB", Some(2));
         check("ABB", Some(1));
         check("A0B", Some(0));

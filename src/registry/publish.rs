@@ -1,4 +1,4 @@
-//! From an adapter's files to a version: records, files, then the manifest.
+//! Publishes a version from the files of an adapter.
 
 use std::collections::BTreeMap;
 
@@ -7,29 +7,32 @@ use super::{FileEntry, MAX_MANIFEST_BYTES, Manifest, RecordKind, Registry, Regis
 use super::{file_path, manifest_path};
 use crate::hash::{adapter_hash, content_hash};
 
-/// The two files that make an adapter.
-pub const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+/// The two files of an adapter, in PEFT format.
+pub(crate) const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 
-/// What is to become a version.
+/// The content of a version that is to be published.
 #[derive(Debug, Clone)]
 pub struct VersionDraft {
-    /// What its maker says of it.
+    /// How the version was made and evaluated.
     pub facts: VersionFacts,
-    /// Files by name, [`ADAPTER_FILES`] among them; the manifest is made here.
+    /// Files by name, including `adapter_config.json` and `adapter_model.safetensors`. The manifest is added on
+    /// publication.
     pub files: BTreeMap<String, Vec<u8>>,
-    /// What it rests on, as canonical JSON.
+    /// Records that the version depends on, as canonical JSON.
     pub records: BTreeMap<RecordKind, String>,
 }
 
 impl Registry {
-    /// Publishes a version: records, files, then the manifest. Publishing the same again changes
-    /// nothing. It is not in service by that.
+    /// Publishes a version without putting it into service: writes its records, then its files, then the manifest.
+    ///
+    /// Publishing the same draft again has no effect.
     ///
     /// # Errors
-    /// [`RegistryError::Unpublishable`] for a draft that nobody could load, else the store's.
+    /// Returns [`RegistryError::InvalidDraft`] if a file name is invalid, a file of the adapter is missing or the
+    /// manifest is too large, or another error if the store fails.
     pub async fn publish(&self, draft: VersionDraft) -> Result<Manifest, RegistryError> {
         let VersionDraft { facts, files, records } = draft;
-        let adapter = check_files(&files).map_err(RegistryError::Unpublishable)?;
+        let adapter = check_files(&files).map_err(RegistryError::InvalidDraft)?;
         let mut hashes = BTreeMap::new();
         for (kind, canonical) in records {
             hashes.insert(kind, self.put_record(kind, &canonical).await?);
@@ -46,19 +49,19 @@ impl Registry {
         if manifest_bytes.len() as u64 > MAX_MANIFEST_BYTES {
             let size = manifest_bytes.len();
             let text = format!("the manifest has {size} bytes, expected at most {MAX_MANIFEST_BYTES}");
-            return Err(RegistryError::Unpublishable(text));
+            return Err(RegistryError::InvalidDraft(text));
         }
         for (name, bytes) in files {
             let path = file_path(&manifest.version, &name);
-            self.store.create_same(&path, bytes).await?;
+            self.store.create_identical(&path, bytes).await?;
         }
         let path = manifest_path(&manifest.version);
-        self.store.create_same(&path, manifest_bytes).await?;
+        self.store.create_identical(&path, manifest_bytes).await?;
         Ok(manifest)
     }
 }
 
-/// Shows that files make an adapter and gives its hash.
+/// Checks the file names and returns the hash of the adapter.
 fn check_files(files: &BTreeMap<String, Vec<u8>>) -> Result<String, String> {
     if let Some(name) = files.keys().find(|name| !is_file_name(name)) {
         return Err(format!(

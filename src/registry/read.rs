@@ -1,4 +1,4 @@
-//! Reading versions, every link of the chain proven: pointer, manifest, files.
+//! Reads versions and verifies their hashes, from the pointer through the manifest to the files.
 
 use std::collections::BTreeMap;
 
@@ -8,39 +8,39 @@ use super::{MAX_MANIFEST_BYTES, Manifest, Pointer, Registry, RegistryError, Vers
 use super::{file_path, manifest_path};
 use crate::hash::content_hash;
 
-/// A version read back, every byte proven.
+/// A version whose files have been read and verified.
 #[derive(Debug, Clone)]
 pub struct AdapterVersion {
-    /// Its manifest.
+    /// The verified manifest.
     pub manifest: Manifest,
-    /// Its files by name.
+    /// Contents of its files by name.
     pub files: BTreeMap<String, Vec<u8>>,
 }
 
-/// What a registry holds.
+/// The versions in a registry.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Whole versions, newest first.
+    /// Complete versions, newest first.
     pub versions: Vec<Manifest>,
-    /// Versions without a manifest: being published, or left by a crash.
+    /// Versions without a manifest: they are being published, or a crash interrupted their publication.
     pub unfinished: Vec<Version>,
-    /// What cannot be read, each with the reason.
+    /// Errors for versions that cannot be read.
     pub broken: Vec<RegistryError>,
 }
 
 impl Registry {
-    /// Everything that was published and is still there.
+    /// Lists all versions. A version that cannot be read is listed as broken.
     ///
     /// # Errors
-    /// The store's; a version that cannot be read is listed as broken.
+    /// Returns an error if the folders of the versions cannot be listed.
     pub async fn list(&self) -> Result<Listing, RegistryError> {
         let mut listing = Listing::default();
         for name in self.store.folders(&Path::from("versions")).await? {
-            // Another folder that somebody made is none of ours.
+            // Ignore other folders.
             let Ok(version) = name.parse::<Version>() else {
                 continue;
             };
-            match self.show(&version).await {
+            match self.manifest(&version).await {
                 Ok(manifest) => listing.versions.push(manifest),
                 Err(RegistryError::NoVersion { .. }) => listing.unfinished.push(version),
                 Err(error) => listing.broken.push(error),
@@ -54,41 +54,46 @@ impl Registry {
         Ok(listing)
     }
 
-    /// A version's manifest, proven by its name.
+    /// Reads the manifest of a version and verifies it against the version's name.
     ///
     /// # Errors
-    /// [`RegistryError::NoVersion`], [`RegistryError::Corrupt`], the store's.
-    pub async fn show(&self, version: &Version) -> Result<Manifest, RegistryError> {
-        self.manifest(version).await.map(|(manifest, _)| manifest)
+    /// Returns [`RegistryError::NoVersion`] if there is no such version, [`RegistryError::Corrupt`] if the manifest
+    /// does not match it, or another error if the store fails.
+    pub async fn manifest(&self, version: &Version) -> Result<Manifest, RegistryError> {
+        self.manifest_and_hash(version).await.map(|(manifest, _)| manifest)
     }
 
-    /// A version whole, each file proven by the manifest.
+    /// Reads a version with all its files and verifies them against the manifest.
     ///
     /// # Errors
-    /// As [`Registry::show`].
+    /// Fails like [`Registry::manifest`], and returns [`RegistryError::Corrupt`] if a file is missing or does not match
+    /// the manifest.
     pub async fn read(&self, version: &Version) -> Result<AdapterVersion, RegistryError> {
-        self.proven(version).await.map(|(version, _)| version)
+        self.version_and_hash(version).await.map(|(version, _)| version)
     }
 
-    /// What a pointer names, proven from the pointer on; nothing for the bare base.
+    /// Reads the version that a pointer names, and verifies it against the hash in the pointer. Returns `None` if the
+    /// pointer names the bare base model.
     ///
     /// # Errors
-    /// As [`Registry::show`].
+    /// Fails like [`Registry::read`], and returns [`RegistryError::Corrupt`] if the manifest is not the one that the
+    /// pointer was created for.
     pub async fn read_current(&self, pointer: &Pointer) -> Result<Option<AdapterVersion>, RegistryError> {
         let Some(version) = &pointer.version else {
             return Ok(None);
         };
-        let (whole, hash) = self.proven(version).await?;
+        let (read, hash) = self.version_and_hash(version).await?;
         match &pointer.manifest_sha256 {
             Some(expected) if *expected != hash => Err(self.store.corrupt(&manifest_path(version), hash, expected)),
-            _ => Ok(Some(whole)),
+            _ => Ok(Some(read)),
         }
     }
 
-    /// The version that an abbreviation of at least four digits means.
+    /// Finds the version that begins with `prefix`, which must have at least four digits.
     ///
     /// # Errors
-    /// [`RegistryError::NoVersion`], [`RegistryError::Ambiguous`], the store's.
+    /// Returns [`RegistryError::NoVersion`] if no version begins with the prefix or it is too short,
+    /// [`RegistryError::Ambiguous`] if several versions do, or another error if the store fails.
     pub async fn find(&self, prefix: &str) -> Result<Version, RegistryError> {
         let names = self.store.folders(&Path::from("versions")).await?;
         let versions = names.iter().filter_map(|name| name.parse::<Version>().ok());
@@ -105,8 +110,8 @@ impl Registry {
         }
     }
 
-    /// A manifest and the hash of its bytes.
-    async fn manifest(&self, version: &Version) -> Result<(Manifest, String), RegistryError> {
+    /// Returns a manifest and the hash of its bytes.
+    async fn manifest_and_hash(&self, version: &Version) -> Result<(Manifest, String), RegistryError> {
         let path = manifest_path(version);
         let bytes = self.store.get(&path, MAX_MANIFEST_BYTES).await?;
         let bytes = bytes.ok_or_else(|| self.no_version(version.as_str()))?;
@@ -116,14 +121,14 @@ impl Registry {
         }
     }
 
-    /// A version whole, and the hash of its manifest's bytes.
-    pub(super) async fn proven(&self, version: &Version) -> Result<(AdapterVersion, String), RegistryError> {
-        let (manifest, hash) = self.manifest(version).await?;
+    /// Returns a version with all its files, and the hash of its manifest's bytes.
+    pub(super) async fn version_and_hash(&self, version: &Version) -> Result<(AdapterVersion, String), RegistryError> {
+        let (manifest, hash) = self.manifest_and_hash(version).await?;
         let mut files = BTreeMap::new();
         for (name, entry) in &manifest.files {
             let path = file_path(&manifest.version, name);
             let bytes = self.store.get(&path, entry.bytes).await?;
-            let bytes = bytes.ok_or_else(|| self.store.corrupt(&path, "nothing", &entry.sha256))?;
+            let bytes = bytes.ok_or_else(|| self.store.corrupt(&path, "missing", &entry.sha256))?;
             let found = content_hash(&bytes);
             if found != entry.sha256 {
                 return Err(self.store.corrupt(&path, found, &entry.sha256));
@@ -136,7 +141,7 @@ impl Registry {
     fn no_version(&self, version: &str) -> RegistryError {
         RegistryError::NoVersion {
             version: version.chars().take(40).collect(),
-            place: self.place().to_owned(),
+            location: self.location().to_owned(),
         }
     }
 }

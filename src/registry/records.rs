@@ -1,4 +1,4 @@
-//! What decisions name by hash, kept so that a decision can be explained later; and the split key.
+//! Records, which keep what decisions refer to by hash so that they can be explained later, and the split key.
 
 use std::fmt;
 
@@ -6,30 +6,30 @@ use object_store::path::Path;
 use rand::Rng;
 use serde::{Deserialize, Serialize};
 
-use super::store::Created;
+use super::store::CreateOutcome;
 use super::{Registry, RegistryError};
 use crate::hash::{content_hash, hex};
 
-/// Larger than any record.
+/// Upper bound on the size of a record in bytes.
 const MAX_RECORD_BYTES: u64 = 1 << 20;
 
-/// What a record describes.
+/// The kind of content that a record describes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RecordKind {
-    /// Frame, labels and windows.
+    /// The prompt template, its labels and the limits of windows.
     Prompt,
-    /// Thresholds of all communities.
+    /// The thresholds of all communities.
     Policy,
-    /// From margin to probability.
+    /// The function from margins to probabilities.
     Calibration,
-    /// The normaliser's version.
+    /// The version of the text normaliser.
     Normalizer,
 }
 
 impl RecordKind {
-    /// Name of its folder.
-    pub fn as_str(self) -> &'static str {
+    /// Returns the name of the folder for this kind.
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Prompt => "prompt",
             Self::Policy => "policy",
@@ -39,56 +39,58 @@ impl RecordKind {
     }
 }
 
-/// `records/<kind>/<hash>.json`; nothing for a hash that is none of ours.
+/// Returns the path `records/<kind>/<sha256>.json`, or `None` if `hash` is not a content hash.
 pub(super) fn path(kind: RecordKind, hash: &str) -> Option<Path> {
     let digits = hash.strip_prefix("sha256:")?;
-    let plain = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    plain.then(|| Path::from(format!("records/{}/{digits}.json", kind.as_str())))
+    let is_valid = digits.len() == 64 && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    is_valid.then(|| Path::from(format!("records/{}/{digits}.json", kind.as_str())))
 }
 
-/// Decides for ever on which side of the split a text falls.
+/// The secret key that assigns texts to the training, validation and test parts. A text always gets the same part.
 #[derive(Clone, PartialEq, Eq)]
 pub struct SplitKey([u8; 32]);
 
 impl SplitKey {
-    /// The key itself.
+    /// Returns the bytes of the key.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 }
 
 impl fmt::Debug for SplitKey {
-    /// Leaves the key out: who knows it can choose on which side a text falls.
+    /// Omits the key: with it, somebody could craft texts for a chosen part.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("SplitKey(..)")
     }
 }
 
-/// `keys/split.json`.
+/// The content of `keys/split.json`.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredKey {
     format: u32,
-    /// Hexadecimal.
+    /// The key in hexadecimal.
     key: String,
 }
 
 impl Registry {
-    /// Stores a record's canonical JSON, once, and gives its hash.
+    /// Stores the canonical JSON of a record unless it is already stored, and returns its hash.
     ///
     /// # Errors
-    /// [`RegistryError`].
+    /// Returns an error if the store fails, or if something else is stored under this hash.
     pub async fn put_record(&self, kind: RecordKind, canonical: &str) -> Result<String, RegistryError> {
         let hash = content_hash(canonical.as_bytes());
-        let path = path(kind, &hash).expect("a content hash is one of ours");
-        self.store.create_same(&path, canonical.as_bytes().to_vec()).await?;
+        let path = path(kind, &hash).expect("content_hash returns a valid hash");
+        self.store
+            .create_identical(&path, canonical.as_bytes().to_vec())
+            .await?;
         Ok(hash)
     }
 
-    /// A record's JSON, proven by its hash; nothing where there is none.
+    /// Reads the JSON of a record and verifies its hash. Returns `None` if there is no such record.
     ///
     /// # Errors
-    /// [`RegistryError`].
+    /// Returns an error if the store fails, or if the record does not match its hash.
     pub async fn record(&self, kind: RecordKind, hash: &str) -> Result<Option<String>, RegistryError> {
         let Some(path) = path(kind, hash) else {
             return Ok(None);
@@ -101,13 +103,15 @@ impl Registry {
             return Err(self.store.corrupt(&path, found, hash));
         }
         let text = String::from_utf8(bytes);
-        Ok(Some(text.map_err(|_| self.store.corrupt(&path, "no UTF-8", "JSON"))?))
+        Ok(Some(
+            text.map_err(|_| self.store.corrupt(&path, "invalid UTF-8", "JSON"))?,
+        ))
     }
 
-    /// The split key, made when it is asked for the first time.
+    /// Returns the split key. The first call creates it.
     ///
     /// # Errors
-    /// [`RegistryError`].
+    /// Returns an error if the store fails, or if the stored key is not valid.
     pub async fn split_key(&self) -> Result<SplitKey, RegistryError> {
         let path = Path::from("keys/split.json");
         let mut key = [0; 32];
@@ -116,18 +120,18 @@ impl Registry {
             format: 1,
             key: hex(&key),
         };
-        // Looked at first: a registry that cannot be written to may still be asked.
+        // Read before writing, so that an existing key is found even in a read-only registry.
         let mut found = self.store.get(&path, MAX_RECORD_BYTES).await?;
         if found.is_none() {
-            let bytes = serde_json::to_vec(&stored).expect("a text and a number have a JSON form");
-            if self.store.create_object(&path, bytes).await? == Created::New {
+            let bytes = serde_json::to_vec(&stored).expect("a string and a number serialise to JSON");
+            if self.store.create_object(&path, bytes).await? == CreateOutcome::Created {
                 return Ok(SplitKey(key));
             }
-            // Another process made one in between.
+            // Another process created one in the meantime.
             found = self.store.get(&path, MAX_RECORD_BYTES).await?;
         }
         let key = found.and_then(|bytes| parse_key(&bytes));
-        key.ok_or_else(|| self.store.corrupt(&path, "something else", "a split key of 32 bytes"))
+        key.ok_or_else(|| self.store.corrupt(&path, "invalid content", "a split key of 32 bytes"))
     }
 }
 
@@ -148,7 +152,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_our_hashes_have_a_path() {
+    fn only_content_hashes_have_a_path() {
         let hash = content_hash(b"x");
         let path = path(RecordKind::Policy, &hash).unwrap().to_string();
         assert_eq!(path, format!("records/policy/{}.json", &hash[7..]));
@@ -158,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_read_or_refused_and_never_printed() {
+    fn invalid_keys_are_rejected_and_no_key_is_printed() {
         let json = |key: &str| format!(r#"{{"format":1,"key":"{key}"}}"#);
         let key = parse_key(json(&"0f".repeat(32)).as_bytes()).unwrap();
         assert_eq!(key.as_bytes(), [15; 32]);

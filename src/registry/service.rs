@@ -1,76 +1,81 @@
-//! What is in service: promotion, rollback, and the watcher's question.
+//! Promotes and rolls back versions, and returns the pointer in effect.
 
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use object_store::ObjectMeta;
 
-use super::store::Created;
+use super::store::CreateOutcome;
 use super::{Change, Pointer, Registry, RegistryError, Version, pointer};
 
-/// Where a rollback goes.
+/// The target of a rollback.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Rollback {
-    /// To what was in service before; again, and it goes back further.
-    Before,
-    /// To the bare base.
+    /// The version that was in service before. Repeated rollbacks go back further.
+    Previous,
+    /// The bare base model.
     Base,
-    /// To a version.
+    /// The given version.
     To(Version),
 }
 
 impl Registry {
-    /// Puts a version into service, if what was in service still is: `after` is the number of the
-    /// pointer that the version was measured against, 0 for none. Every file is proven first.
+    /// Puts a version into service after verifying its files.
+    ///
+    /// `after` is the number of the pointer that the caller believes to be in effect, or 0 for none.
     ///
     /// # Errors
-    /// [`RegistryError::Overtaken`] where the pointer has moved, else as [`Registry::read`].
+    /// Returns [`RegistryError::Conflict`] if another pointer is in effect. Otherwise, fails like [`Registry::read`].
     pub async fn promote(&self, version: &Version, after: u64, now: SystemTime) -> Result<Pointer, RegistryError> {
-        self.point(Some(version), Change::Promote, after, now).await
+        self.create_pointer(Some(version), Change::Promote, after, now).await
     }
 
-    /// Puts what was in service before back, or what is asked for.
+    /// Returns to an earlier version or to the bare base model.
     ///
     /// # Errors
-    /// [`RegistryError::NothingBefore`], [`RegistryError::Overtaken`], else as [`Registry::read`].
+    /// Returns [`RegistryError::NoEarlierVersion`] if there is nothing to return to, and [`RegistryError::Conflict`] if
+    /// another process changed the pointer in the meantime. Otherwise, fails like [`Registry::read`].
     pub async fn rollback(&self, to: &Rollback, now: SystemTime) -> Result<Pointer, RegistryError> {
         let history = self.history().await?;
-        let nothing = || RegistryError::NothingBefore(self.place().to_owned());
-        let after = history.last().ok_or_else(nothing)?.sequence;
-        let named = |version: Option<&Version>| {
-            let pointer = history.iter().rev().find(|pointer| pointer.version.as_ref() == version);
-            pointer.map(Pointer::effective)
-        };
+        let no_earlier = || RegistryError::NoEarlierVersion(self.location().to_owned());
+        let after = history.last().ok_or_else(no_earlier)?.sequence;
         let (version, restores) = match to {
-            Rollback::Before => {
-                let restores = pointer::before(&history).ok_or_else(nothing)?;
+            Rollback::Previous => {
+                let restores = pointer::rollback_target(&history).ok_or_else(no_earlier)?;
                 let pointer = history.iter().find(|pointer| pointer.sequence == restores);
                 (pointer.and_then(|pointer| pointer.version.clone()), Some(restores))
             }
             Rollback::Base => (None, Some(0)),
-            Rollback::To(version) => (Some(version.clone()), named(Some(version))),
+            Rollback::To(version) => {
+                let mut newest_first = history.iter().rev();
+                let pointer = newest_first.find(|pointer| pointer.version.as_ref() == Some(version));
+                (Some(version.clone()), pointer.map(Pointer::effective))
+            }
         };
-        // A version that never was in service is no way back.
+        // A version that was never in service is promoted instead.
         let change = restores.map_or(Change::Promote, |restores| Change::Rollback { restores });
-        self.point(version.as_ref(), change, after, now).await
+        self.create_pointer(version.as_ref(), change, after, now).await
     }
 
-    /// What is in service; nothing where no pointer was ever made, which means the bare base. One
-    /// listing from the last known pointer on and one small read: to be asked every few seconds.
+    /// Returns the pointer in effect. `None` means that there is no pointer, so the bare base model is in service.
+    ///
+    /// A call lists the pointers from the last one seen and reads one of them, so it is cheap enough to be made every
+    /// few seconds.
     ///
     /// # Errors
-    /// The store's, and [`RegistryError::Corrupt`]: a broken pointer is told, not skipped.
+    /// Returns [`RegistryError::Corrupt`] if the pointer cannot be parsed (an earlier one is not used instead), or
+    /// another error if the store fails.
     pub async fn current(&self) -> Result<Option<Pointer>, RegistryError> {
-        match self.highest().await? {
+        match self.highest_sequence().await? {
             Some(sequence) => self.pointer(sequence).await.map(Some),
             None => Ok(None),
         }
     }
 
-    /// All that ever was in service, oldest first.
+    /// Returns all pointers, oldest first.
     ///
     /// # Errors
-    /// As [`Registry::current`].
+    /// Fails like [`Registry::current`].
     pub async fn history(&self) -> Result<Vec<Pointer>, RegistryError> {
         let objects = self.store.list(&pointer::folder()).await?;
         let mut sequences: Vec<u64> = objects
@@ -85,7 +90,7 @@ impl Registry {
         Ok(history)
     }
 
-    async fn point(
+    async fn create_pointer(
         &self,
         version: Option<&Version>,
         change: Change,
@@ -94,7 +99,7 @@ impl Registry {
     ) -> Result<Pointer, RegistryError> {
         let mut manifest_sha256 = None;
         if let Some(version) = version {
-            let (_, hash) = self.proven(version).await?;
+            let (_, hash) = self.version_and_hash(version).await?;
             manifest_sha256 = Some(hash);
         }
         let pointer = Pointer {
@@ -104,41 +109,41 @@ impl Registry {
             change,
             at: humantime::format_rfc3339_seconds(now).to_string(),
         };
-        let overtaken = || RegistryError::Overtaken {
+        let conflict = || RegistryError::Conflict {
             sequence: pointer.sequence,
-            place: self.place().to_owned(),
+            location: self.location().to_owned(),
         };
-        // A number that leaves a gap would hide that others were in service meanwhile.
-        if self.highest().await?.unwrap_or(0) != after {
-            return Err(overtaken());
+        // Create-if-absent would accept a number that leaves a gap, so compare with the highest number first.
+        if self.highest_sequence().await?.unwrap_or(0) != after {
+            return Err(conflict());
         }
-        let bytes = serde_json::to_vec(&pointer).expect("texts and numbers have a JSON form");
+        let bytes = serde_json::to_vec(&pointer).expect("strings and numbers serialise to JSON");
         match self
             .store
             .create_object(&pointer::path(pointer.sequence), bytes)
             .await?
         {
-            Created::New => Ok(pointer),
-            Created::Existed => Err(overtaken()),
+            CreateOutcome::Created => Ok(pointer),
+            CreateOutcome::AlreadyExists => Err(conflict()),
         }
     }
 
-    /// The highest pointer's number.
-    async fn highest(&self) -> Result<Option<u64>, RegistryError> {
+    /// Returns the number of the highest pointer.
+    async fn highest_sequence(&self) -> Result<Option<u64>, RegistryError> {
         let highest = |objects: Vec<ObjectMeta>| {
             let sequences = objects.iter().filter_map(|object| pointer::sequence(&object.location));
             sequences.max()
         };
-        let known = self.known.load(Ordering::Relaxed);
+        let last = self.last_sequence.load(Ordering::Relaxed);
         let mut found = None;
-        if known > 0 {
-            let offset = pointer::path(known - 1);
+        if last > 0 {
+            let offset = pointer::path(last - 1);
             found = highest(self.store.list_after(&pointer::folder(), &offset).await?);
         }
         if found.is_none() {
             found = highest(self.store.list(&pointer::folder()).await?);
         }
-        self.known.store(found.unwrap_or(0), Ordering::Relaxed);
+        self.last_sequence.store(found.unwrap_or(0), Ordering::Relaxed);
         Ok(found)
     }
 
@@ -146,7 +151,7 @@ impl Registry {
         let path = pointer::path(sequence);
         let expected = || format!("pointer {sequence}");
         let bytes = self.store.get(&path, pointer::MAX_POINTER_BYTES).await?;
-        let bytes = bytes.ok_or_else(|| self.store.corrupt(&path, "nothing", expected()))?;
+        let bytes = bytes.ok_or_else(|| self.store.corrupt(&path, "missing", expected()))?;
         let pointer: Pointer =
             serde_json::from_slice(&bytes).map_err(|error| self.store.corrupt(&path, error.to_string(), expected()))?;
         if pointer.sequence != sequence {

@@ -1,10 +1,9 @@
-//! The few operations of an object store that the registry is made of.
+//! The operations on an object store that the registry needs.
 //!
-//! Objects appear whole or not at all, and are never changed, only created and deleted. On a local
-//! filesystem `object_store` writes a staged file beside the target, and, as asked for here, syncs it
-//! before it links it to its name and the folder after: what is there after a crash or a loss of power
-//! was whole. A staged file that a crash leaves behind has `#` and a number at the end of its name
-//! and is ignored by listings.
+//! Objects are created atomically and deleted, but never modified. On a local filesystem, `object_store` writes a
+//! staged file beside the target. It is configured here to sync that file before linking it to its final name, and the
+//! folder afterwards, so an object that exists after a crash or power failure is complete. A staged file that a crash
+//! leaves behind has a name that ends in `#` and a number, and does not appear in listings.
 
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
@@ -19,69 +18,69 @@ use super::RegistryError;
 
 const EXPECTED_URL: &str = "the `file://` URL of a folder, such as \"file:///var/lib/moderatord/registry\"";
 
-/// An object store and where it is.
+/// An object store together with its location.
 #[derive(Debug, Clone)]
 pub(super) struct Store {
     objects: Arc<dyn ObjectStore>,
-    place: String,
+    location: String,
     folder: Option<PathBuf>,
 }
 
-/// What became of a creation.
+/// The outcome of creating an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Created {
-    /// It is there now.
-    New,
-    /// It was there before, whatever it holds.
-    Existed,
+pub(super) enum CreateOutcome {
+    /// The object was created.
+    Created,
+    /// An object with this path existed already, and was left unchanged.
+    AlreadyExists,
 }
 
 impl Store {
-    pub(super) fn new(objects: Arc<dyn ObjectStore>, place: String) -> Self {
+    pub(super) fn new(objects: Arc<dyn ObjectStore>, location: String) -> Self {
         Self {
             objects,
-            place,
+            location,
             folder: None,
         }
     }
 
-    /// The folder that a URL names, which exists.
+    /// Opens the folder at a `file://` URL.
     pub(super) fn open(url: &str) -> Result<Self, RegistryError> {
         let folder = folder(url)?;
         let objects = LocalFileSystem::new_with_prefix(&folder).map_err(|error| RegistryError::Store {
             action: "open",
-            path: String::new(),
-            place: url.to_owned(),
+            path: "/".to_owned(),
+            location: url.to_owned(),
             source: Box::new(error),
         })?;
         Ok(Self {
             objects: Arc::new(objects.with_fsync(true).with_automatic_cleanup(true)),
-            place: url.to_owned(),
+            location: url.to_owned(),
             folder: Some(folder),
         })
     }
 
-    /// As [`Store::open`]; makes the folder where it is missing.
+    /// Opens the folder at a `file://` URL, and creates it if it is missing.
     pub(super) fn create(url: &str) -> Result<Self, RegistryError> {
         let folder = folder(url)?;
         std::fs::create_dir_all(&folder).map_err(|source| RegistryError::Folder {
-            action: "make the registry's folder",
+            action: "create the registry folder",
             path: folder.display().to_string(),
             source,
         })?;
         Self::open(url)
     }
 
-    pub(super) fn place(&self) -> &str {
-        &self.place
+    pub(super) fn location(&self) -> &str {
+        &self.location
     }
 
-    /// The folder, where the store is one.
+    /// Returns the folder, or `None` if the store is not a local folder.
     pub(super) fn folder(&self) -> Option<&FilePath> {
         self.folder.as_deref()
     }
 
-    /// An object's bytes, or nothing where there is none.
+    /// Reads an object of at most `max_bytes`. Returns `None` if it does not exist.
     pub(super) async fn get(&self, path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, RegistryError> {
         let found = match self.objects.get(path).await {
             Ok(found) => found,
@@ -99,29 +98,29 @@ impl Store {
         Ok(Some(bytes.into()))
     }
 
-    /// Creates an object where there is none.
-    pub(super) async fn create_object(&self, path: &Path, bytes: Vec<u8>) -> Result<Created, RegistryError> {
+    /// Creates an object unless one with this path exists.
+    pub(super) async fn create_object(&self, path: &Path, bytes: Vec<u8>) -> Result<CreateOutcome, RegistryError> {
         let options = PutOptions::from(PutMode::Create);
         match self.objects.put_opts(path, bytes.into(), options).await {
-            Ok(_) => Ok(Created::New),
-            Err(Error::AlreadyExists { .. }) => Ok(Created::Existed),
+            Ok(_) => Ok(CreateOutcome::Created),
+            Err(Error::AlreadyExists { .. }) => Ok(CreateOutcome::AlreadyExists),
             Err(error) => Err(self.error("write", path, error)),
         }
     }
 
-    /// Creates an object whose name follows from what it holds; nothing happens where it is there.
-    pub(super) async fn create_same(&self, path: &Path, bytes: Vec<u8>) -> Result<(), RegistryError> {
-        if self.create_object(path, bytes.clone()).await? == Created::New {
+    /// Creates an object whose name is derived from its content. It is not an error if it exists with the same content.
+    pub(super) async fn create_identical(&self, path: &Path, bytes: Vec<u8>) -> Result<(), RegistryError> {
+        if self.create_object(path, bytes.clone()).await? == CreateOutcome::Created {
             return Ok(());
         }
         let found = self.get(path, bytes.len() as u64).await?;
         if found.as_deref() == Some(bytes.as_slice()) {
             return Ok(());
         }
-        Err(self.corrupt(path, "other bytes", "what was written under this name before"))
+        Err(self.corrupt(path, "different content", "the content written before"))
     }
 
-    /// Deletes an object; nothing happens where there is none.
+    /// Deletes an object. It is not an error if it does not exist.
     pub(super) async fn delete(&self, path: &Path) -> Result<(), RegistryError> {
         match self.objects.delete(path).await {
             Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
@@ -129,19 +128,19 @@ impl Store {
         }
     }
 
-    /// All objects below a path, in no order.
+    /// Lists all objects below a folder, in no particular order.
     pub(super) async fn list(&self, below: &Path) -> Result<Vec<ObjectMeta>, RegistryError> {
         let objects = self.objects.list(Some(below)).try_collect().await;
         objects.map_err(|error| self.error("list", below, error))
     }
 
-    /// The objects below a path whose names come after `offset`, in no order.
+    /// Lists the objects below a folder whose paths sort after `offset`, in no particular order.
     pub(super) async fn list_after(&self, below: &Path, offset: &Path) -> Result<Vec<ObjectMeta>, RegistryError> {
         let objects = self.objects.list_with_offset(Some(below), offset).try_collect().await;
         objects.map_err(|error| self.error("list", below, error))
     }
 
-    /// Names of the folders right below a path.
+    /// Returns the names of the folders directly below a folder.
     pub(super) async fn folders(&self, below: &Path) -> Result<Vec<String>, RegistryError> {
         let listed = self.objects.list_with_delimiter(Some(below)).await;
         let listed = listed.map_err(|error| self.error("list", below, error))?;
@@ -152,7 +151,7 @@ impl Store {
     pub(super) fn corrupt(&self, path: &Path, found: impl Into<String>, expected: impl Into<String>) -> RegistryError {
         RegistryError::Corrupt {
             path: path.to_string(),
-            place: self.place.clone(),
+            location: self.location.clone(),
             found: found.into(),
             expected: expected.into(),
         }
@@ -162,19 +161,20 @@ impl Store {
         RegistryError::Store {
             action,
             path: path.to_string(),
-            place: self.place.clone(),
+            location: self.location.clone(),
             source: Box::new(error),
         }
     }
 }
 
-/// The folder of a `file://` URL. Anything else is refused without being quoted: it may hold a secret.
+/// Returns the folder of a `file://` URL. The error for any other URL does not quote it, because it may contain a
+/// secret.
 fn folder(url: &str) -> Result<PathBuf, RegistryError> {
     let wrong = |found: String| RegistryError::Url {
         found,
         expected: EXPECTED_URL,
     };
-    let parsed = Url::parse(url).map_err(|error| wrong(format!("is no URL ({error})")))?;
+    let parsed = Url::parse(url).map_err(|error| wrong(format!("is not a URL ({error})")))?;
     if parsed.scheme() != "file" {
         return Err(wrong(format!("has the scheme `{}`", parsed.scheme())));
     }
@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folders_url_is_understood_and_others_are_refused_unquoted() {
+    fn other_urls_than_folders_are_rejected_without_being_quoted() {
         assert_eq!(
             folder("file:///srv/a%20registry").unwrap(),
             PathBuf::from("/srv/a registry")
@@ -200,7 +200,7 @@ mod tests {
         };
         check(
             "/srv/secret",
-            "registry.url is no URL (relative URL without a base), expected the `file://` URL",
+            "registry.url is not a URL (relative URL without a base), expected the `file://` URL",
         );
         check("s3://key:secret@bucket", "registry.url has the scheme `s3`, expected");
         check("file://secret/registry", "registry.url names another host, expected");

@@ -1,10 +1,10 @@
-//! A better adapter from labelled feedback.
+//! Trains a new adapter on labelled feedback, and decides whether it may replace the one in service.
 //!
-//! [`data`] gathers and splits labelled rows, [`train`] fits an adapter, [`judge`] calibrates and compares it with the
-//! version in service, [`report`] explains the outcome to people, and [`session`] runs them in that order.
+//! `data` gathers and splits labelled rows, `train` trains an adapter, `judge` calibrates it and compares it with
+//! the version in service, `report` writes the outcome as an HTML page, and `session` runs these steps in order.
 
-pub mod data;
+pub(crate) mod data;
 pub mod train;
 pub mod judge;
 pub mod report;
-pub mod session;
+pub(crate) mod session;

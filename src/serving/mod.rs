@@ -1,16 +1,16 @@
-//! From what the registry says is in service to a scorer that is proven and warm.
+//! Loads the model in service and makes it ready to score, at startup and for every swap.
 //!
-//! Used at the start and for every swap: read with every hash proven, loaded beside what serves, the
-//! golden set passed, warmed up. Whatever is wrong with a version, it does not enter service.
+//! A version enters service only if its hashes are correct, it fits the base model and the prompt, it reproduces its
+//! golden set, and it can score. For a swap, it is loaded next to the model in service, which continues to score.
 
-pub mod watch;
+pub(crate) mod watch;
 
 use std::time::Duration;
 
 use crate::classifier::Classifier;
 use crate::classifier::canary;
 use crate::classifier::golden::{self, Arithmetic, GOLDEN_FILE, GoldenCase};
-use crate::classifier::warm_up::{Warm, verify, warm_up};
+use crate::classifier::warm_up::{MeasuredBudget, check_budget, warm_up};
 use crate::config::{ModelConfig, PromptConfig};
 use crate::decide::{Calibration, DerivedThresholds, JudgedModel};
 use crate::fault::Faults;
@@ -18,64 +18,64 @@ use crate::prompt::PromptError;
 use crate::registry::{AdapterVersion, Pointer, RecordKind, Registry, RegistryError};
 use crate::scorer::{Row, ScoreError};
 
-/// A single row may take this long: well below what the watchdog takes for a stall.
-const LONGEST_WINDOW: Duration = Duration::from_secs(10);
+/// Upper limit on the time to score one window. It is well below the time after which the daemon counts as stalled.
+const MAX_WINDOW_TIME: Duration = Duration::from_secs(10);
 
-/// Why a version cannot serve.
+/// Why a model cannot enter service.
 #[derive(Debug, thiserror::Error)]
 pub enum ServingError {
-    /// The registry does not answer, or what stands there is not what was written.
+    /// The registry is unavailable or damaged.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// Base, adapter and frame do not fit.
+    /// The base model, adapter or prompt cannot be loaded, or they do not fit together.
     #[error("{}", .0.on_one_line())]
     Load(Faults),
-    /// It says other things than when it was made.
+    /// The version does not reproduce its golden set.
     #[error("version {version} fails its golden set: {reason}")]
     Golden {
-        /// The version.
+        /// The version that failed.
         version: String,
-        /// Which case, and how.
+        /// What differs.
         reason: String,
     },
-    /// It cannot score what any model can.
-    #[error("cannot score a known good comment: {0}")]
+    /// The model cannot score the canary.
+    #[error("cannot score the canary comments: {0}")]
     Score(#[from] ScoreError),
-    /// The device fails otherwise.
-    #[error("the device fails: {0}")]
+    /// The device failed for another reason.
+    #[error("the device failed: {0}")]
     Device(String),
-    /// Nor prompt it.
-    #[error("cannot prompt a known good comment: {0}")]
+    /// The canary cannot be turned into prompts.
+    #[error("cannot encode the canary comments: {0}")]
     Prompt(#[from] PromptError),
-    /// One long comment would look like a stall.
+    /// The device is so slow that a long comment would look like a stall.
     #[error(
         "one window of prompt.max_window_tokens = {window} takes about {seconds:.0} s on this device, expected at \
-         most {} s; set it lower",
-        LONGEST_WINDOW.as_secs()
+         most {} s; lower the setting",
+        MAX_WINDOW_TIME.as_secs()
     )]
-    Slow {
-        /// Tokens of a window.
+    TooSlow {
+        /// Maximum number of comment tokens in a window.
         window: usize,
-        /// What it takes.
+        /// Estimated time for one window.
         seconds: f64,
     },
-    /// The system has no room for another thread.
+    /// The async runtime cannot be started.
     #[error("cannot start the runtime: {0}")]
     Runtime(#[from] std::io::Error),
 }
 
 impl ServingError {
-    /// Whether another try may succeed without anybody's help.
-    pub fn is_passing(&self) -> bool {
+    /// Returns whether retrying may succeed without intervention.
+    pub(crate) fn is_transient(&self) -> bool {
         matches!(self, Self::Registry(RegistryError::Store { .. }) | Self::Runtime(_))
     }
 }
 
-/// What a command needs to talk to a registry.
+/// Builds the single-threaded runtime on which registry calls run.
 ///
 /// # Errors
-/// The system's.
-pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+/// Returns an error if the operating system lacks the resources.
+pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
 }
 
@@ -85,61 +85,67 @@ impl From<Faults> for ServingError {
     }
 }
 
-/// What is loaded, and how.
+/// The settings from which a model is loaded.
 #[derive(Debug, Clone)]
 pub struct ModelSource {
-    /// Base, device, quantisation; its adapter counts where there is no registry.
+    /// Base model, device and quantisation. The adapter is used only if there is no registry.
     pub model: ModelConfig,
-    /// The frame.
+    /// The prompt template and its labels.
     pub prompt: PromptConfig,
 }
 
-/// A scorer that is proven and warm, and what belongs to it.
-pub struct Served {
-    /// The model.
+/// A model that has been verified and warmed up, so that it can enter service.
+pub struct ReadyModel {
+    /// The classifier.
     pub classifier: Classifier,
-    /// Rows that it has scored.
+    /// Rows of the canary comments, which it has scored.
     pub canary: Vec<Row>,
-    /// Identity, calibration, derived thresholds.
+    /// Its identity, calibration and derived thresholds.
     pub judged: JudgedModel,
 }
 
-/// A loaded model, with the part of its version that deciding needs.
-pub struct Loaded {
-    /// The model.
+/// A loaded model, with the parts of its version that decisions need.
+pub struct LoadedModel {
+    /// The classifier.
     pub classifier: Classifier,
-    /// From margin to probability.
+    /// Maps margins to probabilities.
     pub calibration: Calibration,
-    /// Thresholds that were derived for it.
+    /// Thresholds that were derived for the version.
     pub thresholds: DerivedThresholds,
 }
 
 impl ModelSource {
-    /// Loads what a pointer names (nothing: the bare base), and proves it.
+    /// Loads the version that a pointer names, or the bare base model if there is none, and verifies it.
     ///
     /// # Errors
-    /// [`ServingError`].
-    pub async fn load(&self, registry: Option<&Registry>, pointer: Option<&Pointer>) -> Result<Loaded, ServingError> {
+    /// Returns an error if the registry fails, or if the version cannot enter service.
+    pub(crate) async fn load(
+        &self,
+        registry: Option<&Registry>,
+        pointer: Option<&Pointer>,
+    ) -> Result<LoadedModel, ServingError> {
         let version = match (registry, pointer) {
             (Some(registry), Some(pointer)) => registry.read_current(pointer).await?,
             _ => None,
         };
         let loaded = self.load_version(registry, version.as_ref())?;
         if let Some(registry) = registry {
-            Self::keep_records(registry, &loaded).await?;
+            Self::store_records(registry, &loaded).await?;
         }
         Ok(loaded)
     }
 
-    /// Loads a version that was read from the registry, every hash proven.
+    /// Loads a version that was read from the registry, and checks that it fits and reproduces its golden set.
+    ///
+    /// Without a version, loads the bare base model, with the adapter of the settings if there is no registry.
     ///
     /// # Errors
-    /// [`ServingError`].
+    /// Returns an error if the model cannot be loaded, or if the version cannot enter service.
     pub fn load_version(
         &self,
         registry: Option<&Registry>,
         version: Option<&AdapterVersion>,
-    ) -> Result<Loaded, ServingError> {
+    ) -> Result<LoadedModel, ServingError> {
         let folder = registry
             .zip(version)
             .and_then(|(registry, version)| registry.version_folder(&version.manifest.version));
@@ -149,7 +155,7 @@ impl ModelSource {
         };
         let mut classifier = Classifier::load(&model, &self.prompt)?;
         let Some(AdapterVersion { manifest, files }) = version else {
-            return Ok(Loaded {
+            return Ok(LoadedModel {
                 classifier,
                 calibration: Calibration::Identity,
                 thresholds: DerivedThresholds::default(),
@@ -176,42 +182,42 @@ impl ModelSource {
             let prompter = classifier.prompter();
             golden::verify(&mut classifier, &prompter, &cases, arithmetic).map_err(failed)?;
         }
-        Ok(Loaded {
+        Ok(LoadedModel {
             classifier,
             calibration: manifest.facts.calibration,
             thresholds: manifest.facts.thresholds,
         })
     }
 
-    /// Makes a loaded model ready and finds its batch budget, of `limit` tokens at most.
+    /// Warms up a loaded model and chooses its token budget, which is at most `limit` own tokens.
     ///
     /// # Errors
-    /// [`ServingError`].
-    pub fn warm_up(&self, mut loaded: Loaded, limit: usize) -> Result<(Served, Warm), ServingError> {
+    /// Returns an error if the model cannot score the canary, or if the device is too slow.
+    pub fn warm_up(&self, mut loaded: LoadedModel, limit: usize) -> Result<(ReadyModel, MeasuredBudget), ServingError> {
         let canary = canary::rows(&loaded.classifier.prompter())?;
-        let warm = warm_up(&mut loaded.classifier, &canary, limit)?;
+        let budget = warm_up(&mut loaded.classifier, &canary, limit)?;
         let window = self.prompt.max_window_tokens;
-        let seconds = window as f64 / warm.slowest;
-        if seconds > LONGEST_WINDOW.as_secs_f64() {
-            return Err(ServingError::Slow { window, seconds });
+        let seconds = window as f64 / budget.smallest_batch_tokens_per_second;
+        if seconds > MAX_WINDOW_TIME.as_secs_f64() {
+            return Err(ServingError::TooSlow { window, seconds });
         }
-        let kept = loaded.classifier.keep_memory_for(warm.max_tokens);
-        kept.map_err(|error| ServingError::Device(error.to_string()))?;
-        Ok((Served::new(loaded, canary), warm))
+        let reserved = loaded.classifier.limit_reserved_memory(budget.max_tokens);
+        reserved.map_err(|error| ServingError::Device(error.to_string()))?;
+        Ok((ReadyModel::new(loaded, canary), budget))
     }
 
-    /// Makes a loaded model ready to take the place of one that was served in micro-batches of `max_tokens`.
+    /// Prepares a loaded model to replace one that is scored with a token budget of `max_tokens`.
     ///
     /// # Errors
-    /// [`ServingError`].
-    pub fn verify(&self, mut loaded: Loaded, max_tokens: usize) -> Result<Served, ServingError> {
+    /// Returns an error if the model cannot score the canary or a full micro-batch.
+    pub(crate) fn verify(&self, mut loaded: LoadedModel, max_tokens: usize) -> Result<ReadyModel, ServingError> {
         let canary = canary::rows(&loaded.classifier.prompter())?;
-        verify(&mut loaded.classifier, &canary, max_tokens)?;
-        Ok(Served::new(loaded, canary))
+        check_budget(&mut loaded.classifier, &canary, max_tokens)?;
+        Ok(ReadyModel::new(loaded, canary))
     }
 
-    /// Puts what decisions name by hash where `explain` finds it.
-    async fn keep_records(registry: &Registry, loaded: &Loaded) -> Result<(), RegistryError> {
+    /// Stores the records that decisions refer to by hash, so that `explain` can find them.
+    async fn store_records(registry: &Registry, loaded: &LoadedModel) -> Result<(), RegistryError> {
         let (prompter, calibration) = (loaded.classifier.prompter(), loaded.calibration);
         registry.put_record(RecordKind::Prompt, prompter.canonical()).await?;
         if calibration != Calibration::Identity {
@@ -223,9 +229,9 @@ impl ModelSource {
     }
 }
 
-impl Served {
-    fn new(loaded: Loaded, canary: Vec<Row>) -> Self {
-        let Loaded {
+impl ReadyModel {
+    fn new(loaded: LoadedModel, canary: Vec<Row>) -> Self {
+        let LoadedModel {
             classifier,
             calibration,
             thresholds,

@@ -1,7 +1,7 @@
-//! Follows the registry's pointer while the daemon serves.
+//! Follows the registry's pointer while the daemon is serving, and swaps to the version that it names.
 //!
-//! A version that cannot serve is refused, logged and counted, once for each pointer; what served goes
-//! on serving, and the next pointer is tried again.
+//! A version that cannot enter service is rejected, logged and counted once per pointer. The previous version stays in
+//! service, and the next pointer is tried.
 
 use std::time::{Duration, Instant};
 
@@ -10,84 +10,83 @@ use metrics::{counter, gauge};
 use tokio::runtime::Runtime;
 use tracing::{error, info, warn};
 
-use super::{ModelSource, Served};
+use super::{ModelSource, ReadyModel};
 use crate::message::ModelIdentity;
 use crate::ops::metrics as names;
 use crate::registry::{Pointer, Registry};
 use crate::stream::score::Replacement;
 
-/// Follows until the daemon ends.
-pub struct Watch {
-    /// What is loaded.
+/// Watches the registry for pointers to new versions.
+pub(crate) struct RegistryWatcher {
     pub source: ModelSource,
-    /// Where versions are.
     pub registry: Registry,
-    /// The pointer that is in service; 0 for none.
-    pub serving: u64,
-    /// Own tokens of a micro-batch.
+    /// Number of the pointer in effect; 0 for none.
+    pub sequence: u64,
+    /// Token budget of a micro-batch.
     pub max_tokens: usize,
-    /// How often to look.
+    /// Time between two checks.
     pub poll: Duration,
 }
 
-impl Watch {
-    /// Looks at every poll and nudge, until the nudging side is gone.
-    pub fn run(mut self, nudges: &Receiver<()>, swap: &Sender<Replacement>) {
+impl RegistryWatcher {
+    /// Checks the registry at every interval and on every message from `check_now`, until either channel is closed.
+    pub fn run(mut self, check_now: &Receiver<()>, swap: &Sender<Replacement>) {
         let runtime = match super::runtime() {
             Ok(runtime) => runtime,
             Err(error) => return error!(%error, "cannot watch the registry"),
         };
-        let mut refused = 0;
+        let mut rejected = 0;
         loop {
-            match nudges.recv_timeout(self.poll) {
+            match check_now.recv_timeout(self.poll) {
                 Err(RecvTimeoutError::Disconnected) => return,
-                // Whoever nudges wants a refused version tried again.
-                Ok(()) => refused = 0,
+                // On request, a rejected version is tried again.
+                Ok(()) => rejected = 0,
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let pointer = match runtime.block_on(self.registry.current()) {
                 Ok(Some(pointer)) => pointer,
                 Ok(None) => continue,
                 Err(error) => {
-                    warn!(%error, "cannot look at the registry");
+                    warn!(%error, "cannot read the registry");
                     continue;
                 }
             };
-            if pointer.sequence == self.serving || pointer.sequence == refused {
+            if pointer.sequence == self.sequence || pointer.sequence == rejected {
                 continue;
             }
             match self.swap(&runtime, &pointer, swap) {
-                Ok(true) => self.serving = pointer.sequence,
+                Ok(true) => self.sequence = pointer.sequence,
                 Ok(false) => return,
                 Err(reason) => {
-                    refused = pointer.sequence;
+                    rejected = pointer.sequence;
                     counter!(names::ADAPTER_SWAPS, "result" => "refused").increment(1);
                     let version = pointer.version.as_ref().map_or("none", |version| version.as_str());
                     error!(
                         version,
                         pointer = pointer.sequence,
                         reason,
-                        "refused a version; the old one serves on"
+                        "rejected a version; the previous one stays in service"
                     );
                 }
             }
         }
     }
 
-    /// Loads beside what serves, and hands over; false when nobody takes it any more.
+    /// Loads the version of `pointer` and hands it to the scorer. Returns whether the scorer received it; otherwise,
+    /// the stream has ended.
     fn swap(&self, runtime: &Runtime, pointer: &Pointer, swap: &Sender<Replacement>) -> Result<bool, String> {
         let start = Instant::now();
         let loaded = runtime.block_on(self.source.load(Some(&self.registry), Some(pointer)));
-        // The batch size of the start stays: the base is the same, and so is its speed.
-        let served = loaded.and_then(|loaded| self.source.verify(loaded, self.max_tokens));
-        let served = served.map_err(|error| error.to_string())?;
-        let identity = served.judged.identity.clone();
+        // The token budget is not measured again: the base model is the same, and so is its speed.
+        let ready = loaded.and_then(|loaded| self.source.verify(loaded, self.max_tokens));
+        let ready = ready.map_err(|error| error.to_string())?;
+        let identity = ready.judged.identity.clone();
         let version = identity.adapter_version.clone().unwrap_or_else(|| "none".to_owned());
-        let Served {
+        let ReadyModel {
             classifier,
             canary,
             judged,
-        } = served;
+        } = ready;
         let replacement = Replacement {
             scorer: Box::new(classifier),
             canary,
@@ -97,7 +96,7 @@ impl Watch {
             return Ok(false);
         }
         counter!(names::ADAPTER_SWAPS, "result" => "swapped").increment(1);
-        announce(&identity);
+        set_model_info(&identity);
         let seconds = start.elapsed().as_secs_f64();
         info!(
             version,
@@ -109,10 +108,10 @@ impl Watch {
     }
 }
 
-/// Tells the metrics what serves; what served before goes to 0.
-pub fn announce(identity: &ModelIdentity) {
-    static LAST: std::sync::Mutex<Option<ModelIdentity>> = std::sync::Mutex::new(None);
-    let mut last = LAST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+/// Sets the model info metric to 1 for the model in service, and to 0 for the previous one.
+pub(crate) fn set_model_info(identity: &ModelIdentity) {
+    static PREVIOUS: std::sync::Mutex<Option<ModelIdentity>> = std::sync::Mutex::new(None);
+    let mut previous = PREVIOUS.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let set = |identity: &ModelIdentity, value: f64| {
         gauge!(
             names::MODEL_INFO,
@@ -126,9 +125,9 @@ pub fn announce(identity: &ModelIdentity) {
         )
         .set(value);
     };
-    if let Some(before) = last.take() {
-        set(&before, 0.0);
+    if let Some(identity) = previous.take() {
+        set(&identity, 0.0);
     }
     set(identity, 1.0);
-    *last = Some(identity.clone());
+    *previous = Some(identity.clone());
 }

@@ -1,29 +1,29 @@
-//! The micro-batcher: rows in, micro-batches out, bounded by tokens and age.
+//! Gathers rows into micro-batches that are limited by tokens and by waiting time.
 //!
-//! Pure: `now` is an argument. Rows leave in the order in which they came. An item's rows may be
-//! spread over several micro-batches; since order holds, only the last item of a micro-batch can be
-//! unfinished, and its other rows lead the next one.
+//! This module reads no clock: `now` is an argument. Rows leave in the order in which they were added. The rows of an
+//! item may be spread over several micro-batches; because the order is kept, only the last item of a micro-batch can be
+//! incomplete, and its remaining rows come first in the next one.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use crate::scorer::Row;
 
-/// What a micro-batch is bounded by.
+/// The limits of a micro-batch.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Own tokens of all rows; a single longer row stands alone.
+    /// The token budget: own tokens of all rows together. A longer row forms a micro-batch by itself.
     pub max_tokens: usize,
-    /// How long an item may wait for company.
+    /// How long an item may wait for others to share a micro-batch with.
     pub linger: Duration,
 }
 
-/// Gathers items until they are worth a pass through the model.
+/// Gathers items and their rows until a micro-batch is full or its oldest item has waited long enough.
 #[derive(Debug)]
 pub struct Batcher<T> {
     limits: Limits,
     rows: VecDeque<Row>,
-    /// Items whose last row still waits, and how many of their rows do.
+    /// The items that the waiting rows belong to, each with its number of waiting rows.
     items: VecDeque<Waiting<T>>,
     tokens: usize,
 }
@@ -35,25 +35,26 @@ struct Waiting<T> {
     since: Instant,
 }
 
-/// Rows to score in one go.
+/// Rows that are scored in one pass through the model.
 #[derive(Debug)]
 pub struct MicroBatch<T> {
-    /// In order of arrival.
+    /// The rows, in the order in which they were added.
     pub rows: Vec<Row>,
-    /// The items that are complete with these rows, and how many of the rows are theirs, in order.
-    /// Rows beyond belong to an item that a later micro-batch completes.
+    /// The items that these rows complete, in order, each with its number of rows in this micro-batch.
+    ///
+    /// Any further rows belong to an item that a later micro-batch completes.
     pub items: Vec<(T, usize)>,
 }
 
 impl<T> MicroBatch<T> {
-    /// Own tokens of all rows.
+    /// Returns the own tokens of all rows together.
     pub fn tokens(&self) -> usize {
-        self.rows.iter().map(Row::cost).sum()
+        self.rows.iter().map(Row::own_tokens).sum()
     }
 }
 
 impl<T> Batcher<T> {
-    /// An empty one.
+    /// Creates an empty batcher.
     pub fn new(limits: Limits) -> Self {
         Self {
             limits,
@@ -63,10 +64,10 @@ impl<T> Batcher<T> {
         }
     }
 
-    /// Adds an item with its rows, of which there is at least one.
+    /// Adds an item with its rows, of which there must be at least one.
     pub fn push(&mut self, item: T, rows: Vec<Row>, now: Instant) {
         debug_assert!(!rows.is_empty(), "an item without rows would never be completed");
-        self.tokens += rows.iter().map(Row::cost).sum::<usize>();
+        self.tokens += rows.iter().map(Row::own_tokens).sum::<usize>();
         self.items.push_back(Waiting {
             item,
             rows: rows.len(),
@@ -75,40 +76,40 @@ impl<T> Batcher<T> {
         self.rows.extend(rows);
     }
 
-    /// Whether a whole micro-batch waits; nothing more should be added before it is taken.
+    /// Returns whether the token budget is reached; a micro-batch should then be taken before more is added.
     pub fn is_full(&self) -> bool {
         self.tokens >= self.limits.max_tokens
     }
 
-    /// When the oldest item has waited long enough.
+    /// Returns when the oldest item will have waited long enough, or `None` if no item waits.
     pub fn due(&self) -> Option<Instant> {
         self.items.front().map(|oldest| oldest.since + self.limits.linger)
     }
 
-    /// Whether a micro-batch should be taken now.
+    /// Returns whether a micro-batch should be taken now, because it is full or its oldest item has waited enough.
     pub fn is_due(&self, now: Instant) -> bool {
         self.is_full() || self.due().is_some_and(|due| due <= now)
     }
 
-    /// Items, and tokens, that wait.
+    /// Returns the number of waiting items and of their own tokens.
     pub fn waiting(&self) -> (usize, usize) {
         (self.items.len(), self.tokens)
     }
 
-    /// The next micro-batch, due or not; nothing when nothing waits.
+    /// Takes the next micro-batch, whether it is due or not; returns `None` if no row waits.
     pub fn take(&mut self) -> Option<MicroBatch<T>> {
         let mut tokens = 0;
         let fits = |row: &&Row| {
-            tokens += row.cost();
+            tokens += row.own_tokens();
             tokens <= self.limits.max_tokens
         };
         let count = self.rows.iter().take_while(fits).count().max(1).min(self.rows.len());
         let rows: Vec<Row> = self.rows.drain(..count).collect();
-        self.tokens -= rows.iter().map(Row::cost).sum::<usize>();
+        self.tokens -= rows.iter().map(Row::own_tokens).sum::<usize>();
         let mut left = rows.len();
         let mut items = Vec::new();
         while left > 0 {
-            // Rows and items are added together, so while rows are left there is an item.
+            // Every row belongs to an item, so there is an item as long as rows are left.
             let Some(mut first) = self.items.pop_front() else { break };
             if first.rows > left {
                 first.rows -= left;
@@ -145,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn full_or_old_enough_is_due() {
+    fn a_batch_is_due_when_full_or_old_enough() {
         let (mut batcher, start) = (batcher(10), Instant::now());
         assert!(!batcher.is_due(start) && batcher.due().is_none() && batcher.take().is_none());
         batcher.push(1, vec![row(4)], start);
@@ -173,17 +174,17 @@ mod tests {
         };
         assert_eq!(take(&mut batcher), (6, vec![]));
         assert_eq!(take(&mut batcher), (6, vec![]));
-        // Longer than any micro-batch may be: alone.
+        // A row longer than the budget forms a micro-batch by itself.
         assert_eq!(take(&mut batcher), (30, vec![(1, 1)]));
-        // What is left keeps the age of its item.
+        // The item left in the batcher is as old as before.
         assert_eq!(batcher.due(), Some(start + LINGER));
         assert_eq!(take(&mut batcher), (2, vec![(2, 1)]));
     }
 
     proptest! {
-        /// Nothing is lost, doubled or reordered; no bound is exceeded; nothing due is left behind.
+        /// No row is lost, duplicated or reordered, no limit is exceeded, and no item waits longer than its linger.
         #[test]
-        fn every_row_leaves_once_in_order_and_in_time(
+        fn every_row_is_taken_once_in_order_and_in_time(
             items in prop::collection::vec((prop::collection::vec(1usize..15, 1..5), 0u64..8), 0..40),
             max_tokens in 5usize..30,
         ) {
@@ -196,7 +197,7 @@ mod tests {
                 while batcher.is_due(now) {
                     batches.push(batcher.take().unwrap());
                 }
-                prop_assert!(batcher.due().is_none_or(|due| due > now), "outwaited its linger");
+                prop_assert!(batcher.due().is_none_or(|due| due > now), "waited longer than its linger");
                 prop_assert!(batcher.waiting().1 < max_tokens);
                 expected_rows.extend(costs);
                 batcher.push(id, costs.iter().map(|&cost| row(cost)).collect(), now);
@@ -205,15 +206,15 @@ mod tests {
             prop_assert_eq!(batcher.waiting(), (0, 0));
             for batch in batches {
                 prop_assert!(batch.tokens() <= max_tokens || batch.rows.len() == 1);
-                rows.extend(batch.rows.iter().map(Row::cost));
+                rows.extend(batch.rows.iter().map(Row::own_tokens));
                 pending += batch.rows.len();
                 for (id, count) in batch.items {
                     completed.push(id);
                     pending -= count;
                 }
-                // What is left over belongs to the one item that comes next.
+                // The remaining rows belong to the next item alone.
                 prop_assert!(pending == 0 || pending < items[completed.len()].0.len());
-                // The rows counted for an item are those of this batch alone.
+                // The count of an item's rows covers only the batch that completes it.
                 pending = 0;
             }
             prop_assert_eq!(rows, expected_rows);

@@ -1,37 +1,39 @@
-//! How far each partition is committed, for the consumer lag.
+//! The committed offset of each partition, from which the consumer lag is computed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::message::NextOffset;
 
-/// Written at each commit, read whenever the lag is told.
+/// The committed offsets of the partitions that this process owns.
+///
+/// Updated at each assignment and commit, and read whenever the client reports its statistics.
 #[derive(Debug, Default)]
 pub struct CommittedOffsets {
-    next: Mutex<BTreeMap<i32, NextOffset>>,
+    offsets: Mutex<BTreeMap<i32, NextOffset>>,
 }
 
 impl CommittedOffsets {
-    /// A partition is committed up to here.
-    pub fn committed(&self, partition: i32, next: NextOffset) {
+    /// Records the committed offset of a partition.
+    pub fn set(&self, partition: i32, next: NextOffset) {
         self.lock().insert(partition, next);
     }
 
-    /// Partitions are no longer ours.
-    pub fn forget(&self, partitions: &[i32]) {
-        let mut next = self.lock();
+    /// Forgets partitions that this process no longer owns.
+    pub fn remove(&self, partitions: &[i32]) {
+        let mut offsets = self.lock();
         for partition in partitions {
-            next.remove(partition);
+            offsets.remove(partition);
         }
     }
 
-    /// The next offset to commit of a partition, where it is ours.
-    pub fn next(&self, partition: i32) -> Option<NextOffset> {
+    /// Returns the committed offset of a partition, or `None` if this process does not own it.
+    pub fn get(&self, partition: i32) -> Option<NextOffset> {
         self.lock().get(&partition).copied()
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<i32, NextOffset>> {
-        // Each change is one insertion or removal.
-        self.next.lock().unwrap_or_else(PoisonError::into_inner)
+        // A poisoned map is still consistent: each change is one insertion or removal.
+        self.offsets.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,4 +1,4 @@
-//! How a running stream is told to end: by draining, or because a stage failed.
+//! Ends a running stream, either by draining it or because a stage has failed.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,52 +9,54 @@ use rdkafka::error::KafkaError;
 
 use crate::kafka::errors::{ErrorClass, reason};
 
-/// Why a stream ended before it was asked to.
+/// The reason why a stream ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
 pub enum StreamError {
-    /// Committed offsets have fallen out of the topic: somebody must decide what that means.
-    #[error("{}; to go on regardless set kafka.on_gap = \"continue\"", list(.0))]
+    /// Records that the group has not read are missing from the topic, and `kafka.on_gap` is `stop`.
+    #[error("{}; to continue from the oldest offset available, set kafka.on_gap = \"continue\"", join(.0))]
     Gap(Vec<Gap>),
-    /// Another process took this one's place; it will not come back by trying.
-    #[error("fenced while {doing}: {reason}; is another process running as the same kafka.instance?")]
+    /// Another process uses the same instance name or transactional id, so retrying cannot succeed.
+    #[error("cannot {doing}: fenced ({reason}); is another process running with the same kafka.instance?")]
     Fenced {
-        /// What was being done.
+        /// The operation that failed, as a verb phrase.
         doing: &'static str,
-        /// What the client said.
+        /// The reason given by the client library.
         reason: String,
     },
-    /// Kafka refuses for good.
+    /// A call to Kafka failed, and retrying did not help or cannot help.
     #[error("cannot {doing}: {reason}")]
     Kafka {
-        /// What was being done.
+        /// The operation that failed, as a verb phrase.
         doing: &'static str,
-        /// What the client said.
+        /// The reason given by the client library.
         reason: String,
     },
-    /// The scorer fails on a comment that is known to be good.
+    /// The scorer failed on the canary, so the device cannot be trusted with any comment.
     #[error("the scorer fails on a known good comment: {0}")]
     Device(String),
-    /// A client cannot be made of the settings.
-    #[error("cannot make a kafka client: {0}")]
+    /// librdkafka rejected the settings of a client.
+    #[error("cannot create a Kafka client: {0}")]
     Client(String),
-    /// The brokers do not let us.
+    /// The brokers denied access; an ACL must be changed.
     #[error("not allowed to {doing}: {reason}")]
     Forbidden {
-        /// What was being done.
+        /// The operation that failed, as a verb phrase.
         doing: &'static str,
-        /// What the client said.
+        /// The reason given by the client library.
         reason: String,
     },
-    /// A bug.
+    /// A stage panicked, or its thread could not be started.
     #[error("the {stage} stage ended unexpectedly")]
     Died {
-        /// Its name.
+        /// The name of the stage.
         stage: &'static str,
     },
 }
 
 impl StreamError {
-    /// The error of a call to Kafka that failed while `doing` something, by what it means for the stream.
+    /// Classifies the error of a call to Kafka.
+    ///
+    /// `doing` completes the sentence "cannot ...".
     pub(crate) fn kafka(doing: &'static str, error: &KafkaError) -> Self {
         let reason = reason(error);
         match ErrorClass::of_error(error) {
@@ -64,29 +66,35 @@ impl StreamError {
         }
     }
 
-    /// Whether starting again cannot help until somebody has acted.
-    pub fn needs_a_person(&self) -> bool {
+    /// Returns whether a restart cannot help until the operator has changed something.
+    pub fn requires_operator(&self) -> bool {
         matches!(self, Self::Gap(_) | Self::Client(_) | Self::Forbidden { .. })
     }
 }
 
-/// Where a partition is read next, which the topic may no longer hold.
+/// A partition whose next offset to read is missing from the topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Gap {
-    /// The partition.
+    /// The partition of the comments topic.
     pub partition: i32,
-    /// The next offset to read, as committed or as the consumer stood.
+    /// The next offset to read: the committed offset, or the position of the consumer.
     pub next: i64,
-    /// The oldest offset that there is.
+    /// The oldest offset in the partition.
     pub low: i64,
-    /// The next offset to be written.
+    /// The offset that the next record written to the partition gets.
     pub high: i64,
 }
 
 impl Gap {
-    /// Whether the next offset cannot be read.
-    pub fn is_gap(&self) -> bool {
-        !(self.low..=self.high).contains(&self.next)
+    /// Returns the gap if `next` lies outside of `low..=high`.
+    pub(crate) fn find(partition: i32, next: i64, low: i64, high: i64) -> Option<Self> {
+        let gap = Self {
+            partition,
+            next,
+            low,
+            high,
+        };
+        (!(low..=high).contains(&next)).then_some(gap)
     }
 }
 
@@ -102,7 +110,7 @@ impl fmt::Display for Gap {
             let lost = low - next;
             write!(
                 f,
-                "partition {partition}: offset {next} is next, but retention has removed all before {low} ({lost} offsets)"
+                "partition {partition}: offset {next} is next, but retention has deleted everything before {low} ({lost} offsets)"
             )
         } else {
             write!(
@@ -113,59 +121,56 @@ impl fmt::Display for Gap {
     }
 }
 
-fn list(gaps: &[Gap]) -> String {
+fn join(gaps: &[Gap]) -> String {
     let gaps: Vec<String> = gaps.iter().map(ToString::to_string).collect();
     gaps.join("; ")
 }
 
-/// Shared by all stages and whoever started them.
+/// Whether the stream is running, draining or failed; shared by all stages and the pipeline.
 #[derive(Debug, Default)]
-pub struct Control {
-    draining: AtomicBool,
+pub(crate) struct Control {
+    is_draining: AtomicBool,
     deadline: Mutex<Option<Instant>>,
     failure: OnceLock<StreamError>,
 }
 
 impl Control {
-    /// Finish what is in flight, read nothing more; what is unfinished at the deadline is given up and
-    /// will be read again by whoever comes next.
+    /// Asks the stages to read nothing more and to finish what is in flight.
+    ///
+    /// Records that are unfinished at the deadline are abandoned, and read again by the partitions' next owner.
     pub fn drain(&self, deadline: Instant) {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) = Some(deadline);
-        self.draining.store(true, Ordering::Release);
+        self.is_draining.store(true, Ordering::Release);
     }
 
-    /// Whether the stream is draining.
-    pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+    fn is_draining(&self) -> bool {
+        self.is_draining.load(Ordering::Acquire)
     }
 
-    /// Until when what is in flight may take, once the stream is draining.
+    /// Returns the deadline of the drain, if the stream is draining.
     pub fn deadline(&self) -> Option<Instant> {
         *self.deadline.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether unfinished work must be given up.
-    pub fn gives_up(&self, now: Instant) -> bool {
+    /// Returns whether unfinished work must be abandoned: a stage has failed, or the drain has run out of time.
+    pub fn must_stop(&self, now: Instant) -> bool {
         self.has_failed() || self.deadline().is_some_and(|deadline| deadline <= now)
     }
 
-    /// A stage cannot go on; the first to say so is the reason.
+    /// Records that a stage has failed. The first failure is the one reported; later ones follow from it.
     pub fn fail(&self, error: StreamError) {
-        // Later failures are consequences of the first.
         let _ = self.failure.set(error);
     }
 
-    /// Whether a stage has failed.
     pub fn has_failed(&self) -> bool {
         self.failure.get().is_some()
     }
 
-    /// Whether the stream is on its way to the end, either way.
+    /// Returns whether the stream is draining or has failed.
     pub fn is_ending(&self) -> bool {
         self.is_draining() || self.has_failed()
     }
 
-    /// The first failure, once all stages have ended.
     pub fn into_failure(self) -> Option<StreamError> {
         self.failure.into_inner()
     }
@@ -178,14 +183,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_failure_is_the_reason() {
+    fn only_the_first_failure_is_reported() {
         let (control, now) = (Control::default(), Instant::now());
-        assert!(!control.is_ending() && !control.gives_up(now));
+        assert!(!control.is_ending() && !control.must_stop(now));
         control.drain(now + Duration::from_secs(1));
-        assert!(control.is_draining() && !control.gives_up(now) && control.gives_up(now + Duration::from_secs(1)));
+        assert!(control.is_draining() && !control.must_stop(now) && control.must_stop(now + Duration::from_secs(1)));
         control.fail(StreamError::Device("first".into()));
         control.fail(StreamError::Died { stage: "score" });
-        assert!(control.gives_up(now));
+        assert!(control.must_stop(now));
         assert_eq!(
             control.into_failure().unwrap().to_string(),
             "the scorer fails on a known good comment: first"
@@ -193,20 +198,17 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_named() {
-        let gap = |next, low, high| Gap {
-            partition: 3,
-            next,
-            low,
-            high,
-        };
+    fn a_gap_error_lists_every_partition() {
+        let gap = |next, low, high| Gap::find(3, next, low, high).unwrap();
+        assert_eq!(Gap::find(3, 500, 500, 900), None);
+        assert_eq!(Gap::find(3, 900, 500, 900), None);
         let error = StreamError::Gap(vec![gap(120, 500, 900), gap(700, 0, 500)]);
-        assert!(error.needs_a_person());
+        assert!(error.requires_operator());
         assert_eq!(
             error.to_string(),
-            "partition 3: offset 120 is next, but retention has removed all before 500 (380 offsets); \
+            "partition 3: offset 120 is next, but retention has deleted everything before 500 (380 offsets); \
              partition 3: offset 700 is next, but the topic ends at 500 (was it recreated?); \
-             to go on regardless set kafka.on_gap = \"continue\""
+             to continue from the oldest offset available, set kafka.on_gap = \"continue\""
         );
     }
 }

@@ -1,8 +1,8 @@
-//! Bytes of one comment event in, [`Comment`] out.
+//! Decodes the bytes of one comment event into a [`Comment`].
 //!
-//! Pure, and safe against what a stranger may send: bounded, no recursion without end, no field told
-//! twice. An error names the field, what was found and what was expected, and never quotes the event.
-//! A null value (tombstone) is the caller's business.
+//! Decoding does no I/O and is safe for untrusted input: size and nesting are limited, and duplicate fields are
+//! rejected. An error names the field, what was found and what was expected, and never quotes the event. The caller
+//! handles null values (tombstones).
 
 use std::fmt;
 
@@ -13,75 +13,62 @@ use serde_json::error::Category;
 use crate::config::InputFields;
 use crate::message::{Comment, Op};
 
-/// Why an event is no comment. Never quotes the event.
+/// The reason why an event cannot be decoded. Never quotes the event.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// Longer than allowed; it was not read.
+    /// The event is longer than the limit and was not parsed.
     #[error("the event has {bytes} bytes, expected at most {max_bytes} (input.max_bytes)")]
-    TooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        max_bytes: usize,
-    },
-    /// Not text at all.
-    #[error("the event is not UTF-8 from byte {offset} on")]
+    TooLarge { bytes: usize, max_bytes: usize },
+    #[error("the event is not valid UTF-8 at byte {offset}")]
     NotUtf8 {
-        /// The first byte that is not.
+        /// The first byte that is not valid.
         offset: usize,
     },
-    /// Text, but no JSON.
     #[error("the event is not JSON at line {line}, column {column}: {reason}")]
     NotJson {
         /// One-based.
         line: usize,
         /// One-based, in bytes.
         column: usize,
-        /// What the parser expected.
+        /// The parser's description of the error.
         reason: String,
     },
-    /// An object names a field twice; readers would differ in which one they take.
-    #[error("the event names a field twice, at line {line}, column {column}")]
+    /// An object has the same field twice; parsers differ in which one they use.
+    #[error("the event has a duplicate field at line {line}, column {column}")]
     DuplicateField {
         /// One-based.
         line: usize,
         /// One-based, in bytes.
         column: usize,
     },
-    /// JSON, but no object.
     #[error("the event is {found}, expected an object")]
-    NotAnObject {
-        /// The JSON type found.
-        found: &'static str,
-    },
-    /// A field that is needed is absent or null.
+    NotAnObject { found: &'static str },
+    /// A required field is absent or null.
     #[error("`{field}` is missing, expected {expected}")]
     MissingField {
-        /// JSON pointer.
+        /// The JSON pointer of the field.
         field: String,
-        /// What belongs there.
         expected: &'static str,
     },
-    /// A field holds something else.
+    /// A field has a value of an unexpected type.
     #[error("`{field}` is {found}, expected {expected}")]
     WrongType {
-        /// JSON pointer.
+        /// The JSON pointer of the field.
         field: String,
-        /// The JSON type found.
+        /// The JSON type of the value.
         found: &'static str,
-        /// What belongs there.
         expected: &'static str,
     },
-    /// `op` is a text, but none of ours.
-    #[error("`{field}` is another text, expected create, edit or delete")]
+    /// The operation is a string, but not one of the known ones.
+    #[error("`{field}` is an unknown string, expected create, edit or delete")]
     UnknownOp {
-        /// JSON pointer.
+        /// The JSON pointer of the field.
         field: String,
     },
 }
 
 impl DecodeError {
-    /// A stable name: the label of metrics and dead letters.
+    /// Returns a stable name for the reason, used in metrics and dead letters.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::TooLarge { .. } => "too_large",
@@ -96,11 +83,13 @@ impl DecodeError {
     }
 }
 
-/// Reads one comment event. `text` is needed unless the content was deleted; ids are not, as a
-/// command line has none: a stream asks for them with [`require_content_id`].
+/// Decodes one comment event.
+///
+/// The text is required unless the content was deleted. Ids are optional, because comments on the command line have
+/// none; a stream requires one with [`require_content_id`].
 ///
 /// # Errors
-/// [`DecodeError`], the first fault in the order of its variants.
+/// Returns the first problem found, in the order of the variants of [`DecodeError`].
 pub fn decode(event: &[u8], fields: &InputFields, max_bytes: usize) -> Result<Comment, DecodeError> {
     if event.len() > max_bytes {
         return Err(DecodeError::TooLarge {
@@ -111,17 +100,19 @@ pub fn decode(event: &[u8], fields: &InputFields, max_bytes: usize) -> Result<Co
     let event = std::str::from_utf8(event).map_err(|error| DecodeError::NotUtf8 {
         offset: error.valid_up_to(),
     })?;
-    // serde_json itself stops at 128 levels, long before the stack ends.
-    let Once(event) = serde_json::from_str(event).map_err(|error| not_json(&error))?;
+    // serde_json rejects more than 128 levels of nesting, long before the stack overflows.
+    let UniqueFields(event) = serde_json::from_str(event).map_err(|error| not_json(&error))?;
     if !event.is_object() {
-        return Err(DecodeError::NotAnObject { found: kind(&event) });
+        return Err(DecodeError::NotAnObject {
+            found: type_name(&event),
+        });
     }
     let op = op(&event, &fields.op)?;
     let text = match (op, event.pointer(&fields.text)) {
-        // What a deleted content once said is none of our business.
+        // The text of deleted content is not needed, so it is not kept.
         (Op::Delete, _) => String::new(),
         (_, Some(Value::String(text))) => text.clone(),
-        (_, found) => return Err(not_a(&fields.text, found, "a text")),
+        (_, found) => return Err(unexpected(&fields.text, found, "a string")),
     };
     Ok(Comment {
         event_id: id(&event, &fields.event_id)?,
@@ -133,14 +124,14 @@ pub fn decode(event: &[u8], fields: &InputFields, max_bytes: usize) -> Result<Co
     })
 }
 
-/// What a stream needs beside the text: a decision about unnamed content helps nobody.
+/// Checks that a comment has a content id, without which nobody could act on its decision.
 ///
 /// # Errors
-/// [`DecodeError::MissingField`].
+/// Returns [`DecodeError::MissingField`] if the comment has no content id.
 pub fn require_content_id(comment: &Comment, fields: &InputFields) -> Result<(), DecodeError> {
     match comment.content_id {
         Some(_) => Ok(()),
-        None => Err(not_a(&fields.content_id, None, "an id")),
+        None => Err(unexpected(&fields.content_id, None, "an id")),
     }
 }
 
@@ -155,50 +146,50 @@ fn op(event: &Value, field: &str) -> Result<Op, DecodeError> {
                 field: field.to_owned(),
             }),
         },
-        found => Err(not_a(field, found, "create, edit or delete")),
+        found => Err(unexpected(field, found, "create, edit or delete")),
     }
 }
 
-/// Many platforms count their ids, so a whole number is one as well.
+/// Integers are accepted as ids, because many platforms number their content.
 fn id(event: &Value, field: &str) -> Result<Option<String>, DecodeError> {
     match event.pointer(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(id)) => Ok(Some(id.clone())),
         Some(Value::Number(id)) if id.is_i64() || id.is_u64() => Ok(Some(id.to_string())),
-        found => Err(not_a(field, found, "a text or a whole number")),
+        found => Err(unexpected(field, found, "a string or an integer")),
     }
 }
 
 fn revision(event: &Value, field: &str) -> Result<Option<i64>, DecodeError> {
-    let expected = "a whole number of 64 bits";
+    let expected = "a 64-bit integer";
     match event.pointer(field) {
         None | Some(Value::Null) => Ok(None),
         found => match found.and_then(Value::as_i64) {
             Some(revision) => Ok(Some(revision)),
-            None => Err(not_a(field, found, expected)),
+            None => Err(unexpected(field, found, expected)),
         },
     }
 }
 
-fn not_a(field: &str, found: Option<&Value>, expected: &'static str) -> DecodeError {
+fn unexpected(field: &str, found: Option<&Value>, expected: &'static str) -> DecodeError {
     let field = field.to_owned();
     match found {
         None | Some(Value::Null) => DecodeError::MissingField { field, expected },
         Some(value) => DecodeError::WrongType {
             field,
-            found: kind(value),
+            found: type_name(value),
             expected,
         },
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+fn type_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",
         Value::Number(_) => "a number",
-        Value::String(_) => "a text",
-        Value::Array(_) => "a list",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
         Value::Object(_) => "an object",
     }
 }
@@ -206,9 +197,9 @@ fn kind(value: &Value) -> &'static str {
 fn not_json(error: &serde_json::Error) -> DecodeError {
     let (line, column) = (error.line(), error.column());
     match error.classify() {
-        // The only fault of content that `Once` can find.
+        // The only data error that `UniqueFields` raises.
         Category::Data => DecodeError::DuplicateField { line, column },
-        // serde_json words its syntax errors by what it expected, without the input.
+        // serde_json describes a syntax error by what it expected, without quoting the input.
         _ => {
             let text = error.to_string();
             let reason = text.split(" at line ").next().unwrap_or_default().to_owned();
@@ -217,18 +208,18 @@ fn not_json(error: &serde_json::Error) -> DecodeError {
     }
 }
 
-/// A JSON value in which no object names a field twice.
-struct Once(Value);
+/// A JSON value in which no object has duplicate fields.
+struct UniqueFields(Value);
 
-impl<'de> Deserialize<'de> for Once {
+impl<'de> Deserialize<'de> for UniqueFields {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(OnceVisitor).map(Self)
+        deserializer.deserialize_any(UniqueFieldsVisitor).map(Self)
     }
 }
 
-struct OnceVisitor;
+struct UniqueFieldsVisitor;
 
-impl<'de> Visitor<'de> for OnceVisitor {
+impl<'de> Visitor<'de> for UniqueFieldsVisitor {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -265,7 +256,7 @@ impl<'de> Visitor<'de> for OnceVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Value, A::Error> {
         let mut list = Vec::new();
-        while let Some(Once(value)) = values.next_element()? {
+        while let Some(UniqueFields(value)) = values.next_element()? {
             list.push(value);
         }
         Ok(Value::Array(list))
@@ -273,7 +264,7 @@ impl<'de> Visitor<'de> for OnceVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut object = serde_json::Map::new();
-        while let Some((name, Once(value))) = entries.next_entry::<String, Once>()? {
+        while let Some((name, UniqueFields(value))) = entries.next_entry::<String, UniqueFields>()? {
             if object.insert(name, value).is_some() {
                 return Err(A::Error::custom("duplicate field"));
             }
@@ -304,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_event_is_read() {
+    fn an_event_with_every_field_is_decoded() {
         let event = br#"{"event_id":"e","content_id":7,"revision":3,"op":"edit","community_id":"garden",
                          "text":"caf\u00e9 \ud83c\udf31","later":[{"deep":null}]}"#;
         let expected = Comment {
@@ -319,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_stand_where_the_settings_say() {
+    fn the_settings_choose_the_fields() {
         let fields = InputFields {
             text: "/payload/body".into(),
             content_id: "/a~1b".into(),
@@ -334,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_needs_no_text_and_keeps_none() {
+    fn a_deletion_needs_no_text_and_drops_any() {
         for event in [r#"{"op":"delete"}"#, r#"{"op":"delete","text":"gone"}"#] {
             let comment = read(event.as_bytes()).unwrap();
             assert_eq!((comment.op, comment.text.as_str()), (Op::Delete, ""));
@@ -342,14 +333,14 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_needs_an_id() {
+    fn a_stream_requires_a_content_id() {
         let comment = read(br#"{"text":"hello"}"#).unwrap();
         let error = require_content_id(&comment, &fields()).unwrap_err();
         assert_eq!(error.to_string(), "`/content_id` is missing, expected an id");
     }
 
     #[test]
-    fn each_fault_has_its_reason_and_text() {
+    fn each_error_has_a_reason_and_a_message() {
         let check = |event: &[u8], reason: &str, text: &str| {
             let error = read(event).unwrap_err();
             assert_eq!((error.reason(), error.to_string().as_str()), (reason, text));
@@ -357,7 +348,7 @@ mod tests {
         check(
             b"{\"text\":\"\xff\"}",
             "not_utf8",
-            "the event is not UTF-8 from byte 9 on",
+            "the event is not valid UTF-8 at byte 9",
         );
         check(
             b"{\"text\":",
@@ -372,35 +363,35 @@ mod tests {
         check(
             br#"{"text":"a","text":"b"}"#,
             "duplicate_field",
-            "the event names a field twice, at line 1, column 23",
+            "the event has a duplicate field at line 1, column 23",
         );
         check(
             br#"{"text":"a","x":{"y":1,"y":1}}"#,
             "duplicate_field",
-            "the event names a field twice, at line 1, column 29",
+            "the event has a duplicate field at line 1, column 29",
         );
-        check(b"[1]", "not_an_object", "the event is a list, expected an object");
-        check(b"{}", "missing_field", "`/text` is missing, expected a text");
+        check(b"[1]", "not_an_object", "the event is an array, expected an object");
+        check(b"{}", "missing_field", "`/text` is missing, expected a string");
         check(
             br#"{"text":null}"#,
             "missing_field",
-            "`/text` is missing, expected a text",
+            "`/text` is missing, expected a string",
         );
-        check(br#"{"text":1}"#, "wrong_type", "`/text` is a number, expected a text");
+        check(br#"{"text":1}"#, "wrong_type", "`/text` is a number, expected a string");
         check(
             br#"{"text":"a","revision":1.5}"#,
             "wrong_type",
-            "`/revision` is a number, expected a whole number of 64 bits",
+            "`/revision` is a number, expected a 64-bit integer",
         );
         check(
             br#"{"text":"a","content_id":{}}"#,
             "wrong_type",
-            "`/content_id` is an object, expected a text or a whole number",
+            "`/content_id` is an object, expected a string or an integer",
         );
         check(
             br#"{"text":"a","op":"purge"}"#,
             "unknown_op",
-            "`/op` is another text, expected create, edit or delete",
+            "`/op` is an unknown string, expected create, edit or delete",
         );
         check(
             br#"{"text":"a","op":false}"#,
@@ -410,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_is_the_longest_event() {
+    fn an_event_of_max_bytes_is_accepted() {
         let event = br#"{"text":"a"}"#;
         assert!(decode(event, &fields(), event.len()).is_ok());
         let error = decode(event, &fields(), event.len() - 1).unwrap_err();
@@ -418,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_without_end_is_refused() {
+    fn deep_nesting_is_rejected() {
         for opening in ["[", "{\"a\":"] {
             let event = format!("{{\"text\":\"a\",\"x\":{}", opening.repeat(100_000));
             assert_eq!(read(event.as_bytes()).unwrap_err().reason(), "not_json");
@@ -427,12 +418,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_read_or_refused(event in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn any_bytes_are_decoded_or_rejected(event in prop::collection::vec(any::<u8>(), 0..200)) {
             let _ = read(&event);
         }
 
         #[test]
-        fn any_text_survives(text in any::<String>(), id in any::<String>()) {
+        fn any_text_and_id_are_decoded_unchanged(text in any::<String>(), id in any::<String>()) {
             let event = serde_json::json!({ "text": text, "content_id": id }).to_string();
             let comment = read(event.as_bytes()).unwrap();
             prop_assert_eq!((comment.text, comment.content_id), (text, Some(id)));

@@ -1,8 +1,8 @@
-//! The second stage: events to comments to rows, gathered into micro-batches.
+//! The second stage: decodes events into comments, encodes them as rows, and gathers the rows into micro-batches.
 //!
-//! One thread; a long queue is tokenised on all cores. What needs no model (dead letters, deletions,
-//! tombstones) goes straight to the emitter, which puts it back in order. While the scorer is busy a
-//! micro-batch goes on filling up, so the next one is ready when it is done.
+//! The stage is one thread, which tokenises long queues on all cores. Records that need no model (dead letters,
+//! deletions and tombstones) go directly to the emit stage, which restores their order. A micro-batch continues to fill
+//! while the scorer is busy, so the next one is ready when the scorer is.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -22,63 +22,60 @@ use crate::message::{Comment, Op};
 use crate::ops::metrics as names;
 use crate::prompt::{Prompt, Prompter};
 
-/// Records taken from the queue in one go.
-const CHUNK: usize = 256;
+/// The most records that are taken from the queue at once.
+const CHUNK_RECORDS: usize = 256;
 
-/// Below this many, handing work to other cores costs more than it saves.
-const PARALLEL: usize = 16;
+/// The fewest records for which distributing the work over all cores saves more time than it costs.
+const MIN_PARALLEL_RECORDS: usize = 16;
 
-/// How soon the stage notices that the stream is ending.
-const TICK: Duration = Duration::from_millis(100);
+/// The longest wait, which limits how late the stage notices that the stream is ending.
+const MAX_WAIT: Duration = Duration::from_millis(100);
 
-/// The stage.
+/// Turns records into micro-batches.
 pub struct EncodeStage {
-    /// How an event is read.
     pub input: InputConfig,
-    /// How a comment is framed.
     pub prompter: Arc<Prompter>,
-    /// Records of partitions that have left are dropped.
+    /// Used to drop records of partitions that are no longer owned.
     pub ownership: Arc<Ownership>,
-    /// How the stream ends.
     pub control: Arc<Control>,
-    /// What a micro-batch is bounded by.
     pub limits: Limits,
     /// From the ingest stage.
     pub records: Receiver<Record>,
     /// To the score stage.
     pub batches: Sender<MicroBatch<Pending>>,
-    /// To the emit stage: what needs no model.
+    /// To the emit stage: records that need no model.
     pub finished: Sender<Vec<Finished>>,
 }
 
+/// The result of encoding one record.
 enum Encoded {
     Rows(Comment, Prompt),
+    /// The record needs no model.
     Done(Outcome),
 }
 
 impl EncodeStage {
-    /// Encodes until the ingest stage has ended, then hands out what is left.
+    /// Encodes until the ingest stage has ended, then passes on the remaining rows.
     ///
-    /// # Errors
-    /// None: what cannot be encoded becomes a dead letter.
+    /// Never fails: a record that cannot be encoded becomes a dead letter.
     pub fn run(self) -> Result<(), StreamError> {
         let mut batcher = Batcher::new(self.limits);
         let mut is_open = true;
         while is_open {
             let now = Instant::now();
-            if self.control.gives_up(now) {
+            if self.control.must_stop(now) {
                 return Ok(());
             }
-            // Full: the scorer must take one first. Due: it may, and until it does more can be added.
+            // A batch that is due waits for the scorer; until it is also full, more records can be added meanwhile.
             if batcher.is_due(now) {
                 let mut select = Select::new();
                 let to_scorer = select.send(&self.batches);
                 if !batcher.is_full() {
                     select.recv(&self.records);
                 }
-                match select.ready_timeout(TICK) {
+                match select.ready_timeout(MAX_WAIT) {
                     Ok(index) if index == to_scorer => {
-                        if !self.hand_over(&mut batcher) {
+                        if !self.send_batch(&mut batcher) {
                             return Ok(());
                         }
                         continue;
@@ -89,12 +86,12 @@ impl EncodeStage {
             }
             let wait = batcher
                 .due()
-                .map_or(TICK, |due| due.saturating_duration_since(now).min(TICK));
+                .map_or(MAX_WAIT, |due| due.saturating_duration_since(now).min(MAX_WAIT));
             match self.records.recv_timeout(wait) {
                 Ok(first) => {
                     let mut chunk = vec![first];
-                    chunk.extend(self.records.try_iter().take(CHUNK - 1));
-                    if !self.take(chunk, &mut batcher) {
+                    chunk.extend(self.records.try_iter().take(CHUNK_RECORDS - 1));
+                    if !self.encode_chunk(chunk, &mut batcher) {
                         return Ok(());
                     }
                 }
@@ -103,30 +100,30 @@ impl EncodeStage {
             }
         }
         while let Some(batch) = batcher.take() {
-            // A scorer that has ended has said why.
-            if self.batches.send(batch).is_err() || self.control.gives_up(Instant::now()) {
+            // If the score stage has ended, it has reported the reason.
+            if self.batches.send(batch).is_err() || self.control.must_stop(Instant::now()) {
                 return Ok(());
             }
         }
         Ok(())
     }
 
-    /// Gives the scorer a micro-batch, which it has room for; false when it has ended.
-    fn hand_over(&self, batcher: &mut Batcher<Pending>) -> bool {
+    /// Sends a micro-batch to the score stage, whose channel has room for it. Returns false if that stage has ended.
+    fn send_batch(&self, batcher: &mut Batcher<Pending>) -> bool {
         let Some(batch) = batcher.take() else { return true };
         match self.batches.try_send(batch) {
             Ok(()) => true,
-            // Nobody else sends: room that was there still is.
+            // Should not happen, because no other thread sends on this channel.
             Err(TrySendError::Full(batch)) => self.batches.send(batch).is_ok(),
             Err(TrySendError::Disconnected(_)) => false,
         }
     }
 
-    /// False when a later stage has ended.
-    fn take(&self, mut chunk: Vec<Record>, batcher: &mut Batcher<Pending>) -> bool {
+    /// Encodes records and passes on those that need no model. Returns false if a later stage has ended.
+    fn encode_chunk(&self, mut chunk: Vec<Record>, batcher: &mut Batcher<Pending>) -> bool {
         chunk.retain(|record| self.ownership.owns(record.position.partition, record.position.epoch));
         let start = Instant::now();
-        let encoded: Vec<Encoded> = if chunk.len() < PARALLEL {
+        let encoded: Vec<Encoded> = if chunk.len() < MIN_PARALLEL_RECORDS {
             chunk.iter().map(|record| self.encode(record)).collect()
         } else {
             chunk.par_iter().map(|record| self.encode(record)).collect()
@@ -153,22 +150,22 @@ impl EncodeStage {
         done.is_empty() || self.finished.send(done).is_ok()
     }
 
-    /// A panic in a library takes one record along, not the daemon.
+    /// Encodes one record. A panic in a library turns that record into a dead letter, and the daemon continues.
     fn encode(&self, record: &Record) -> Encoded {
-        catch_unwind(AssertUnwindSafe(|| self.read(record))).unwrap_or_else(|_| {
+        catch_unwind(AssertUnwindSafe(|| self.encode_unguarded(record))).unwrap_or_else(|_| {
             Encoded::Done(Outcome::Rejected(Rejection {
                 reason: "encoder_panicked",
-                message: "reading or tokenising the event panicked, which is a bug".to_owned(),
+                message: "decoding or tokenising the event panicked, which is a bug".to_owned(),
                 stage: RejectionStage::Decode,
             }))
         })
     }
 
-    fn read(&self, record: &Record) -> Encoded {
+    fn encode_unguarded(&self, record: &Record) -> Encoded {
         if record.has_broken_headers {
             return Encoded::Done(Outcome::Rejected(Rejection {
                 reason: "bad_headers",
-                message: "a header's name is not UTF-8".to_owned(),
+                message: "the name of a header is not UTF-8".to_owned(),
                 stage: RejectionStage::Decode,
             }));
         }
@@ -176,11 +173,11 @@ impl EncodeStage {
             return Encoded::Done(Outcome::Tombstone);
         };
         let fields = &self.input.fields;
-        let read = decode(value, fields, self.input.max_bytes)
+        let decoded = decode(value, fields, self.input.max_bytes)
             .and_then(|comment| require_content_id(&comment, fields).map(|()| comment));
-        let comment = match read {
+        let comment = match decoded {
             Ok(comment) => comment,
-            Err(error) => return Encoded::Done(Outcome::Rejected(unreadable(&error))),
+            Err(error) => return Encoded::Done(Outcome::Rejected(undecodable(&error))),
         };
         if comment.op == Op::Delete {
             return Encoded::Done(Outcome::Deleted(comment));
@@ -196,7 +193,7 @@ impl EncodeStage {
     }
 }
 
-fn unreadable(error: &DecodeError) -> Rejection {
+fn undecodable(error: &DecodeError) -> Rejection {
     Rejection {
         reason: error.reason(),
         message: error.to_string(),

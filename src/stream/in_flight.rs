@@ -1,14 +1,14 @@
-//! How much is in flight: read from Kafka, and not yet committed or dropped.
+//! Limits how much is in flight: records that were read from Kafka and are not yet committed or dropped.
 //!
-//! Every record holds a [`Permit`] from the moment it is read until nothing needs it any more; the
-//! consumer stops reading while the limits are reached. So the memory of all stages together is
-//! bounded in events and bytes, whatever queues lie between them.
+//! Every record holds an [`InFlightGuard`] from the moment it is read until it is dropped, and the consumer stops
+//! reading while a limit is reached. This bounds the memory of all stages together, in events and in bytes, however
+//! the records are spread over the queues between them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The shared count.
+/// Counts the records in flight and their bytes, and wakes the reader when there is room for more.
 #[derive(Debug)]
 pub struct InFlight {
     max_events: usize,
@@ -21,21 +21,22 @@ pub struct InFlight {
 struct InFlightState {
     events: usize,
     bytes: usize,
-    /// Records by timestamp, for the age of the oldest.
+    /// How many records have each timestamp, for the age of the oldest.
     timestamps: BTreeMap<i64, usize>,
 }
 
-/// One record's share; given back when dropped.
+/// Counts one record as in flight until it is dropped.
 #[derive(Debug)]
-pub struct Permit {
+pub struct InFlightGuard {
     in_flight: Arc<InFlight>,
     bytes: usize,
     timestamp: Option<i64>,
 }
 
 impl InFlight {
-    /// Nothing in flight, and how much may be. One record more than fits may be: its size is only
-    /// known once it is read.
+    /// Creates a counter with its limits.
+    ///
+    /// The limits can be exceeded by one record, whose size is only known once it is read.
     pub fn new(max_events: usize, max_bytes: usize) -> Self {
         Self {
             max_events,
@@ -45,22 +46,22 @@ impl InFlight {
         }
     }
 
-    /// Takes a record's share. Never waits: whoever reads asks for room first.
-    pub fn admit(self: &Arc<Self>, bytes: usize, timestamp: Option<i64>) -> Permit {
+    /// Counts a record as in flight until the guard is dropped. Never waits; call [`InFlight::wait_for_room`] first.
+    pub fn add(self: &Arc<Self>, bytes: usize, timestamp: Option<i64>) -> InFlightGuard {
         let mut state = self.lock();
         state.events += 1;
         state.bytes += bytes;
         if let Some(timestamp) = timestamp {
             *state.timestamps.entry(timestamp).or_default() += 1;
         }
-        Permit {
+        InFlightGuard {
             in_flight: Arc::clone(self),
             bytes,
             timestamp,
         }
     }
 
-    /// Waits until another record may be read; false when there is still no room after `timeout`.
+    /// Waits until another record may be read. Returns false if there is still no room after `timeout`.
     pub fn wait_for_room(&self, timeout: Duration) -> bool {
         let has_no_room = |state: &mut InFlightState| state.events >= self.max_events || state.bytes >= self.max_bytes;
         let waited = self.room.wait_timeout_while(self.lock(), timeout, has_no_room);
@@ -68,30 +69,30 @@ impl InFlight {
         !result.timed_out()
     }
 
-    /// Whether at most half of what may be in flight is: time to read on after a pause.
+    /// Returns whether at most half of each limit is used, in which case a paused consumer resumes.
     pub fn is_half_empty(&self) -> bool {
         let state = self.lock();
         2 * state.events <= self.max_events && 2 * state.bytes <= self.max_bytes
     }
 
-    /// Events and bytes in flight.
-    pub fn load(&self) -> (usize, usize) {
+    /// Returns the number of events in flight and their bytes.
+    pub fn totals(&self) -> (usize, usize) {
         let state = self.lock();
         (state.events, state.bytes)
     }
 
-    /// Timestamp of the oldest record in flight, in milliseconds since 1970.
-    pub fn oldest(&self) -> Option<i64> {
+    /// Returns the timestamp of the oldest record in flight, in milliseconds since 1970.
+    pub fn oldest_timestamp(&self) -> Option<i64> {
         self.lock().timestamps.keys().next().copied()
     }
 
     fn lock(&self) -> MutexGuard<'_, InFlightState> {
-        // Nothing that can panic runs between the changes of one record.
+        // A poisoned state is still consistent: nothing between the changes for one record can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Permit {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         let mut state = self.in_flight.lock();
         state.events -= 1;
@@ -114,39 +115,39 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_dropped_makes_room() {
+    fn a_dropped_record_makes_room() {
         let in_flight = Arc::new(InFlight::new(2, 100));
-        let check = |room: bool, load| {
+        let check = |room: bool, totals| {
             assert_eq!(in_flight.wait_for_room(Duration::ZERO), room);
-            assert_eq!(in_flight.load(), load);
+            assert_eq!(in_flight.totals(), totals);
         };
         check(true, (0, 0));
-        let first = in_flight.admit(10, Some(5));
+        let first = in_flight.add(10, Some(5));
         check(true, (1, 10));
-        let second = in_flight.admit(10, Some(3));
+        let second = in_flight.add(10, Some(3));
         check(false, (2, 20));
-        assert_eq!(in_flight.oldest(), Some(3));
+        assert_eq!(in_flight.oldest_timestamp(), Some(3));
         drop(second);
-        assert_eq!(in_flight.oldest(), Some(5));
+        assert_eq!(in_flight.oldest_timestamp(), Some(5));
         assert!(in_flight.is_half_empty());
-        let large = in_flight.admit(95, None);
+        let large = in_flight.add(95, None);
         drop(first);
-        assert_eq!(in_flight.oldest(), None);
+        assert_eq!(in_flight.oldest_timestamp(), None);
         check(true, (1, 95));
         assert!(!in_flight.is_half_empty());
-        let larger = in_flight.admit(5, None);
+        let larger = in_flight.add(5, None);
         check(false, (2, 100));
         drop((large, larger));
         check(true, (0, 0));
     }
 
     #[test]
-    fn whoever_waits_is_woken() {
+    fn a_waiting_reader_is_woken() {
         let in_flight = Arc::new(InFlight::new(1, 100));
-        let permit = in_flight.admit(1, None);
+        let guard = in_flight.add(1, None);
         let waiting = Arc::clone(&in_flight);
         let waiter = std::thread::spawn(move || waiting.wait_for_room(Duration::from_secs(60)));
-        drop(permit);
+        drop(guard);
         assert!(waiter.join().unwrap());
     }
 }

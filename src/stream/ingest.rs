@@ -1,8 +1,8 @@
-//! The first stage: one thread owns the consumer, always polls, and reads while there is room.
+//! The first stage: one thread owns the consumer, polls it all the time, and reads records while there is room.
 //!
-//! What it reads is bounded by what is in flight in all stages. A short stall is waited out, since a
-//! pause throws away what the client has fetched ahead; a long one pauses the partitions and goes on
-//! polling, so that the group never misses this member.
+//! The number of records in flight in all stages limits how much is read. The stage waits out a short stall, because
+//! pausing discards the records that the client has prefetched. In a long stall it pauses the partitions and keeps
+//! polling, so that the group does not expel this member.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,38 +25,40 @@ use super::record::{Header, Record, RecordPosition};
 use crate::config::OnGap;
 use crate::kafka::errors::{ErrorClass, reason};
 
-/// How long the consumer may go unpolled while there is no room: far below any poll interval, and
-/// longer than a micro-batch usually takes.
-const STALL: Duration = Duration::from_millis(500);
+/// How long to wait for room before pausing the partitions. The consumer is not polled meanwhile, so this is far below
+/// any poll interval, and longer than a micro-batch usually takes.
+const MAX_STALL: Duration = Duration::from_millis(500);
 
-/// Longest wait for a record: how soon this thread notices anything else.
-const POLL: Duration = Duration::from_millis(100);
+/// The longest wait for a record, which limits how late this thread notices anything else.
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// The stage.
+/// How long one seek after a gap may take.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the gauges of the queues are updated.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Reads records from the comments topic and hands them to the encode stage.
 pub struct IngestStage {
-    /// Shared with the emitter, which commits for it.
+    /// Shared with the emit stage, which commits its offsets.
     pub consumer: Arc<GroupConsumer>,
-    /// The topic that is read.
+    /// The comments topic.
     pub topic: String,
-    /// Who owns what.
     pub ownership: Arc<Ownership>,
-    /// Bounds what is read.
     pub in_flight: Arc<InFlight>,
-    /// How the stream ends.
     pub control: Arc<Control>,
-    /// To the encoder. Never full: it has room for all that may be in flight.
+    /// To the encode stage. Never full, because it has room for all records that may be in flight.
     pub records: Sender<Record>,
-    /// Closed once the emitter has ended.
-    pub emitted: Receiver<()>,
-    /// Called about every second, for gauges.
-    pub tick: Box<dyn Fn() + Send>,
+    /// Disconnected once the emit stage has ended.
+    pub emit_ended: Receiver<()>,
+    /// Updates the gauges of the queues; called about every second.
+    pub report_queues: Box<dyn Fn() + Send>,
 }
 
 impl IngestStage {
-    /// Reads until the stream ends, then stays in the group until the emitter has ended.
+    /// Reads until the stream ends, then stays in the group until the emit stage has ended.
     ///
-    /// # Errors
-    /// What Kafka refuses for good, and gaps.
+    /// A failure is reported through [`Control`], so that the other stages end while this one still polls.
     pub fn run(self) -> Result<(), StreamError> {
         let Self {
             consumer,
@@ -65,8 +67,8 @@ impl IngestStage {
             in_flight,
             control,
             records,
-            emitted,
-            tick,
+            emit_ended,
+            report_queues,
         } = self;
         let reader = RecordReader {
             consumer: &consumer,
@@ -75,31 +77,31 @@ impl IngestStage {
             in_flight: &in_flight,
             control: &control,
         };
-        if let Err(error) = reader.read(&records, &*tick) {
+        if let Err(error) = reader.read(&records, &*report_queues) {
             control.fail(error);
         }
         drop(records);
-        info!("reading ended");
+        info!("stopped reading");
         if let Err(error) = reader.pause() {
-            // What is read from here on is thrown away.
-            debug!(%error, "cannot pause for the end");
+            // Harmless: records read from here on are discarded.
+            debug!(%error, "cannot pause at the end");
         }
-        // Callbacks must be served until the last commit: a revoke now still has something to hand over,
-        // and the emitter must not be the one that closes the consumer.
-        while !matches!(emitted.try_recv(), Err(TryRecvError::Disconnected)) {
-            // Errors change nothing any more.
+        // Rebalance callbacks must be served until the last commit, because a revocation still has to commit finished
+        // records. This thread also has to be the one that drops the consumer last.
+        while !matches!(emit_ended.try_recv(), Err(TryRecvError::Disconnected)) {
+            // Errors no longer matter.
             drop(consumer.poll(Duration::from_millis(20)));
         }
         Ok(())
     }
 }
 
-/// How far a partition was read under its assignment.
-struct Reading {
+/// How far a partition was read in its current epoch.
+struct ReadProgress {
     epoch: Epoch,
-    /// The next record's.
+    /// The sequence number of the next record.
     sequence: u64,
-    /// Offsets below were read.
+    /// Every record before this offset was read.
     next: i64,
 }
 
@@ -112,67 +114,63 @@ struct RecordReader<'a> {
 }
 
 impl RecordReader<'_> {
-    fn read(&self, records: &Sender<Record>, tick: &dyn Fn()) -> Result<(), StreamError> {
-        let mut readings = BTreeMap::new();
+    fn read(&self, records: &Sender<Record>, report_queues: &dyn Fn()) -> Result<(), StreamError> {
+        let mut progress = BTreeMap::new();
         let mut is_paused = false;
-        let mut ticked = Instant::now();
+        let mut last_report = Instant::now();
         self.consumer
             .subscribe(&[self.topic])
-            .map_err(|error| StreamError::kafka("subscribe", &error))?;
+            .map_err(|error| StreamError::kafka("subscribe to the comments topic", &error))?;
         while !self.control.is_ending() {
-            if ticked.elapsed() >= Duration::from_secs(1) {
-                ticked = Instant::now();
-                tick();
+            if last_report.elapsed() >= REPORT_INTERVAL {
+                last_report = Instant::now();
+                report_queues();
             }
             if is_paused {
                 if self.in_flight.is_half_empty() {
                     self.resume()?;
                     is_paused = false;
                 }
-            } else if !self.in_flight.wait_for_room(STALL) {
+            } else if !self.in_flight.wait_for_room(MAX_STALL) {
                 self.pause()?;
                 is_paused = true;
             }
-            match self.consumer.poll(POLL) {
+            match self.consumer.poll(POLL_TIMEOUT) {
                 None => {}
                 Some(Ok(message)) => {
-                    if let Some(record) = self.record(&message, &mut readings)
+                    if let Some(record) = self.record(&message, &mut progress)
                         && records.send(record).is_err()
                     {
-                        // The encoder has ended, and said why.
+                        // The encode stage has ended and has reported the reason.
                         return Ok(());
                     }
                 }
-                Some(Err(error)) => self.handle(error, &mut readings)?,
+                Some(Err(error)) => self.handle_error(error, &mut progress)?,
             }
         }
         Ok(())
     }
 
-    /// The record, unless its partition left while it was on its way, or it was read before: a pause
-    /// inside of the client may rewind a partition by the record that is just being handed out.
-    fn record(&self, message: &BorrowedMessage<'_>, readings: &mut BTreeMap<i32, Reading>) -> Option<Record> {
+    /// Copies a message into a record. Returns `None` if its partition is no longer owned, or if it was read before:
+    /// when partitions are paused, the client may rewind a partition by the record that it is just returning.
+    fn record(&self, message: &BorrowedMessage<'_>, progress: &mut BTreeMap<i32, ReadProgress>) -> Option<Record> {
         let (partition, offset) = (message.partition(), message.offset());
         let epoch = self.ownership.epoch(partition)?;
-        let begin = Reading {
+        let start = || ReadProgress {
             epoch,
             sequence: 0,
             next: 0,
         };
-        let reading = readings.entry(partition).or_insert(begin);
-        if reading.epoch != epoch {
-            *reading = Reading {
-                epoch,
-                sequence: 0,
-                next: 0,
-            };
+        let progress = progress.entry(partition).or_insert_with(start);
+        if progress.epoch != epoch {
+            *progress = start();
         }
-        if offset < reading.next {
+        if offset < progress.next {
             return None;
         }
-        let sequence = reading.sequence;
-        reading.sequence += 1;
-        reading.next = offset + 1;
+        let sequence = progress.sequence;
+        progress.sequence += 1;
+        progress.next = offset + 1;
         let (headers, has_broken_headers) = match headers(message) {
             Some(headers) => (headers, false),
             None => (Vec::new(), true),
@@ -186,7 +184,7 @@ impl RecordReader<'_> {
                 sequence,
                 offset,
             },
-            permit: self.in_flight.admit(size, timestamp),
+            _in_flight: self.in_flight.add(size, timestamp),
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
             headers,
@@ -196,21 +194,21 @@ impl RecordReader<'_> {
     }
 
     fn pause(&self) -> Result<(), StreamError> {
-        self.membership().paused.store(true, Ordering::Relaxed);
-        debug!("no room: pausing");
-        let paused = self.consumer.pause(&self.owned());
-        paused.map_err(|error| StreamError::kafka("pause", &error))
+        self.membership().is_paused.store(true, Ordering::Relaxed);
+        debug!("too much in flight: pausing");
+        let paused = self.consumer.pause(&self.owned_partitions());
+        paused.map_err(|error| StreamError::kafka("pause reading", &error))
     }
 
     fn resume(&self) -> Result<(), StreamError> {
-        self.membership().paused.store(false, Ordering::Relaxed);
-        debug!("room again: resuming");
-        let resumed = self.consumer.resume(&self.owned());
-        resumed.map_err(|error| StreamError::kafka("resume", &error))
+        self.membership().is_paused.store(false, Ordering::Relaxed);
+        debug!("resuming");
+        let resumed = self.consumer.resume(&self.owned_partitions());
+        resumed.map_err(|error| StreamError::kafka("resume reading", &error))
     }
 
-    /// Lists of partitions must not outlive their use: the consumer cannot be dropped before them.
-    fn owned(&self) -> TopicPartitionList {
+    /// Lists the owned partitions. The list must be dropped before the consumer.
+    fn owned_partitions(&self) -> TopicPartitionList {
         let mut list = TopicPartitionList::new();
         for partition in self.ownership.partitions() {
             list.add_partition(self.topic, partition);
@@ -222,50 +220,55 @@ impl RecordReader<'_> {
         self.consumer.context()
     }
 
-    fn handle(&self, error: KafkaError, readings: &mut BTreeMap<i32, Reading>) -> Result<(), StreamError> {
+    fn handle_error(&self, error: KafkaError, progress: &mut BTreeMap<i32, ReadProgress>) -> Result<(), StreamError> {
         match ErrorClass::of_error(&error) {
             _ if self.control.is_ending() => Ok(()),
-            ErrorClass::OffsetOutOfRange => self.gap(readings),
+            ErrorClass::OffsetOutOfRange => self.handle_gap(progress),
             class if class.is_permanent() || matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
-                Err(StreamError::kafka("read", &error))
+                Err(StreamError::kafka("read the comments topic", &error))
             }
-            // The client recovers by itself; a condition that lasts is logged by its context.
+            // The client recovers by itself, and its context logs conditions that last.
             _ => {
-                debug!(reason = reason(&error), "reading is disturbed");
+                debug!(reason = reason(&error), "temporary error while reading");
                 Ok(())
             }
         }
     }
 
-    /// Retention has overtaken the consumer, or the topic was cut. The client has stopped reading the
-    /// partition and does not say which one it is.
-    fn gap(&self, readings: &mut BTreeMap<i32, Reading>) -> Result<(), StreamError> {
-        let standings = self.membership().standings(self.consumer)?;
-        let gaps: Vec<Gap> = standings.iter().filter(|gap| gap.is_gap()).cloned().collect();
+    /// Ends the stream, or continues from the oldest offset available, after retention has deleted records that were
+    /// not read or the topic was truncated.
+    ///
+    /// The client has stopped reading the partition and does not report which one it is, so all of them are checked.
+    fn handle_gap(&self, progress: &mut BTreeMap<i32, ReadProgress>) -> Result<(), StreamError> {
+        let positions = self.membership().positions(self.consumer)?;
+        let gaps: Vec<Gap> = positions.iter().filter_map(|position| position.gap.clone()).collect();
         if self.membership().on_gap == OnGap::Stop && !gaps.is_empty() {
             return Err(StreamError::Gap(gaps));
         }
-        // One that is in range again, as when a cut topic has grown since, must be read on as well.
-        for standing in standings {
-            let target = if standing.is_gap() {
-                warn!(gap = %standing, "going on after a gap");
-                standing.low
-            } else {
-                standing.next
+        // Seek in partitions without a gap too: a truncated one may have grown since, and the client has stopped
+        // reading it.
+        for position in positions {
+            let target = match position.gap {
+                Some(gap) => {
+                    warn!(%gap, "continuing after a gap");
+                    gap.low
+                }
+                None => position.next,
             };
-            if let Some(reading) = readings.get_mut(&standing.partition) {
-                reading.next = target;
+            if let Some(progress) = progress.get_mut(&position.partition) {
+                progress.next = target;
             }
             let sought = self
                 .consumer
-                .seek(self.topic, standing.partition, Offset::Offset(target), POLL * 50);
-            sought.map_err(|error| StreamError::kafka("seek", &error))?;
+                .seek(self.topic, position.partition, Offset::Offset(target), SEEK_TIMEOUT);
+            sought.map_err(|error| StreamError::kafka("seek to an offset", &error))?;
         }
         Ok(())
     }
 }
 
-/// Nothing where a name is not UTF-8: the wrapper panics on it, and no broker looks at names.
+/// Copies the headers of a message. Returns `None` if a header's name is not UTF-8: brokers accept such names, but
+/// rdkafka panics on them.
 fn headers(message: &BorrowedMessage<'_>) -> Option<Vec<Header>> {
     let Some(headers) = message.headers() else {
         return Some(Vec::new());

@@ -1,23 +1,25 @@
-//! The stream: comments in, decisions, dead letters and offsets out.
+//! The stream: reads comments from Kafka, scores them, and writes decisions and dead letters with the offsets they
+//! cover.
 //!
-//! Four stages, each a thread that is built and run the same way: [`ingest`] reads, [`encode`] turns events into
-//! rows, [`score`] gives them margins, [`emit`] writes and commits. They are joined by bounded channels and know
-//! the types in the modules above them, never one another; [`pipeline`] puts them together.
+//! There are four stages, each a thread that is built and run in the same way: `ingest` reads records, `encode` turns
+//! events into rows, `score` computes their margins, and `emit` writes the outputs and commits. Bounded channels join
+//! them. A stage depends only on the shared modules above it in this list, never on another stage; [`pipeline`] puts
+//! them together.
 
 pub mod control;
-pub mod ownership;
-pub mod in_flight;
-pub mod record;
-pub mod offsets;
-pub mod committed;
+mod ownership;
+mod in_flight;
+mod record;
+mod offsets;
+mod committed;
 pub mod batch;
-pub mod rebalance;
-pub mod decode;
-pub mod group;
+mod rebalance;
+pub(crate) mod decode;
+mod group;
 
-pub mod ingest;
-pub mod encode;
+mod ingest;
+mod encode;
 pub mod score;
-pub mod emit;
+mod emit;
 
 pub mod pipeline;

@@ -1,14 +1,14 @@
-//! Finished records back into the order in which they were read, per partition and assignment.
+//! Puts finished records back into the order in which they were read, per partition and epoch.
 //!
-//! A record's output may be produced, and its offset committed, only once every earlier record of its
-//! partition is finished. [`Lanes`] holds back what finished early.
+//! The output of a record may be written, and its offset committed, only once every earlier record of its partition is
+//! finished. [`Lanes`] holds back the records that finish early.
 
 use std::collections::BTreeMap;
 
 use super::ownership::Epoch;
 use super::record::RecordPosition;
 
-/// One lane a partition.
+/// One lane for each partition.
 #[derive(Debug)]
 pub struct Lanes<T> {
     lanes: BTreeMap<i32, Lane<T>>,
@@ -17,11 +17,12 @@ pub struct Lanes<T> {
 #[derive(Debug)]
 struct Lane<T> {
     epoch: Epoch,
-    /// Every record before this sequence was released.
-    next: u64,
-    early: BTreeMap<u64, T>,
-    /// The assignment is over: what still comes of it is dropped.
-    is_closed: bool,
+    /// Every record before this sequence number is finished and was released.
+    watermark: u64,
+    /// The records that are held back, by sequence number.
+    held_back: BTreeMap<u64, T>,
+    /// The epoch has ended: records that still arrive from it are dropped.
+    has_ended: bool,
 }
 
 impl<T> Default for Lanes<T> {
@@ -31,11 +32,11 @@ impl<T> Default for Lanes<T> {
 }
 
 impl<T> Lanes<T> {
-    /// A record is finished: gives everything that may go on now, in the order of reading.
+    /// Adds a finished record, and returns the records that this releases, in the order in which they were read.
     ///
-    /// What was read under an assignment older than the lane's is dropped; the first record of a
-    /// newer one drops what the older held back.
-    pub fn finish(&mut self, position: RecordPosition, item: T) -> impl Iterator<Item = T> {
+    /// A record from an epoch older than the lane's is dropped. The first record of a newer epoch drops everything that
+    /// the older one held back.
+    pub fn insert(&mut self, position: RecordPosition, item: T) -> impl Iterator<Item = T> {
         let lane = self
             .lanes
             .entry(position.partition)
@@ -43,30 +44,30 @@ impl<T> Lanes<T> {
         if position.epoch > lane.epoch {
             *lane = Lane::new(position.epoch);
         }
-        if position.epoch == lane.epoch && !lane.is_closed {
-            lane.early.insert(position.sequence, item);
+        if position.epoch == lane.epoch && !lane.has_ended {
+            lane.held_back.insert(position.sequence, item);
         }
         std::iter::from_fn(move || {
-            let item = lane.early.remove(&lane.next)?;
-            lane.next += 1;
+            let item = lane.held_back.remove(&lane.watermark)?;
+            lane.watermark += 1;
             Some(item)
         })
     }
 
-    /// Assignments are over: what they held back is dropped, and so is what still comes of them.
-    pub fn close(&mut self, assignments: &[(i32, Epoch)]) {
-        for &(partition, epoch) in assignments {
+    /// Ends epochs: drops the records that they hold back, and those that still arrive.
+    pub fn end_epochs(&mut self, epochs: &[(i32, Epoch)]) {
+        for &(partition, epoch) in epochs {
             let lane = self.lanes.entry(partition).or_insert_with(|| Lane::new(epoch));
             if epoch >= lane.epoch {
                 *lane = Lane::new(epoch);
-                lane.is_closed = true;
+                lane.has_ended = true;
             }
         }
     }
 
-    /// Records held back in all lanes.
-    pub fn held_back(&self) -> usize {
-        self.lanes.values().map(|lane| lane.early.len()).sum()
+    /// Returns the number of records that are held back in all lanes.
+    pub fn waiting_count(&self) -> usize {
+        self.lanes.values().map(|lane| lane.held_back.len()).sum()
     }
 }
 
@@ -74,9 +75,9 @@ impl<T> Lane<T> {
     fn new(epoch: Epoch) -> Self {
         Self {
             epoch,
-            next: 0,
-            early: BTreeMap::new(),
-            is_closed: false,
+            watermark: 0,
+            held_back: BTreeMap::new(),
+            has_ended: false,
         }
     }
 }
@@ -85,48 +86,48 @@ impl<T> Lane<T> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::ownership::Ownership;
     use super::*;
+    use crate::stream::ownership::Ownership;
 
     fn position(partition: i32, epoch: Epoch, sequence: u64) -> RecordPosition {
         RecordPosition {
             partition,
             epoch,
             sequence,
-            // Offsets have holes: compaction and transaction markers.
+            // Compaction and transaction markers leave holes between offsets.
             offset: sequence as i64 * 3 + 7,
         }
     }
 
     #[test]
-    fn an_older_assignment_is_dropped_and_a_newer_one_starts_afresh() {
+    fn an_older_epoch_is_dropped_and_a_newer_one_starts_from_nothing() {
         let ownership = Ownership::default();
         let (old, new) = (ownership.assign(0), ownership.assign(0));
         let mut lanes = Lanes::default();
-        assert_eq!(lanes.finish(position(0, old, 0), 'a').collect::<Vec<_>>(), ['a']);
-        assert_eq!(lanes.finish(position(0, old, 2), 'c').count(), 0);
-        assert_eq!(lanes.finish(position(0, new, 1), 'y').count(), 0);
-        assert_eq!(lanes.finish(position(0, old, 1), 'b').count(), 0);
-        assert_eq!(lanes.held_back(), 1);
-        assert_eq!(lanes.finish(position(0, new, 0), 'x').collect::<Vec<_>>(), ['x', 'y']);
-        lanes.finish(position(0, new, 5), 'z').for_each(drop);
-        lanes.close(&[(0, new), (1, new)]);
-        assert_eq!(lanes.held_back(), 0);
-        // What was on its way when the partition left must not wait for predecessors that never come.
-        assert_eq!(lanes.finish(position(0, new, 2), 'z').count(), 0);
-        assert_eq!(lanes.held_back(), 0);
+        assert_eq!(lanes.insert(position(0, old, 0), 'a').collect::<Vec<_>>(), ['a']);
+        assert_eq!(lanes.insert(position(0, old, 2), 'c').count(), 0);
+        assert_eq!(lanes.insert(position(0, new, 1), 'y').count(), 0);
+        assert_eq!(lanes.insert(position(0, old, 1), 'b').count(), 0);
+        assert_eq!(lanes.waiting_count(), 1);
+        assert_eq!(lanes.insert(position(0, new, 0), 'x').collect::<Vec<_>>(), ['x', 'y']);
+        lanes.insert(position(0, new, 5), 'z').for_each(drop);
+        lanes.end_epochs(&[(0, new), (1, new)]);
+        assert_eq!(lanes.waiting_count(), 0);
+        // A record in flight when its partition is revoked must not wait for predecessors that never arrive.
+        assert_eq!(lanes.insert(position(0, new, 2), 'z').count(), 0);
+        assert_eq!(lanes.waiting_count(), 0);
         let newest = ownership.assign(0);
-        assert_eq!(lanes.finish(position(0, newest, 0), 'n').collect::<Vec<_>>(), ['n']);
-        // A late word about an assignment that was followed by another closes nothing.
-        lanes.close(&[(0, new)]);
-        assert_eq!(lanes.finish(position(0, newest, 1), 'm').collect::<Vec<_>>(), ['m']);
+        assert_eq!(lanes.insert(position(0, newest, 0), 'n').collect::<Vec<_>>(), ['n']);
+        // Ending an epoch that a newer one has replaced has no effect.
+        lanes.end_epochs(&[(0, new)]);
+        assert_eq!(lanes.insert(position(0, newest, 1), 'm').collect::<Vec<_>>(), ['m']);
     }
 
     proptest! {
-        /// Whatever the order of finishing, each partition's records come out once, in order of
-        /// reading, and never before an earlier one is finished.
+        /// In whatever order records finish, those of a partition are released once, in the order in which they were
+        /// read, and never before an earlier one is finished.
         #[test]
-        fn records_come_out_once_and_in_order(
+        fn records_are_released_once_and_in_order(
             counts in prop::collection::vec(0u64..12, 1..4),
             shuffle in prop::collection::vec(any::<prop::sample::Index>(), 48),
         ) {
@@ -145,12 +146,12 @@ mod tests {
                 let (partition, sequence) = waiting.swap_remove(pick.index(waiting.len()));
                 finished[partition].push(sequence);
                 let position = position(partition as i32, epochs[partition], sequence);
-                released[partition].extend(lanes.finish(position, sequence));
+                released[partition].extend(lanes.insert(position, sequence));
                 let contiguous = (0..).take_while(|sequence| finished[partition].contains(sequence)).count() as u64;
                 prop_assert_eq!(&released[partition], &(0..contiguous).collect::<Vec<_>>());
             }
             if waiting.is_empty() {
-                prop_assert_eq!(lanes.held_back(), 0);
+                prop_assert_eq!(lanes.waiting_count(), 0);
             }
         }
     }

@@ -1,16 +1,16 @@
-//! Which partitions this process owns, and under which assignment.
+//! Which partitions this process owns, and in which epoch.
 //!
-//! Written by the rebalance callback, read by every stage. A partition that leaves and comes back has
-//! another epoch, so that what was read before cannot be mistaken for what is read now.
+//! The rebalance callback writes this state, and every stage reads it. A partition that is revoked and assigned again
+//! gets a new epoch, so that records read before cannot be confused with records read now.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Counts the assignments of this process.
+/// Numbers the assignments of partitions to this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(u64);
 
-/// Shared by all stages.
+/// The partitions that this process owns, shared by all stages.
 #[derive(Debug, Default)]
 pub struct Ownership {
     state: Mutex<OwnershipState>,
@@ -23,7 +23,7 @@ struct OwnershipState {
 }
 
 impl Ownership {
-    /// A partition is ours from now on.
+    /// Records that a partition was assigned to this process, and returns its new epoch.
     pub fn assign(&self, partition: i32) -> Epoch {
         let mut state = self.lock();
         state.last += 1;
@@ -32,7 +32,7 @@ impl Ownership {
         epoch
     }
 
-    /// Partitions are no longer ours.
+    /// Records that this process no longer owns these partitions.
     pub fn revoke(&self, partitions: &[i32]) {
         let mut state = self.lock();
         for partition in partitions {
@@ -40,23 +40,23 @@ impl Ownership {
         }
     }
 
-    /// The assignment under which a partition is ours.
+    /// Returns the current epoch of a partition, or `None` if this process does not own it.
     pub fn epoch(&self, partition: i32) -> Option<Epoch> {
         self.lock().epochs.get(&partition).copied()
     }
 
-    /// Whether a partition is ours still, under the same assignment.
+    /// Returns whether this process still owns a partition in the same epoch.
     pub fn owns(&self, partition: i32, epoch: Epoch) -> bool {
         self.epoch(partition) == Some(epoch)
     }
 
-    /// The partitions that are ours, in order.
+    /// Returns the partitions that this process owns, in ascending order.
     pub fn partitions(&self) -> Vec<i32> {
         self.lock().epochs.keys().copied().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, OwnershipState> {
-        // Every change is one insertion or removal: a panic elsewhere cannot have left it torn.
+        // A poisoned state is still consistent: each change is one insertion or removal.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_partition_that_comes_back_has_another_epoch() {
+    fn a_partition_that_is_assigned_again_has_a_new_epoch() {
         let ownership = Ownership::default();
         let (first, other) = (ownership.assign(3), ownership.assign(4));
         assert!(ownership.owns(3, first) && ownership.owns(4, other));

@@ -1,13 +1,13 @@
-//! `run`, put together: the stages, the channels between them, and their end.
+//! Builds the four stages, joins them with channels, and ends them in order.
 //!
 //! ```text
 //! ingest ─► encode ─► score ─► emit
-//!    ▲        └─────────────────▲        what needs no model
-//!    └── rebalance: commands ───┘
+//!    │        └─────────────────▲        records that need no model
+//!    └── changes of assignment ─┘
 //! ```
 //!
-//! Four threads, one a stage. A stage ends when the one before it has ended and its channel is empty, so
-//! a drain goes from upstream to downstream; when a stage fails, all end.
+//! Each stage is a thread. A stage ends when the one before it has ended and its channel is empty, so a drain runs from
+//! upstream to downstream. When a stage fails, all of them end.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -20,62 +20,61 @@ use rdkafka::config::FromClientConfigAndContext;
 use tracing::info;
 
 use super::batch::Limits;
+use super::committed::CommittedOffsets;
+use super::control::{Control, StreamError};
 use super::emit::{EmitStage, OutputProducer};
 use super::encode::EncodeStage;
 use super::group::{GroupConsumer, Membership};
-use super::ingest::IngestStage;
-use crate::config::{BatchConfig, InputConfig, LimitsConfig, StreamConfig};
-use crate::decide::CurrentJudge;
-use crate::kafka::client::{Role, Timeouts, config};
-use crate::kafka::topics::Partitions;
-use crate::ops::health::Health;
-use crate::ops::metrics as names;
-use crate::prompt::Prompter;
-
-use super::committed::CommittedOffsets;
-use super::control::{Control, StreamError};
 use super::in_flight::InFlight;
+use super::ingest::IngestStage;
 use super::ownership::Ownership;
 use super::record::Record;
 use super::score::{Replacement, ScoreStage};
+use crate::config::{BatchConfig, InputConfig, LimitsConfig, StreamConfig};
+use crate::decide::CurrentJudge;
+use crate::kafka::client::{Role, Timeouts, config};
+use crate::kafka::topics::PartitionCounts;
+use crate::ops::health::Health;
+use crate::ops::metrics as names;
+use crate::prompt::Prompter;
 use crate::scorer::{Row, Scorer};
 
-/// Micro-batches between two stages: one that waits while one is worked on.
-const PREPARED_BATCHES: usize = 1;
+/// Capacity of the channels that carry micro-batches: one waits while the next stage works on another.
+const BATCH_CAPACITY: usize = 1;
 
-/// Rebalance events that may wait for the emitter: several for each of many partitions.
-const REBALANCES: usize = 1024;
+/// Capacity of the channel from the rebalance callback to the emit stage: several messages for each of many partitions.
+const REBALANCE_CAPACITY: usize = 1024;
 
 /// The settings of a stream.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// Brokers, topics, group, delivery.
+    /// Brokers, topics, consumer group and delivery guarantee.
     pub stream: StreamConfig,
-    /// Partitions of the topics, as the brokers have them.
-    pub partitions: Partitions,
-    /// How an event is read.
+    /// The number of partitions of each topic, as reported by the brokers.
+    pub partitions: PartitionCounts,
+    /// Where to find the fields of an event, and its largest size.
     pub input: InputConfig,
-    /// What a micro-batch is bounded by.
+    /// The limits of a micro-batch.
     pub batch: BatchConfig,
-    /// What may be in flight.
+    /// How many records and bytes may be in flight.
     pub limits: LimitsConfig,
 }
 
-/// The model side of a stream: what scores, and what belongs to it.
+/// The model side of a stream: the scorer with everything that belongs to it.
 pub struct Model {
-    /// What scores.
+    /// Computes the margins of rows.
     pub scorer: Box<dyn Scorer>,
-    /// Rows that it has scored before.
+    /// Rows that the scorer is known to be able to score.
     pub canary: Vec<Row>,
-    /// How a comment is framed.
+    /// Turns comments into rows.
     pub prompter: Arc<Prompter>,
-    /// Policy, calibration and identity; may be replaced while the stream runs.
+    /// The policy, calibration and model identity; the model's part changes when the scorer is replaced.
     pub judge: Arc<CurrentJudge>,
-    /// Where another scorer may come from while the stream runs; a channel without a sender for none.
+    /// Delivers new scorers while the stream runs; may be a channel without a sender.
     pub swap: Receiver<Replacement>,
 }
 
-/// A running stream.
+/// A running stream: its stages' threads, and the state that controls them.
 pub struct Pipeline {
     control: Arc<Control>,
     ownership: Arc<Ownership>,
@@ -83,10 +82,10 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts the stages and joins the group.
+    /// Starts the stages and joins the consumer group.
     ///
     /// # Errors
-    /// What Kafka refuses: the clients, or the transactional id.
+    /// Returns an error if a Kafka client cannot be created, or if transactions cannot be initialised.
     pub fn start(settings: &Settings, model: Model, health: &Arc<Health>) -> Result<Self, StreamError> {
         let control = Arc::new(Control::default());
         let ownership = Arc::new(Ownership::default());
@@ -95,12 +94,12 @@ impl Pipeline {
         let stream = &settings.stream;
         let topic = &stream.topics.comments;
 
-        // Room for all that may be in flight, so that the thread that polls never waits.
+        // This channel has room for all records that may be in flight, so that the thread that polls never waits.
         let (record, records) = bounded(settings.limits.events + 1);
-        let (batch, batches) = bounded(PREPARED_BATCHES);
-        let (done, finished) = bounded(PREPARED_BATCHES);
-        let (rebalance, rebalances) = bounded(REBALANCES);
-        let (emit_ended, emitted) = bounded(0);
+        let (batch, batches) = bounded(BATCH_CAPACITY);
+        let (done, finished) = bounded(BATCH_CAPACITY);
+        let (rebalance, rebalances) = bounded(REBALANCE_CAPACITY);
+        let (ended, emit_ended) = bounded(0);
 
         let membership = Membership {
             topic: topic.clone(),
@@ -111,7 +110,7 @@ impl Pipeline {
             committed: Arc::clone(&committed),
             control: Arc::clone(&control),
             rebalances: rebalance,
-            paused: AtomicBool::new(false),
+            is_paused: AtomicBool::new(false),
         };
         let consumer = GroupConsumer::from_config_and_context(&config(stream, Role::Consumer), membership)
             .map_err(|error| StreamError::Client(error.to_string()))?;
@@ -122,9 +121,9 @@ impl Pipeline {
             ownership: Arc::clone(&ownership),
             in_flight: Arc::clone(&in_flight),
             control: Arc::clone(&control),
-            tick: Box::new(report_queues(in_flight, records.clone())),
+            report_queues: Box::new(queue_reporter(in_flight, records.clone())),
             records: record,
-            emitted,
+            emit_ended,
         };
         let encode = EncodeStage {
             input: settings.input.clone(),
@@ -157,7 +156,7 @@ impl Pipeline {
             control: Arc::clone(&control),
             finished,
             rebalances,
-            ended: emit_ended,
+            ended,
         };
 
         let mut pipeline = Self {
@@ -165,7 +164,7 @@ impl Pipeline {
             ownership,
             threads: Vec::new(),
         };
-        // From the last to the first, so that each stage finds its reader at work.
+        // The stages start from the last to the first, so that each one's output is already being read.
         pipeline.spawn("emit", move || emit.run());
         pipeline.spawn("score", move || score.run());
         pipeline.spawn("encode", move || encode.run());
@@ -192,34 +191,34 @@ impl Pipeline {
         }
     }
 
-    /// Reads nothing more, and gives what is in flight until `deadline` to finish.
+    /// Stops reading, and gives the records in flight until `deadline` to finish.
     pub fn drain(&self, deadline: Instant) {
         info!("draining");
         self.control.drain(deadline);
     }
 
-    /// Whether any partition is ours.
+    /// Returns whether this process owns any partition.
     pub fn is_assigned(&self) -> bool {
         !self.ownership.partitions().is_empty()
     }
 
-    /// Whether the stream is on its way to the end.
+    /// Returns whether the stream is draining or has failed.
     pub fn is_ending(&self) -> bool {
         self.control.is_ending()
     }
 
-    /// Whether every stage has ended.
+    /// Returns whether every stage has ended.
     pub fn has_ended(&self) -> bool {
         self.threads.iter().all(JoinHandle::is_finished)
     }
 
-    /// Waits for every stage.
+    /// Waits until every stage has ended.
     ///
     /// # Errors
-    /// What ended the stream, unless it was a drain.
+    /// Returns the first failure, if the stream ended for any reason other than a drain.
     pub fn join(self) -> Result<(), StreamError> {
         for thread in self.threads {
-            // A panic has been noted by the thread's guard.
+            // The thread's guard has already reported a panic.
             drop(thread.join());
         }
         let failure = Arc::into_inner(self.control).and_then(Control::into_failure);
@@ -239,10 +238,10 @@ impl Drop for PanicGuard<'_> {
     }
 }
 
-/// What is told of the queues every second.
-fn report_queues(in_flight: Arc<InFlight>, records: Receiver<Record>) -> impl Fn() {
+/// Returns a function that updates the gauges of the queues.
+fn queue_reporter(in_flight: Arc<InFlight>, records: Receiver<Record>) -> impl Fn() {
     move || {
-        let (events, bytes) = in_flight.load();
+        let (events, bytes) = in_flight.totals();
         gauge!(names::QUEUE_EVENTS, "queue" => "in_flight").set(events as f64);
         gauge!(names::QUEUE_BYTES, "queue" => "in_flight").set(bytes as f64);
         gauge!(names::QUEUE_EVENTS, "queue" => "read").set(records.len() as f64);
@@ -250,7 +249,7 @@ fn report_queues(in_flight: Arc<InFlight>, records: Receiver<Record>) -> impl Fn
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0.0, |now| now.as_secs_f64());
         let age = in_flight
-            .oldest()
+            .oldest_timestamp()
             .map_or(0.0, |oldest| (now - oldest as f64 / 1e3).max(0.0));
         gauge!(names::OLDEST_UNFINISHED).set(age);
     }

@@ -1,4 +1,4 @@
-//! What the rebalance callback asks of the emit stage, which owns the open transaction.
+//! Messages from the rebalance callback to the emit stage, which owns the open transaction.
 
 use crossbeam_channel::Sender;
 
@@ -8,22 +8,21 @@ use crate::message::NextOffset;
 /// A change of assignment that the emit stage must act on.
 #[derive(Debug)]
 pub enum Rebalance {
-    /// A partition begins at an offset that its group has not committed yet.
-    Begins {
-        /// The partition.
+    /// A partition was assigned and is read from an offset that its group has not committed yet; the next commit
+    /// includes that offset.
+    Assigned {
         partition: i32,
-        /// The assignment.
         epoch: Epoch,
         /// The first offset to read.
         next: NextOffset,
     },
-    /// Partitions are about to leave: commit what is finished, drop the rest, then answer.
+    /// Partitions are about to be revoked: commit their finished records, drop the rest, then reply on `done`.
     Revoked {
-        /// The partitions, and the assignments that end.
+        /// The partitions with the epochs that end.
         partitions: Vec<(i32, Epoch)>,
-        /// Wakes the callback, which waits until the transaction is settled.
+        /// Wakes the callback, which waits until the commit has succeeded or failed.
         done: Sender<()>,
     },
-    /// Partitions have left already: abort.
+    /// Partitions were lost without a chance to commit: abort the transaction.
     Lost(Vec<(i32, Epoch)>),
 }

@@ -1,50 +1,44 @@
-//! One input record on its way through the stages, and what became of it.
+//! An input record on its way through the stages, and its outcome.
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::in_flight::Permit;
+use super::in_flight::InFlightGuard;
 use super::ownership::Epoch;
 use crate::decide::Judge;
-use crate::message::{Comment, Scored};
+use crate::message::{Comment, CommentMargin};
 
-/// Where a record stands, and under which assignment it was read.
+/// The position of a record in the comments topic, and the epoch in which it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RecordPosition {
-    /// Partition of the comments topic.
     pub partition: i32,
-    /// The assignment under which it was read.
     pub epoch: Epoch,
-    /// Counts the records read under this assignment from 0, without the holes that offsets have.
+    /// Numbers the records read in this epoch from 0, without the holes that offsets have.
     pub sequence: u64,
-    /// Offset in the partition.
     pub offset: i64,
 }
 
-/// One header of a record: name and value.
+/// The name and value of a record's header.
 pub type Header = (String, Option<Vec<u8>>);
 
-/// An input record with everything that an output repeats of it.
+/// An input record, with everything that its output copies from it.
 pub struct Record {
-    /// Where it stands.
     pub position: RecordPosition,
-    /// The key, carried over to the output.
     pub key: Option<Vec<u8>>,
-    /// The event; none is a tombstone.
+    /// The event, or `None` for a tombstone.
     pub value: Option<Vec<u8>>,
-    /// Carried over to the output.
     pub headers: Vec<Header>,
-    /// Its headers could not be read, and are left out.
+    /// The headers could not be read, so `headers` is empty.
     pub has_broken_headers: bool,
-    /// Milliseconds since 1970, as the topic gives it: of creation or of the append.
+    /// Milliseconds since 1970. The topic's settings decide whether this is the time of creation or of the append.
     pub timestamp: Option<i64>,
-    /// Its share of what may be in flight; given back when the record is dropped.
-    pub permit: Permit,
+    /// Counts the record as in flight for as long as it exists.
+    pub _in_flight: InFlightGuard,
 }
 
 impl Record {
-    /// Bytes that the record holds, roughly what it costs to keep.
+    /// Returns the bytes of the key, the value and the headers, which is roughly the memory that a record takes.
     pub fn size(key: Option<&[u8]>, value: Option<&[u8]>, headers: &[Header]) -> usize {
         let header = |(name, value): &Header| name.len() + value.as_ref().map_or(0, Vec::len);
         key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len) + headers.iter().map(header).sum::<usize>()
@@ -52,7 +46,7 @@ impl Record {
 }
 
 impl fmt::Debug for Record {
-    /// Leaves key, value and headers out: they are the users'.
+    /// Leaves out the key, the value and the headers, which belong to users and must not be logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Record")
             .field("position", &self.position)
@@ -60,62 +54,54 @@ impl fmt::Debug for Record {
     }
 }
 
-/// A comment whose rows wait for the model.
+/// A comment whose rows wait to be scored.
 #[derive(Debug)]
 pub struct Pending {
-    /// Its record.
     pub record: Record,
-    /// The comment.
     pub comment: Comment,
-    /// Its windows, each one row.
+    /// The number of its windows, each of which is one row.
     pub windows: usize,
-    /// It has more windows than are scored.
+    /// The text has more windows than are scored.
     pub truncated: bool,
 }
 
-/// A record whose fate is known.
+/// A record with its outcome, ready to be written.
 #[derive(Debug)]
 pub struct Finished {
-    /// The record.
     pub record: Record,
-    /// Its fate.
     pub outcome: Outcome,
 }
 
-/// What became of a record.
+/// The result for a record, from which its output is made.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The model has scored it.
+    /// The model has scored the comment.
     Scored {
-        /// The comment.
         comment: Comment,
-        /// What the model said.
-        scored: Scored,
-        /// Policy, calibration and model that were in service when it was scored.
+        scored: CommentMargin,
+        /// The policy, calibration and model in service when the comment was scored.
         judge: Arc<Judge>,
-        /// When.
         at: SystemTime,
     },
-    /// Deleted upstream: a decision without a score.
+    /// The comment was deleted on the platform; its decision has no score.
     Deleted(Comment),
-    /// A null value, passed through.
+    /// The record has a null value, which is passed through.
     Tombstone,
-    /// It cannot be decided.
+    /// No decision can be made, so the record becomes a dead letter.
     Rejected(Rejection),
 }
 
-/// Why a record became a dead letter. Never quotes the record.
+/// The reason why a record becomes a dead letter. Never quotes the record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// Stable name: the label of the metric, and `exception.class.name` of the dead letter.
+    /// A stable name: the label of the metric, and the `exception.class.name` header of the dead letter.
     pub reason: &'static str,
-    /// For people.
+    /// A description for people.
     pub message: String,
-    /// Where it failed.
     pub stage: RejectionStage,
 }
 
-/// The stage that gave up, under Kafka Connect's name for it.
+/// The part of processing in which a record was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RejectionStage {
     /// Reading the event.
@@ -127,7 +113,7 @@ pub enum RejectionStage {
 }
 
 impl RejectionStage {
-    /// As in Kafka Connect's `org.apache.kafka.connect.runtime.errors.Stage`.
+    /// Returns the closest stage in Kafka Connect's `org.apache.kafka.connect.runtime.errors.Stage`.
     pub fn connect_name(self) -> &'static str {
         match self {
             Self::Decode => "VALUE_CONVERTER",

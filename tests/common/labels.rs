@@ -1,4 +1,4 @@
-//! Made-up feedback with a rule that a few hundred rows teach.
+//! Generated feedback, with a rule that a model can learn from a few dozen rows.
 
 const WORDS: [&str; 48] = [
     "garden", "river", "house", "train", "captain", "soup", "street", "bread", "window", "friend", "morning",
@@ -8,11 +8,11 @@ const WORDS: [&str; 48] = [
     "paper",
 ];
 
-/// Key and event of a number: texts about rain, the even ones, are "hateful".
+/// Returns the key and the event with the given number. Even numbers give texts about rain, which are labelled hateful.
 pub fn label(number: u64) -> (String, String) {
     let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut draw = |below: usize| {
-        // Knuth's MMIX constants.
+        // A linear congruential generator with the constants of Knuth's MMIX.
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);

@@ -1,6 +1,6 @@
-//! What several test files share: the reference checkpoints and their recorded cases.
+//! Helpers that several test files share, such as the reference checkpoints and their recorded cases.
 
-#![allow(dead_code, reason = "each test file uses its own part")]
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod labels;
 pub mod registry;
@@ -12,20 +12,20 @@ use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Q
 use moderatord::fault::Faults;
 use serde_json::Value;
 
-/// A path below `tests/fixtures`, of the folder that the environment names: a test may run elsewhere than it
+/// Returns a path below `tests/fixtures`. The environment names the source tree, since a test may run elsewhere than it
 /// was built.
 pub fn fixture(path: &str) -> PathBuf {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&root).join("tests/fixtures").join(path)
 }
 
-/// Faults, one a line.
+/// Returns the faults with one per line.
 pub fn lines(faults: &Faults) -> String {
     let faults: Vec<String> = faults.iter().map(ToString::to_string).collect();
     faults.join("\n")
 }
 
-/// A command that a developer's own settings do not reach.
+/// Returns a command without the settings of the developer's environment.
 pub fn without_settings(program: &str) -> Command {
     let mut command = Command::new(program);
     for (name, _) in std::env::vars_os() {
@@ -36,7 +36,7 @@ pub fn without_settings(program: &str) -> Command {
     command
 }
 
-/// A reference checkpoint without an adapter.
+/// Returns the settings for a reference checkpoint without an adapter.
 pub fn model_config(family: &str) -> ModelConfig {
     ModelConfig {
         path: Some(fixture(family)),
@@ -47,7 +47,7 @@ pub fn model_config(family: &str) -> ModelConfig {
     }
 }
 
-/// The published method's frame, without normaliser and with one long window: as the references
+/// Returns the frame of the published method without the normaliser and with one long window, with which the references
 /// were recorded.
 pub fn prompt_config() -> PromptConfig {
     PromptConfig {
@@ -61,18 +61,18 @@ pub fn prompt_config() -> PromptConfig {
     }
 }
 
-/// One text of the reference and what it scored; logits are [positive, negative].
+/// A text of the reference with its recorded scores. Logits are in the order positive, negative.
 pub struct Case {
     pub key: String,
     pub text: String,
     pub prompt: String,
-    /// As Hugging Face tokenises: control tokens in the text count as such.
+    /// Ids of the Hugging Face tokeniser, which recognises control tokens in the text.
     pub token_ids: Vec<u32>,
     json: Value,
 }
 
 impl Case {
-    /// Ids of the injection-safe tokenisation, which is the one that is served.
+    /// Returns the ids of the tokenisation in service, which treats control tokens in the text as plain text.
     pub fn served_ids(&self) -> Vec<u32> {
         self.json
             .get("token_ids_no_specials")
@@ -83,7 +83,7 @@ impl Case {
         pair(self.json.get("no_specials_logits").unwrap_or(&self.json["logits"]))
     }
 
-    /// Probability of the hateful label.
+    /// Returns the probability of the hateful label.
     pub fn served_probability(&self) -> f64 {
         pair(self.json.get("no_specials_prob").unwrap_or(&self.json["prob"]))[1]
     }
@@ -103,7 +103,8 @@ pub fn reference_cases(family: &str) -> Vec<Case> {
     cases.collect()
 }
 
-/// (key, ids, probability of the hateful label) of every case after the Keras run's training.
+/// Returns the key, the ids and the probability of the hateful label for every case, as recorded after training in
+/// Keras.
 pub fn keras_probabilities(trace: &Value) -> Vec<(String, Vec<u32>, f64)> {
     let after = trace["prob_after_cases"].as_array().unwrap();
     let cases = trace["cases"].as_array().unwrap().iter().zip(after);

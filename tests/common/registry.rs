@@ -1,13 +1,13 @@
-//! Drafts of adapter versions: small, and different by name.
+//! Small drafts of adapter versions for tests of the registry.
 
 use std::collections::BTreeMap;
 
-use moderatord::decide::Calibration;
-use moderatord::decide::DerivedThresholds;
+use moderatord::decide::{Calibration, DerivedThresholds};
 use moderatord::registry::{RecordKind, VersionDraft, VersionFacts};
 use serde_json::json;
 
-/// A draft; a later letter is a later version. All share a prompt, each has its own calibration.
+/// Returns a draft with the given one-letter name. A later letter gives a later version. All drafts share a prompt, and
+/// each has its own calibration.
 pub fn draft(name: &str) -> VersionDraft {
     let number = name.bytes().next().unwrap();
     let calibration = Calibration::platt(f64::from(number) / 100.0, 0.0).unwrap();

@@ -1,5 +1,5 @@
-//! Files that are wrong, broken or hostile: an error that names the file, the thing, what was found
-//! and what was expected; never a panic, never a guess.
+//! Wrong, damaged and hostile files are rejected with an error that names the file, the part of it, what was found and
+//! what was expected. None of them causes a panic.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,12 @@ use moderatord::classifier::Classifier;
 use moderatord::config::ModelConfig;
 use serde_json::{Value, json};
 
-/// A copy of the Gemma 3 fixture with one adapter, to be spoiled.
-struct Spoiled {
+/// A copy of the Gemma 3 fixture with one adapter, which a test damages.
+struct DamagedCopy {
     folder: tempfile::TempDir,
 }
 
-impl Spoiled {
+impl DamagedCopy {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("lora_qv")).unwrap();
@@ -66,9 +66,9 @@ impl Spoiled {
         Classifier::load(&model, &prompt_config())
     }
 
-    /// The load fails, and says all of this.
+    /// Checks that loading fails and that the error contains all of `expected`.
     #[track_caller]
-    fn fails(&self, expected: &[&str]) {
+    fn assert_fails(&self, expected: &[&str]) {
         let text = match self.load(true) {
             Ok(_) => panic!("loaded, expected {expected:?}"),
             Err(error) => error.to_string(),
@@ -83,12 +83,12 @@ const Q0: &str = "model.layers.0.self_attn.q_proj.weight";
 const A0: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 
 #[test]
-fn the_unspoiled_copy_loads() {
-    Spoiled::new().load(true).unwrap();
+fn an_undamaged_copy_loads() {
+    DamagedCopy::new().load(true).unwrap();
 }
 
 #[test]
-fn a_folder_that_is_no_checkpoint() {
+fn a_missing_folder_is_reported() {
     let model = ModelConfig {
         path: Some("/nonexistent/gemma".into()),
         ..model_config("gemma3")
@@ -102,11 +102,11 @@ fn a_folder_that_is_no_checkpoint() {
 
 #[test]
 fn all_missing_files_are_named_together() {
-    let spoiled = Spoiled::new();
+    let copy = DamagedCopy::new();
     for file in ["config.json", "tokenizer.json", "model.safetensors"] {
-        std::fs::remove_file(spoiled.path(file)).unwrap();
+        std::fs::remove_file(copy.path(file)).unwrap();
     }
-    spoiled.fails(&[
+    copy.assert_fails(&[
         "config.json: cannot open",
         "tokenizer.json: cannot open",
         "model.safetensors: cannot open",
@@ -114,51 +114,51 @@ fn all_missing_files_are_named_together() {
 }
 
 #[test]
-fn an_architecture_that_is_not_ours() {
-    Spoiled::new()
+fn an_architecture_that_does_not_match_is_rejected() {
+    DamagedCopy::new()
         .json("config.json", |json| json["model_type"] = json!("llama"))
-        .fails(&["config.json: `model_type` is `llama`, expected `gemma`, `gemma2` or `gemma3_text`"]);
-    // A Gemma 3 read as a Gemma 2: weights that the architecture has no place for.
-    Spoiled::new()
+        .assert_fails(&["config.json: `model_type` is `llama`, expected `gemma`, `gemma2` or `gemma3_text`"]);
+    // A Gemma 3 read as a Gemma 2 has weights that are not part of the architecture.
+    DamagedCopy::new()
         .json("config.json", |json| json["model_type"] = json!("gemma2"))
-        .fails(&["tensor `model.layers.0.self_attn.k_norm.weight` is not part of a `gemma2` of 4 layers"]);
-    // Fewer layers than the file has.
-    Spoiled::new()
+        .assert_fails(&["tensor `model.layers.0.self_attn.k_norm.weight` is not part of a `gemma2` of 4 layers"]);
+    // The config has fewer layers than the weights.
+    DamagedCopy::new()
         .json("config.json", |json| {
             json["num_hidden_layers"] = json!(3);
             json["layer_types"].as_array_mut().unwrap().pop();
         })
-        .fails(&["tensor `model.layers.3.", "is not part of a `gemma3_text` of 3 layers"]);
+        .assert_fails(&["tensor `model.layers.3.", "is not part of a `gemma3_text` of 3 layers"]);
 }
 
 #[test]
-fn tensors_that_are_missing_or_misshapen() {
-    Spoiled::new()
+fn missing_and_misshapen_tensors_are_rejected() {
+    DamagedCopy::new()
         .tensors("model.safetensors", |tensors| {
             tensors.remove(Q0);
             tensors.remove("model.norm.weight");
         })
-        .fails(&[
+        .assert_fails(&[
             &format!("tensor `{Q0}` is missing, expected [128, 64]"),
             "tensor `model.norm.weight` is missing",
         ]);
-    Spoiled::new()
+    DamagedCopy::new()
         .tensors("model.safetensors", |tensors| {
             let transposed = tensors[Q0].t().unwrap().contiguous().unwrap();
             tensors.insert(Q0.into(), transposed);
         })
-        .fails(&[&format!(
+        .assert_fails(&[&format!(
             "model.safetensors: tensor `{Q0}` has shape [64, 128], expected [128, 64]"
         )]);
-    Spoiled::new()
+    DamagedCopy::new()
         .tensors("model.safetensors", |tensors| {
             tensors.insert(Q0.into(), Tensor::zeros((128, 64), DType::U8, &Device::Cpu).unwrap());
         })
-        .fails(&[&format!("tensor `{Q0}` has dtype U8, expected F32, F16 or BF16")]);
+        .assert_fails(&[&format!("tensor `{Q0}` has dtype U8, expected F32, F16 or BF16")]);
 }
 
 #[test]
-fn numbers_that_are_not_finite() {
+fn weights_that_are_not_finite_are_rejected() {
     for (name, dtype, value) in [
         (Q0, DType::F32, f32::NAN),
         (Q0, DType::BF16, f32::INFINITY),
@@ -168,7 +168,7 @@ fn numbers_that_are_not_finite() {
         ("model.embed_tokens.weight", DType::F32, f32::NAN),
         ("model.norm.weight", DType::F32, f32::NAN),
     ] {
-        let spoil = |tensors: &mut HashMap<String, Tensor>| {
+        let damage = |tensors: &mut HashMap<String, Tensor>| {
             let good = tensors[name].to_dtype(DType::F32).unwrap();
             let mut values = good.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             values[5] = value;
@@ -178,7 +178,7 @@ fn numbers_that_are_not_finite() {
                 .unwrap();
             tensors.insert(name.into(), bad);
         };
-        Spoiled::new().tensors("model.safetensors", spoil).fails(&[
+        DamagedCopy::new().tensors("model.safetensors", damage).assert_fails(&[
             &format!("model.safetensors: tensor `{name}` holds"),
             "expected finite numbers",
         ]);
@@ -186,22 +186,24 @@ fn numbers_that_are_not_finite() {
 }
 
 #[test]
-fn safetensors_that_are_truncated_or_hostile() {
+fn truncated_and_hostile_safetensors_are_rejected() {
     let file = "model.safetensors";
-    Spoiled::new()
+    DamagedCopy::new()
         .bytes(file, |bytes| bytes.truncate(bytes.len() / 2))
-        .fails(&["not a whole safetensors file of"]);
-    Spoiled::new().bytes(file, Vec::clear).fails(&["model.safetensors"]);
-    Spoiled::new()
+        .assert_fails(&["not a complete safetensors file"]);
+    DamagedCopy::new()
+        .bytes(file, Vec::clear)
+        .assert_fails(&["model.safetensors"]);
+    DamagedCopy::new()
         .bytes(file, |bytes| bytes.truncate(7))
-        .fails(&["not a whole safetensors file of 7 bytes"]);
-    // A header that claims to be larger than the file, or than memory.
+        .assert_fails(&["not a complete safetensors file (7 bytes)"]);
+    // The header claims to be larger than the file, or than memory.
     for length in [1u64 << 20, 1 << 40, u64::MAX] {
-        Spoiled::new()
+        DamagedCopy::new()
             .bytes(file, |bytes| bytes[..8].copy_from_slice(&length.to_le_bytes()))
-            .fails(&["not a whole safetensors file of"]);
+            .assert_fails(&["not a complete safetensors file"]);
     }
-    // Offsets and shapes that do not describe the data.
+    // The offsets and shapes do not match the data.
     for header in [
         json!({Q0: {"dtype": "F32", "shape": [128, 64], "data_offsets": [0, 1u64 << 40]}}),
         json!({Q0: {"dtype": "F32", "shape": [u64::MAX, u64::MAX], "data_offsets": [0, 8]}}),
@@ -211,53 +213,53 @@ fn safetensors_that_are_truncated_or_hostile() {
         json!([1, 2, 3]),
     ] {
         let header = header.to_string();
-        Spoiled::new()
+        DamagedCopy::new()
             .bytes(file, |bytes| {
                 *bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &[0; 12]].concat();
             })
-            .fails(&["not a whole safetensors file of"]);
+            .assert_fails(&["not a complete safetensors file"]);
     }
-    // Flipping any byte of the header is an error or another valid description, never a panic.
+    // Changing a byte of the header gives an error or another valid description, but never a panic.
     for at in (0..2000).step_by(37) {
-        let _ = Spoiled::new().bytes(file, |bytes| bytes[at] ^= 0x15).load(false);
+        let _ = DamagedCopy::new().bytes(file, |bytes| bytes[at] ^= 0x15).load(false);
     }
 }
 
 #[test]
-fn tokenizers_that_are_broken_or_hostile() {
+fn damaged_and_hostile_tokenizers_are_rejected() {
     let file = "tokenizer.json";
-    Spoiled::new()
+    DamagedCopy::new()
         .bytes(file, |bytes| bytes.truncate(1000))
-        .fails(&["tokenizer.json: not JSON"]);
-    Spoiled::new()
+        .assert_fails(&["tokenizer.json: is not JSON"]);
+    DamagedCopy::new()
         .bytes(file, |bytes| *bytes = b"{}".into())
-        .fails(&["tokenizer.json: is not a tokenizer"]);
-    Spoiled::new()
+        .assert_fails(&["tokenizer.json: is not a tokenizer"]);
+    DamagedCopy::new()
         .json(file, |json| json["model"]["dropout"] = json!(0.1))
-        .fails(&["`model.dropout` is 0.1"]);
-    Spoiled::new()
+        .assert_fails(&["`model.dropout` is 0.1"]);
+    DamagedCopy::new()
         .json(file, |json| json["post_processor"] = Value::Null)
-        .fails(&["expected one `<bos>` (2) first"]);
-    Spoiled::new()
+        .assert_fails(&["expected one `<bos>` (2) first"]);
+    DamagedCopy::new()
         .json(file, |json| json["model"]["merges"] = json!([["no", "such"]]))
-        .fails(&["tokenizer.json"]);
-    Spoiled::new()
+        .assert_fails(&["tokenizer.json"]);
+    DamagedCopy::new()
         .json(file, |json| json["model"]["vocab"] = json!({}))
-        .fails(&["tokenizer.json"]);
-    Spoiled::new()
+        .assert_fails(&["tokenizer.json"]);
+    DamagedCopy::new()
         .json(file, |json| {
             json["post_processor"]["special_tokens"]["<bos>"]["ids"] = json!([4_000_000_000u32]);
         })
-        .fails(&["tokenizer.json"]);
-    // Truncation that a file asks for would cut the frame; it is turned off.
-    let truncating = Spoiled::new();
+        .assert_fails(&["tokenizer.json"]);
+    // Truncation would cut the frame, so it is turned off even if the file asks for it, and so is padding.
+    let truncating = DamagedCopy::new();
     truncating.json(file, |json| {
         json["truncation"] = json!({"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0});
         json["padding"] = json!({"strategy": {"Fixed": 200}, "direction": "Right", "pad_to_multiple_of": null,
                                  "pad_id": 0, "pad_type_id": 0, "pad_token": "<pad>"});
     });
     let prompter = truncating.load(false).unwrap().prompter();
-    let expected = Spoiled::new().load(false).unwrap().prompter();
+    let expected = DamagedCopy::new().load(false).unwrap().prompter();
     assert_eq!(
         prompter.encode("a fine day").unwrap(),
         expected.encode("a fine day").unwrap()
@@ -265,88 +267,89 @@ fn tokenizers_that_are_broken_or_hostile() {
 }
 
 #[test]
-fn adapters_that_do_not_fit() {
+fn adapters_that_do_not_fit_the_base_are_rejected() {
     let (config, weights) = ("lora_qv/adapter_config.json", "lora_qv/adapter_model.safetensors");
-    Spoiled::new()
+    DamagedCopy::new()
         .json(config, |json| json["r"] = json!(8))
-        .fails(&[&format!(
+        .assert_fails(&[&format!(
             "adapter_model.safetensors: tensor `{A0}` has shape [4, 64], expected [8, 64]"
         )]);
-    Spoiled::new()
+    DamagedCopy::new()
         .json(config, |json| json["use_dora"] = json!(true))
-        .fails(&["`use_dora` is set"]);
-    Spoiled::new()
+        .assert_fails(&["`use_dora` is set"]);
+    DamagedCopy::new()
         .json(config, |json| json["peft_type"] = json!("IA3"))
-        .fails(&["`peft_type` is Some(\"IA3\")"]);
-    Spoiled::new()
+        .assert_fails(&["`peft_type` is `IA3`"]);
+    DamagedCopy::new()
         .json(config, |json| json["bias"] = json!("all"))
-        .fails(&["`bias` is"]);
-    Spoiled::new()
+        .assert_fails(&["`bias` is"]);
+    DamagedCopy::new()
         .json(config, |json| json["target_modules"] = json!(["q_proj", "lm_head"]))
-        .fails(&["`target_modules` names `lm_head`"]);
-    Spoiled::new()
+        .assert_fails(&["`target_modules` names `lm_head`"]);
+    DamagedCopy::new()
         .json(config, |json| {
             json["target_modules"] = json!(["q_proj", "v_proj", "k_proj"])
         })
-        .fails(&[
+        .assert_fails(&[
             "tensor `base_model.model.model.layers.0.self_attn.k_proj.lora_A.weight` is missing, expected [4, 64]",
         ]);
-    Spoiled::new()
+    DamagedCopy::new()
         .json(config, |json| json["rank_pattern"] = json!({"q_proj(": 2}))
-        .fails(&["the pattern `q_proj(`"]);
-    Spoiled::new()
+        .assert_fails(&["the pattern `q_proj(`"]);
+    DamagedCopy::new()
         .tensors(weights, |tensors| {
             tensors.remove(A0);
         })
-        .fails(&[&format!("tensor `{A0}` is missing, expected [4, 64]")]);
-    Spoiled::new()
+        .assert_fails(&[&format!("tensor `{A0}` is missing, expected [4, 64]")]);
+    DamagedCopy::new()
         .tensors(weights, |tensors| {
             let wide = Tensor::zeros((4, 80), DType::F32, &Device::Cpu).unwrap();
             tensors.insert(A0.into(), wide);
         })
-        .fails(&["has shape [4, 80], expected [4, 64]"]);
-    Spoiled::new()
+        .assert_fails(&["has shape [4, 80], expected [4, 64]"]);
+    DamagedCopy::new()
         .tensors(weights, |tensors| {
             let nan = Tensor::full(f32::NAN, (4, 64), &Device::Cpu).unwrap();
             tensors.insert(A0.into(), nan);
         })
-        .fails(&[&format!("tensor `{A0}` holds NaN at index 0")]);
-    Spoiled::new()
+        .assert_fails(&[&format!("tensor `{A0}` holds NaN at index 0")]);
+    DamagedCopy::new()
         .tensors(weights, |tensors| {
             let tensor = tensors[A0].clone();
             tensors.insert(A0.replace("layers.0", "layers.9"), tensor);
         })
-        .fails(&["is for layer 9, but the base has 4 layers: made for another base"]);
-    Spoiled::new()
+        .assert_fails(&[
+            "is for layer 9, but the base model has 4 layers: the adapter was made for another base model",
+        ]);
+    DamagedCopy::new()
         .bytes(weights, |bytes| bytes.truncate(500))
-        .fails(&["adapter_model.safetensors: not a whole"]);
+        .assert_fails(&["adapter_model.safetensors: not a complete"]);
 }
 
 #[test]
-fn an_adapter_whose_manifest_names_another_base() {
-    let spoiled = Spoiled::new();
-    let base = spoiled.load(false).unwrap().identity().base.clone();
+fn an_adapter_whose_manifest_names_another_base_is_rejected() {
+    let copy = DamagedCopy::new();
+    let base = copy.load(false).unwrap().identity().base.clone();
     let manifest = |base: &str| json!({"version": "v7", "base": base}).to_string();
-    std::fs::write(spoiled.path("lora_qv/manifest.json"), manifest(&base)).unwrap();
+    std::fs::write(copy.path("lora_qv/manifest.json"), manifest(&base)).unwrap();
     assert_eq!(
-        spoiled.load(true).unwrap().identity().adapter_version.as_deref(),
+        copy.load(true).unwrap().identity().adapter_version.as_deref(),
         Some("v7")
     );
-    std::fs::write(spoiled.path("lora_qv/manifest.json"), manifest("sha256:00")).unwrap();
-    spoiled.fails(&["manifest.json: the adapter was made for base `sha256:00`, expected `sha256:"]);
+    std::fs::write(copy.path("lora_qv/manifest.json"), manifest("sha256:00")).unwrap();
+    copy.assert_fails(&["manifest.json: the adapter was made for base model `sha256:00`, expected `sha256:"]);
 }
 
 #[test]
 fn faults_of_base_adapter_and_prompt_are_reported_together() {
-    let spoiled = Spoiled::new();
-    spoiled
-        .tensors("model.safetensors", |tensors| {
-            tensors.remove(Q0);
-        })
-        .json("lora_qv/adapter_config.json", |json| json["use_dora"] = json!(true));
-    let adapter = Some(spoiled.path("lora_qv"));
+    let copy = DamagedCopy::new();
+    copy.tensors("model.safetensors", |tensors| {
+        tensors.remove(Q0);
+    })
+    .json("lora_qv/adapter_config.json", |json| json["use_dora"] = json!(true));
+    let adapter = Some(copy.path("lora_qv"));
     let model = ModelConfig {
-        path: Some(spoiled.folder.path().to_owned()),
+        path: Some(copy.folder.path().to_owned()),
         adapter,
         ..model_config("gemma3")
     };
@@ -358,11 +361,11 @@ fn faults_of_base_adapter_and_prompt_are_reported_together() {
     }
 }
 
-/// A sharded set gives the same scores as one file; an index that lies or reaches out is refused.
+/// An index is rejected if it names a file outside the folder, or a shard that does not hold the tensor.
 #[test]
-fn shards() {
-    let spoiled = Spoiled::new();
-    let tensors = candle_core::safetensors::load(spoiled.path("model.safetensors"), &Device::Cpu).unwrap();
+fn a_sharded_checkpoint_scores_like_a_single_file() {
+    let copy = DamagedCopy::new();
+    let tensors = candle_core::safetensors::load(copy.path("model.safetensors"), &Device::Cpu).unwrap();
     let mut shards: [HashMap<String, Tensor>; 2] = Default::default();
     let mut map = serde_json::Map::new();
     for (index, (name, tensor)) in tensors.into_iter().enumerate() {
@@ -370,23 +373,19 @@ fn shards() {
         shards[index % 2].insert(name, tensor);
     }
     for (index, shard) in shards.iter().enumerate() {
-        candle_core::safetensors::save(shard, spoiled.path(&shard_name(index))).unwrap();
+        candle_core::safetensors::save(shard, copy.path(&shard_name(index))).unwrap();
     }
-    let whole = margin(spoiled.folder.path());
-    std::fs::remove_file(spoiled.path("model.safetensors")).unwrap();
+    let whole = margin(copy.folder.path());
+    std::fs::remove_file(copy.path("model.safetensors")).unwrap();
     let index = "model.safetensors.index.json";
-    std::fs::write(
-        spoiled.path(index),
-        json!({"metadata": {}, "weight_map": map}).to_string(),
-    )
-    .unwrap();
-    assert_eq!(margin(spoiled.folder.path()), whole);
+    std::fs::write(copy.path(index), json!({"metadata": {}, "weight_map": map}).to_string()).unwrap();
+    assert_eq!(margin(copy.folder.path()), whole);
 
-    spoiled.json(index, |json| json["weight_map"][Q0] = json!("../outside.safetensors"));
-    spoiled.fails(&["names the shard `../outside.safetensors`, expected a plain file name"]);
+    copy.json(index, |json| json["weight_map"][Q0] = json!("../outside.safetensors"));
+    copy.assert_fails(&["names the shard `../outside.safetensors`, expected a plain file name"]);
     let other = shard_name(usize::from(map[Q0] == json!(shard_name(0))));
-    spoiled.json(index, |json| json["weight_map"][Q0] = json!(other));
-    spoiled.fails(&[&format!("says that `{other}` holds `{Q0}`, but it does not")]);
+    copy.json(index, |json| json["weight_map"][Q0] = json!(other));
+    copy.assert_fails(&[&format!("lists tensor `{Q0}` for `{other}`, which does not contain it")]);
 }
 
 fn shard_name(index: usize) -> String {
@@ -403,28 +402,28 @@ fn margin(folder: &Path) -> [f32; 2] {
     classifier.label_logits(&rows).unwrap()[0]
 }
 
-/// The same weights in each stored dtype give the same scores: all fixtures are bf16-representable.
+/// The weights of all fixtures can be represented in bf16, so f32 and bf16 files have the same values.
 #[test]
-fn stored_dtypes() {
-    let spoiled = Spoiled::new();
-    let expected = margin(spoiled.folder.path());
+fn the_stored_data_type_does_not_change_the_scores() {
+    let copy = DamagedCopy::new();
+    let expected = margin(copy.folder.path());
     for dtype in [DType::F32, DType::BF16] {
-        spoiled.tensors("model.safetensors", |tensors| {
+        copy.tensors("model.safetensors", |tensors| {
             tensors
                 .values_mut()
                 .for_each(|tensor| *tensor = tensor.to_dtype(dtype).unwrap());
         });
-        assert_eq!(margin(spoiled.folder.path()), expected, "{dtype:?}");
+        assert_eq!(margin(copy.folder.path()), expected, "{dtype:?}");
     }
-    spoiled.tensors("model.safetensors", |tensors| {
+    copy.tensors("model.safetensors", |tensors| {
         tensors
             .values_mut()
             .for_each(|tensor| *tensor = tensor.to_dtype(DType::F16).unwrap());
     });
-    for (found, expected) in margin(spoiled.folder.path()).iter().zip(expected) {
+    for (found, expected) in margin(copy.folder.path()).iter().zip(expected) {
         assert!(
             (found - expected).abs() < 1e-3,
-            "f16 rounds small weights: {found}, {expected}"
+            "f16, which rounds small weights: {found}, expected {expected}"
         );
     }
 }

@@ -1,22 +1,20 @@
-//! A comment's margin does not depend on its batch-mates, its place, or what is cached.
+//! A row's margin does not depend on the other rows of the batch, its place among them, or what is cached.
 
 use std::cell::RefCell;
 
 use crate::common::{fixture, model_config, prompt_config, reference_cases};
 use moderatord::classifier::Classifier;
+use moderatord::classifier::tolerance::BATCH_F32;
 use moderatord::config::ModelConfig;
 use moderatord::model::forward::gemma::PackedRow;
 use moderatord::scorer::{Row, Scorer};
 use proptest::prelude::*;
 
-/// f32 within 1e-5: the order of additions inside a matrix product may follow the batch's size.
-const LIMIT: f32 = 1e-5;
-
 fn classifier(family: &str) -> Classifier {
     Classifier::load(&model_config(family), &prompt_config()).unwrap()
 }
 
-/// The served rows of every short reference text, and some of equal length.
+/// Returns the rows of every short reference text, and some rows of equal length.
 fn rows(classifier: &Classifier) -> Vec<Row> {
     let cases = reference_cases("gemma3")
         .into_iter()
@@ -30,7 +28,7 @@ fn rows(classifier: &Classifier) -> Vec<Row> {
         .collect()
 }
 
-fn unshared(row: &Row) -> Row {
+fn without_sharing(row: &Row) -> Row {
     Row {
         shared: 0,
         ..row.clone()
@@ -53,13 +51,19 @@ fn check(family: &str) {
     let result = proptest::test_runner::TestRunner::new(config).run(&batch, |picks| {
         let batch: Vec<Row> = picks
             .iter()
-            .map(|&(row, share)| if share { rows[row].clone() } else { unshared(&rows[row]) })
+            .map(|&(row, share)| {
+                if share {
+                    rows[row].clone()
+                } else {
+                    without_sharing(&rows[row])
+                }
+            })
             .collect();
         let margins = classifier.borrow_mut().score(&batch).unwrap();
         prop_assert_eq!(margins.len(), batch.len());
         for (margin, &(row, share)) in margins.iter().zip(&picks) {
             prop_assert!(
-                (margin - alone[row]).abs() <= LIMIT,
+                (margin - alone[row]).abs() <= BATCH_F32,
                 "row {row}, shared {share}: {margin}, {}",
                 alone[row]
             );
@@ -84,8 +88,8 @@ fn margins_do_not_depend_on_the_batch_gemma3() {
     check("gemma3");
 }
 
-/// A window of 16 over a prefix of more tokens: near its start a row sees part of the cached
-/// prefix, by absolute position, and further on none of it.
+/// The window of 16 tokens is shorter than the prefix. The first own tokens of a row see part of the cached prefix,
+/// chosen by absolute position, and later ones see none of it.
 #[test]
 fn windowed_layers_mask_the_cached_prefix_by_position() {
     for family in ["gemma2", "gemma3", "gemma3_linear8"] {
@@ -95,7 +99,7 @@ fn windowed_layers_mask_the_cached_prefix_by_position() {
         // Long enough that every row's last query is beyond the window of the prefix's first key.
         let prefix: Vec<u32> = std::iter::once(2).chain(100..139).collect();
         let cache = model.cache_prefix(&prefix).unwrap();
-        let labels = model.unembedding_of(&classifier.prompter().label_ids()).unwrap();
+        let labels = model.unembedding_rows(&classifier.prompter().label_ids()).unwrap();
         for own in [1usize, 2, 15, 16, 17, 40] {
             let own: Vec<u32> = (0..own as u32).map(|index| 200 + 7 * index).collect();
             for shared in [1, 8, 24, 40] {
@@ -113,8 +117,8 @@ fn windowed_layers_mask_the_cached_prefix_by_position() {
                 };
                 for (found, expected) in logits(hidden).into_iter().zip(logits(expected)) {
                     assert!(
-                        (found - expected).abs() <= LIMIT,
-                        "{family}, {} own after {shared}",
+                        (found - expected).abs() <= BATCH_F32,
+                        "{family}, {} own tokens after {shared} shared ones",
                         own.len()
                     );
                 }
@@ -123,10 +127,10 @@ fn windowed_layers_mask_the_cached_prefix_by_position() {
     }
 }
 
-/// With every layer windowed, a token beyond the reach of all windows together cannot move the
-/// answer, and the one just inside can.
+/// If every layer has a window, information reaches as far as all windows together. A token just beyond that does not
+/// change the result, and the first one within it does.
 #[test]
-fn the_window_is_exact() {
+fn a_window_ends_at_exactly_its_length() {
     let folder = tempfile::tempdir().unwrap();
     for file in ["model.safetensors", "tokenizer.json", "config.json"] {
         std::fs::copy(fixture("gemma2").join(file), folder.path().join(file)).unwrap();
@@ -140,7 +144,7 @@ fn the_window_is_exact() {
         ..model_config("gemma2")
     };
     let classifier = Classifier::load(&config, &prompt_config()).unwrap();
-    let answer = |ids: &[u32]| {
+    let hidden = |ids: &[u32]| {
         let hidden = classifier
             .model()
             .forward(&[PackedRow { own: ids, shared: 0 }], None)
@@ -151,10 +155,10 @@ fn the_window_is_exact() {
     let changes = |index: usize| {
         let mut changed = ids.clone();
         changed[index] = 999;
-        answer(&changed) != answer(&ids)
+        hidden(&changed) != hidden(&ids)
     };
-    // Four layers, each seeing the 15 tokens before.
-    let edge = ids.len() - 1 - 4 * 15;
-    assert!(changes(edge));
-    assert!(!changes(edge - 1));
+    // Each of the four layers sees the 15 tokens before a token.
+    let first_seen = ids.len() - 1 - 4 * 15;
+    assert!(changes(first_seen));
+    assert!(!changes(first_seen - 1));
 }

@@ -1,4 +1,4 @@
-//! The checkpoint inside the binary: its limits, and that a newcomer's first command gives a sensible answer.
+//! The checkpoint inside the binary stays small, and gives sensible answers without any settings.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ fn folder() -> &'static Path {
 }
 
 #[test]
-fn it_is_the_folder_and_small() {
+fn the_bundled_model_equals_the_folder_and_stays_small() {
     let bundled = Checkpoint::bundled().unwrap();
     assert_eq!(bundled.fingerprint(), Checkpoint::open(folder()).unwrap().fingerprint());
     let files = std::fs::read_dir(folder()).unwrap();
@@ -21,7 +21,7 @@ fn it_is_the_folder_and_small() {
         .iter()
         .map(|projection| projection.shape(config).iter().product::<usize>())
         .sum();
-    // Two FLOPs a weight and token, and the two products of attention over 36 tokens.
+    // Two FLOPs for each weight and token, and the two matrix products of attention.
     let (layers, tokens) = (config.num_layers(), 36);
     let attention = 4 * config.num_attention_heads * config.head_dim * tokens * tokens;
     let flops = layers * (2 * linear * tokens + attention);
@@ -29,7 +29,7 @@ fn it_is_the_folder_and_small() {
 }
 
 #[test]
-fn a_kind_comment_is_clearly_allowed_without_any_setting() {
+fn a_friendly_comment_is_clearly_allowed_without_settings() {
     let mut command = crate::common::without_settings(env!("CARGO_BIN_EXE_moderatord"));
     let output = command
         .args(["score", "--text", "you look very nice today"])

@@ -1,32 +1,67 @@
-//! `retrain`, `eval`, `explain` and `adapters` through the binary, on files: what goes wrong, and what
-//! is then left.
+//! The commands `retrain`, `eval`, `explain` and `adapters`, run on files: their errors, and the state of the registry
+//! afterwards.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
 
 use crate::common::fixture;
 use crate::common::labels::label;
+
+const TEXT: &str = "rain rain rain over the garden";
+
+/// A registry with one promoted version.
+struct TrainedRegistry {
+    version: String,
+    /// Contents of its files by their path within the registry.
+    files: Vec<(PathBuf, Vec<u8>)>,
+}
 
 struct Workspace {
     folder: tempfile::TempDir,
 }
 
 impl Workspace {
-    /// Settings, an empty registry, and 400 labelled rows.
+    /// Creates settings, an empty registry and 200 labelled comments.
+    ///
+    /// The settings keep training in a debug build short: half of the comments are used for testing, since promotion
+    /// requires at least 20 of each class, and about 70 of the others for training.
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("registry")).unwrap();
-        let place = Self { folder };
-        place.set_base(&fixture("gemma3"));
-        let rows: String = (0..400).map(|number| label(number).1 + "\n").collect();
-        place.write("labels.jsonl", &rows);
-        place
+        let workspace = Self { folder };
+        workspace.set_base(&fixture("gemma3"));
+        let rows: String = (0..200).map(|number| label(number).1 + "\n").collect();
+        workspace.write("labels.jsonl", &rows);
+        workspace
+    }
+
+    /// Creates a workspace whose registry has one promoted version, and returns it with that version. The version is
+    /// trained once for all tests.
+    fn with_promoted_version() -> (Self, String) {
+        static TRAINED: OnceLock<TrainedRegistry> = OnceLock::new();
+        let trained = TRAINED.get_or_init(|| {
+            let workspace = Self::new();
+            let version = workspace.train_and_promote();
+            let registry = workspace.path("registry");
+            let mut files = Vec::new();
+            read_files(&registry, &registry, &mut files);
+            TrainedRegistry { version, files }
+        });
+        let workspace = Self::new();
+        for (path, bytes) in &trained.files {
+            let path = workspace.path("registry").join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        (workspace, trained.version.clone())
     }
 
     fn set_base(&self, base: &Path) {
         let settings = format!(
             "[model]\npath = \"{}\"\n[registry]\nurl = \"file://{}\"\n\
-             [retrain]\nlearning_rate = 0.01\nepochs = 6\ntargets = [\"q_proj\", \"v_proj\", \"down_proj\"]\n",
+             [retrain]\nlearning_rate = 0.01\nepochs = 3\nbatch = 4\nrank = 4\n\
+             targets = [\"q_proj\", \"v_proj\", \"down_proj\"]\ntest = 0.5\nmin_rows = 20\n",
             base.display(),
             self.path("registry").display(),
         );
@@ -51,11 +86,13 @@ impl Workspace {
         )
     }
 
-    /// As [`Workspace::run`], in a process that cannot write files of more than `kib`: to it, the disk is full.
+    /// Runs a command in a process that cannot write files larger than `kib`, as if the disk were full.
     fn run_on_full_disk(&self, kib: u32, command: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
-        // The signal ignored, a write beyond the limit fails like one to a full disk.
+        // With the signal ignored, a write beyond the limit fails like a write to a full disk.
         let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\"");
         let mut shell = self.plain("bash");
+        // How well the adapter is trained makes no difference here.
+        shell.env("MODERATORD__RETRAIN__EPOCHS", "1");
         shell.args(["-c", &script, env!("CARGO_BIN_EXE_moderatord"), command]);
         finish(&mut shell, self, arguments)
     }
@@ -66,8 +103,8 @@ impl Workspace {
         plain
     }
 
-    /// Trains and promotes; the version.
-    fn promoted(&self) -> String {
+    /// Trains a version that is promoted as the first one, and returns it.
+    fn train_and_promote(&self) -> String {
         let (code, out, err) = self.run(
             "retrain",
             &["--input", &self.path("labels.jsonl").display().to_string()],
@@ -79,16 +116,30 @@ impl Workspace {
     }
 
     fn decision(&self) -> serde_json::Value {
-        let (code, out, err) = self.run("score", &["--text", "rain rain rain over the garden"]);
+        let (code, out, err) = self.run("score", &["--text", TEXT]);
         assert_eq!(code, Some(0), "{err}");
         serde_json::from_str(&out).unwrap()
     }
 }
 
-fn finish(command: &mut Command, place: &Workspace, arguments: &[&str]) -> (Option<i32>, String, String) {
+fn read_files(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, Vec<u8>)>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            read_files(root, &path, files);
+        } else {
+            files.push((
+                path.strip_prefix(root).unwrap().to_owned(),
+                std::fs::read(&path).unwrap(),
+            ));
+        }
+    }
+}
+
+fn finish(command: &mut Command, workspace: &Workspace, arguments: &[&str]) -> (Option<i32>, String, String) {
     command
         .arg("--config")
-        .arg(place.path("moderatord.toml"))
+        .arg(workspace.path("moderatord.toml"))
         .args(arguments);
     let Output { status, stdout, stderr } = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
@@ -97,78 +148,87 @@ fn finish(command: &mut Command, place: &Workspace, arguments: &[&str]) -> (Opti
 
 #[test]
 fn a_full_disk_fails_the_retraining_and_leaves_the_registry_as_it_was() {
-    let place = Workspace::new();
-    let input = place.path("labels.jsonl").display().to_string();
-    // At the first file that is written, at one in the middle, and at the largest.
-    for kib in [0, 16, 60] {
-        let (code, out, err) = place.run_on_full_disk(kib, "retrain", &["--input", &input]);
+    let workspace = Workspace::new();
+    let input = workspace.path("labels.jsonl").display().to_string();
+    // The adapter has about 34 KiB and the report about 58 KiB.
+    for (kib, expected) in [
+        (0, "cannot write the registry lock"),
+        (16, "cannot write the adapter"),
+        (45, "/report.html` in the registry"),
+    ] {
+        let (code, out, err) = workspace.run_on_full_disk(kib, "retrain", &["--input", &input]);
         assert_eq!(code, Some(1), "{kib} KiB: {out}{err}");
-        assert!(err.contains("File too large"), "{kib} KiB: {err}");
-        let (code, out, err) = place.run("adapters", &["list"]);
+        assert!(
+            err.contains(expected) && err.contains("File too large"),
+            "{kib} KiB: {err}"
+        );
+        let (code, out, err) = workspace.run("adapters", &["list"]);
         assert_eq!(code, Some(0), "{kib} KiB: {err}");
-        assert!(out.starts_with("* the bare base"), "{kib} KiB: {out}");
+        assert!(out.starts_with("* bare base model"), "{kib} KiB: {out}");
     }
-    // With room again it goes on as if nothing had been.
-    let version = place.promoted();
-    let (code, out, _) = place.run("adapters", &["gc"]);
+    // Once there is room again, retraining works as if nothing had happened.
+    let version = workspace.train_and_promote();
+    let (code, out, _) = workspace.run("adapters", &["gc"]);
     assert_eq!(code, Some(0));
     assert!(out.contains("0 versions, ") && !out.contains(&version), "{out}");
 }
 
 #[test]
-fn a_base_that_changed_under_a_published_adapter_is_named_and_never_served_with_it() {
-    let place = Workspace::new();
-    let version = place.promoted();
-    let changed = place.path("changed");
+fn an_adapter_is_not_served_with_another_base_model_than_its_own() {
+    let (workspace, version) = Workspace::with_promoted_version();
+    let changed = workspace.path("changed");
     std::fs::create_dir(&changed).unwrap();
     for name in ["config.json", "tokenizer.json", "model.safetensors"] {
         std::fs::copy(fixture("gemma3").join(name), changed.join(name)).unwrap();
     }
-    // One byte of one weight, well behind the header.
+    // Change one bit of the last weight, far behind the header.
     let weights = changed.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     let last = bytes.len() - 2;
     bytes[last] ^= 1;
     std::fs::write(&weights, bytes).unwrap();
-    place.set_base(&changed);
+    workspace.set_base(&changed);
 
-    let (code, out, err) = place.run("check", &[]);
+    let (code, out, err) = workspace.run("check", &[]);
     assert_eq!((code, out.as_str()), (Some(78), ""), "{err}");
     assert!(err.contains("base") && err.contains(&version), "{err}");
-    // A retraining judges against the bare new base, and may replace what can serve nobody.
-    let input = place.path("labels.jsonl").display().to_string();
-    let (code, out, err) = place.run("retrain", &["--input", &input]);
+    // A retraining compares with the bare new base model, and replaces the version that can no longer be served.
+    let input = workspace.path("labels.jsonl").display().to_string();
+    let (code, out, err) = workspace.run("retrain", &["--input", &input]);
     assert_eq!(code, Some(0), "{out}{err}");
-    assert!(err.contains("what is in service was made for another base"), "{err}");
+    assert!(
+        err.contains("the version in service was made for another base model"),
+        "{err}"
+    );
     assert!(out.contains("promoted  pointer 2"), "{out}");
-    assert_eq!(place.run("check", &[]).0, Some(0));
+    assert_eq!(workspace.run("check", &[]).0, Some(0));
 }
 
 #[test]
-fn eval_names_what_it_cannot_measure() {
-    let place = Workspace::new();
-    let eval = |arguments: &[&str]| place.run("eval", arguments);
-    let missing = place.path("missing.jsonl").display().to_string();
+fn eval_reports_what_it_cannot_evaluate() {
+    let workspace = Workspace::new();
+    let eval = |arguments: &[&str]| workspace.run("eval", arguments);
+    let missing = workspace.path("missing.jsonl").display().to_string();
     let (code, _, err) = eval(&["--input", &missing]);
     assert_eq!(code, Some(1));
     assert!(err.contains("cannot open") && err.contains("missing.jsonl"), "{err}");
 
-    let empty = place.write("empty.jsonl", "\n");
+    let empty = workspace.write("empty.jsonl", "\n");
     let (code, _, err) = eval(&["--input", &empty]);
     assert_eq!(code, Some(1));
-    assert!(err.contains("has no labelled rows"), "{err}");
+    assert!(err.contains("has no labelled comments"), "{err}");
 
-    // What can be measured is, and the rest is named by its line.
+    // Valid lines are evaluated, and the others are reported with their numbers.
     let mut rows: String = (0..20).map(|number| label(number).1 + "\n").collect();
     rows += "{\"text\": \"a\"}\nnot JSON\n";
-    let mixed = place.write("mixed.jsonl", &rows);
+    let mixed = workspace.write("mixed.jsonl", &rows);
     let (code, out, err) = eval(&["--input", &mixed]);
     assert_eq!(code, Some(1));
-    assert!(out.contains("rows      20, 10 of them hateful"), "{out}");
+    assert!(out.contains("rows      20, 10 hateful"), "{out}");
     assert!(out.contains("community (none): 20 rows, 10 hateful"), "{out}");
     assert!(err.contains("line 21: ") && err.contains("line 22: "), "{err}");
 
-    let labels = place.path("labels.jsonl").display().to_string();
+    let labels = workspace.path("labels.jsonl").display().to_string();
     let (code, _, err) = eval(&["--input", &labels, "--adapter", "abcdef"]);
     assert_eq!(code, Some(1));
     assert!(err.contains("version `abcdef` is not in the registry"), "{err}");
@@ -178,41 +238,39 @@ fn eval_names_what_it_cannot_measure() {
 }
 
 #[test]
-fn explain_names_the_piece_that_is_missing() {
-    let place = Workspace::new();
-    place.promoted();
-    let decision = place.decision();
+fn explain_reports_what_is_missing() {
+    let (workspace, _) = Workspace::with_promoted_version();
+    let decision = workspace.decision();
     let explain = |decision: &str, text: Option<&str>| {
-        let file = place.write("decision.json", decision);
+        let file = workspace.write("decision.json", decision);
         let mut arguments = vec!["--decision", file.as_str()];
         arguments.extend(text.iter().flat_map(|text| ["--text", *text]));
-        place.run("explain", &arguments)
+        workspace.run("explain", &arguments)
     };
-    let text = "rain rain rain over the garden";
-    let (code, out, err) = explain(&decision.to_string(), Some(text));
+    let (code, out, err) = explain(&decision.to_string(), Some(TEXT));
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("\nequal: "), "{out}");
 
     let (code, _, err) = explain("{\"schema\": 1", None);
     assert_eq!(code, Some(1));
-    assert!(err.contains("is no decision"), "{err}");
+    assert!(err.contains("is not a decision"), "{err}");
     let (code, _, err) = explain(&decision.to_string(), None);
     assert_eq!(code, Some(1));
     assert!(
-        err.contains("the decision names no source; give the text with --text"),
+        err.contains("the decision records no source; pass the text with --text"),
         "{err}"
     );
     let zeros = format!("sha256:{}", "0".repeat(64));
-    for piece in ["base", "adapter", "prompt"] {
+    for (key, name) in [("base", "base model"), ("adapter", "adapter"), ("prompt", "prompt")] {
         let mut changed = decision.clone();
-        changed["model"][piece] = zeros.clone().into();
-        let (code, out, err) = explain(&changed.to_string(), Some(text));
-        assert_eq!(code, Some(1), "{piece}: {out}{err}");
-        assert!(out.contains(&format!("the {piece} {zeros}")), "{piece}: {out}");
+        changed["model"][key] = zeros.clone().into();
+        let (code, out, err) = explain(&changed.to_string(), Some(TEXT));
+        assert_eq!(code, Some(1), "{key}: {out}{err}");
+        assert!(out.contains(&format!("the {name} {zeros}")), "{key}: {out}");
     }
     let mut changed = decision.clone();
     changed["margin"] = (decision["margin"].as_f64().unwrap() + 1.0).into();
-    let (code, out, _) = explain(&changed.to_string(), Some(text));
+    let (code, out, _) = explain(&changed.to_string(), Some(TEXT));
     assert_eq!(code, Some(1));
     assert!(out.contains("\ndifferent: "), "{out}");
 }

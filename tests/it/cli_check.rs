@@ -1,33 +1,28 @@
-//! `moderatord check`, through the binary: what is wrong, all of it at once.
+//! The command `check`, run as a process: its summary and the problems that it reports.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Output;
 
-use crate::common::fixture;
+use crate::common::{fixture, without_settings};
 
 fn check(settings: &str, args: &[&str]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("moderatord.toml");
     std::fs::write(&path, settings).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moderatord"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("MODERATORD__") {
-            command.env_remove(name);
-        }
-    }
-    let Output { status, stdout, stderr } = command
+    let Output { status, stdout, stderr } = without_settings(env!("CARGO_BIN_EXE_moderatord"))
         .arg("check")
         .arg("--config")
         .arg(&path)
         .args(args)
         .output()
         .unwrap();
-    let shown = |bytes: Vec<u8>| {
+    // The text without the paths of this machine.
+    let redacted = |bytes: Vec<u8>| {
         let text = String::from_utf8(bytes).unwrap();
         let text = text.replace(&format!("{}/", folder.path().display()), "");
         text.replace(&fixture("").display().to_string(), "fixtures/")
     };
-    (status.code(), shown(stdout), shown(stderr))
+    (status.code(), redacted(stdout), redacted(stderr))
 }
 
 fn model(family: &str) -> String {
@@ -35,7 +30,7 @@ fn model(family: &str) -> String {
 }
 
 #[test]
-fn a_sound_configuration_is_summed_up() {
+fn a_valid_configuration_is_summarised() {
     let settings = format!(
         "{}adapter = \"{}\"\n[policy.communities]\ngarden = {{ review = 0.2 }}\n",
         model("gemma3"),
@@ -43,7 +38,7 @@ fn a_sound_configuration_is_summed_up() {
     );
     let (code, out, err) = check(&settings, &[]);
     assert_eq!((code, err.as_str()), (Some(0), ""));
-    // Three decimals are the same on every processor, but for the luck of rounding: their number is what counts.
+    // The margins may differ in the last digit between processors, so only count them.
     let is_sample = |line: &&str| line.starts_with("samples");
     let samples = out.lines().find(is_sample).unwrap();
     assert_eq!(samples.matches('.').count(), 3, "{samples}");
@@ -53,18 +48,18 @@ fn a_sound_configuration_is_summed_up() {
     base      sha256:960d479ac17309b1f4c7986e07e142105658e58deb9d7dc57a4393b7d10d3139
     adapter   sha256:ebec7aab5f7a47e551e9b36b663cd379ad6bbc48e140de072a8a8bf4df693436
     prompt    sha256:0bbd96837898176b0fb8e1fe4d098f4ff7c38b8b2284e827dde87c4f026ac39d
-    labels    Positive and Negative, hateful is Negative, normaliser nfc-1
-    policy    review from 0.5, block from 0.9, 1 community of its own; sha256:2b0d1c741de1d95d1efda1cf4db1125484eab50e73e0b32a43170d1394710202
+    labels    Positive and Negative, hateful label Negative, normaliser nfc-1
+    policy    review from 0.5, block from 0.9, 1 community with its own thresholds; sha256:2b0d1c741de1d95d1efda1cf4db1125484eab50e73e0b32a43170d1394710202
     kafka     not set
     "#);
 }
 
 #[test]
-fn the_oracle_agrees_or_says_what_it_cannot_express() {
+fn the_oracle_agrees_or_reports_what_it_does_not_support() {
     let (code, out, err) = check(&model("gemma"), &["--oracle"]);
     assert_eq!((code, err.as_str()), (Some(0), ""));
     assert!(
-        out.contains("oracle    3 texts, largest difference of a logit"),
+        out.contains("oracle    3 texts, largest difference between logits"),
         "{out}"
     );
     let (code, _, err) = check(&model("gemma2"), &["--oracle"]);
@@ -73,7 +68,7 @@ fn the_oracle_agrees_or_says_what_it_cannot_express() {
 }
 
 #[test]
-fn settings_model_and_labels_are_judged_together() {
+fn faults_of_settings_model_and_labels_are_reported_together() {
     let settings = format!(
         "{}adapter = \"/nowhere/adapter\"\n[prompt]\nlabels = [\"Positive\", \"Unfavourable\"]\n\
          hateful_label = \"Positive\"\n[batch]\nlingr = \"5ms\"\n[policy]\nblock = 2\n",
@@ -91,7 +86,7 @@ fn settings_model_and_labels_are_judged_together() {
 }
 
 #[test]
-fn a_stream_that_is_half_set_up_is_a_fault() {
+fn missing_settings_of_the_stream_are_reported_once_one_is_set() {
     let settings = format!("{}[topics]\ncomments = \"comments\"\n", model("gemma3"));
     let (code, _, err) = check(&settings, &[]);
     assert_eq!(code, Some(78));
@@ -101,7 +96,7 @@ fn a_stream_that_is_half_set_up_is_a_fault() {
 }
 
 #[test]
-fn without_any_setting_the_bundled_model_is_checked_and_said_to_be_it() {
+fn without_settings_the_bundled_model_is_checked_and_named() {
     let (code, out, err) = check("", &["--oracle"]);
     assert_eq!(code, Some(0), "{err}");
     assert!(
@@ -113,7 +108,7 @@ fn without_any_setting_the_bundled_model_is_checked_and_said_to_be_it() {
 }
 
 #[test]
-fn a_folder_that_holds_no_model_is_named() {
+fn the_error_for_a_folder_without_a_model_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     let (code, _, err) = check("", &["--model", folder.path().to_str().unwrap()]);
     assert_eq!(code, Some(78));

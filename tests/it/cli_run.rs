@@ -1,4 +1,4 @@
-//! `moderatord run` as a service manager sees it: ready, probed, reloaded, stopped. And `demo`.
+//! The command `run` from the point of view of a service manager, and `check` and `demo` on an embedded broker.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -54,7 +54,7 @@ fn ask(port: u16, path: &str) -> String {
     answer
 }
 
-/// What the service tells its manager, taken from the socket as it comes.
+/// The messages from the service to the service manager.
 struct Notifications(std::sync::mpsc::Receiver<String>);
 
 impl Notifications {
@@ -73,7 +73,7 @@ impl Notifications {
         Self(receiver)
     }
 
-    /// The next message that is, or is not, a ping for the watchdog.
+    /// Returns the next watchdog ping if `is_ping` is true, and the next other message otherwise.
     fn next(&self, is_ping: bool) -> String {
         loop {
             let text = self.0.recv_timeout(PATIENCE).unwrap();
@@ -102,7 +102,7 @@ impl Service {
     fn end(mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         while self.0.try_wait().unwrap().is_none() {
-            assert!(Instant::now() < deadline, "does not end");
+            assert!(Instant::now() < deadline, "the service does not end");
             std::thread::sleep(Duration::from_millis(10));
         }
         self.0.wait().unwrap().code()
@@ -124,7 +124,7 @@ fn produce(broker: &str, id: &str) {
     producer.flush(PATIENCE).unwrap();
 }
 
-/// The decisions' consumer, from the beginning.
+/// Returns a consumer at the beginning of the decisions.
 fn reader(broker: &str) -> BaseConsumer {
     let mut config = ClientConfig::new();
     config
@@ -164,7 +164,7 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
         .env("MODERATORD__LOG__FORMAT", "json")
         .stdin(Stdio::null())
         .stdout(Stdio::null())
-        // Not a pipe: nobody would read it, and the daemon would wait for that.
+        // Not a pipe: it would fill up without a reader, and the daemon would block.
         .stderr(std::fs::File::create(&log).unwrap())
         .spawn()
         .unwrap();
@@ -182,7 +182,7 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
         (&"before".into(), &"allow".into())
     );
 
-    // A faulty file changes nothing; a sound one is in force from the next comment on.
+    // An invalid file changes nothing. A valid one is in force from the next comment.
     std::fs::write(&config, settings(&address, port) + "[policy]\nreview = 7\n").unwrap();
     service.signal("HUP");
     assert!(notifications.state().starts_with("RELOADING=1\nMONOTONIC_USEC="));
@@ -204,7 +204,7 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
     assert_ne!(before["policy"], after["policy"]);
     assert_eq!(before["margin"], after["margin"]);
 
-    // Counted once its offset is committed, a moment after its decision can be read.
+    // A comment is counted when its offset is committed, shortly after its decision becomes visible.
     let deadline = Instant::now() + PATIENCE;
     let metrics = loop {
         let metrics = ask(port, "/metrics");
@@ -242,7 +242,7 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
 }
 
 #[test]
-fn what_is_missing_is_told_before_anything_is_served() {
+fn an_invalid_client_setting_ends_the_daemon_at_startup() {
     let broker = EmbeddedBroker::start().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("moderatord.toml");
@@ -258,7 +258,7 @@ fn what_is_missing_is_told_before_anything_is_served() {
 }
 
 #[test]
-fn a_check_asks_the_broker_and_writes_nothing() {
+fn a_check_describes_the_topics() {
     let broker = broker();
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("moderatord.toml");
@@ -278,27 +278,31 @@ fn a_check_asks_the_broker_and_writes_nothing() {
         out.contains("topics    comments (1 partitions) to decisions (1) and dead (1)"),
         "{out}"
     );
+}
 
+#[test]
+fn a_check_fails_if_no_broker_answers() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("moderatord.toml");
     std::fs::write(&config, settings("127.0.0.1:1", 0)).unwrap();
     let output = moderatord().args(["check", "--config"]).arg(&config).output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
-    assert!(error.contains("cannot ask the brokers 127.0.0.1:1: "), "{error}");
+    assert!(error.contains("cannot query the brokers 127.0.0.1:1: "), "{error}");
 }
 
 #[test]
 fn a_demo_counts_everything_once() {
-    let output = moderatord()
-        .args(["demo", "--events", "300", "--rate", "200", "--json"])
-        .output()
-        .unwrap();
+    let mut demo = moderatord();
+    let demo = demo.args(["demo", "--events", "100", "--rate", "200", "--json"]);
+    let output = demo.output().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{error}");
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     for (key, value) in [
-        ("produced", 300),
-        ("decided", 294),
-        ("dead_lettered", 6),
+        ("produced", 100),
+        ("decided", 98),
+        ("dead_lettered", 2),
         ("lost", 0),
         ("duplicated", 0),
     ] {
@@ -307,6 +311,10 @@ fn a_demo_counts_everything_once() {
     for key in ["p50_ms", "p99_ms", "comments_per_second"] {
         assert!(summary[key].as_f64().unwrap() > 0.0, "{summary}");
     }
+}
+
+#[test]
+fn a_demo_prints_its_broker_and_a_summary() {
     let output = moderatord()
         .args(["demo", "--events", "40", "--rate", "0"])
         .output()

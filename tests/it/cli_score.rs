@@ -1,13 +1,14 @@
-//! `moderatord score`, through the binary, on the reference checkpoints.
+//! The command `score`, run as a process on the reference checkpoints, and the help texts.
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::common::fixture;
+use moderatord::classifier::tolerance::BATCH_F32;
 use serde_json::Value;
 
-/// Spelled in texts that must not show up in anything but what is scored.
+/// A word in comments that must not appear in any output.
 const MARK: &str = "zebramarkword";
 
 fn moderatord() -> Command {
@@ -27,7 +28,7 @@ fn finish(command: &mut Command, stdin: &[u8]) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // A command that ends early closes the pipe; what it says then is what is asserted on.
+    // A command that ends early closes the pipe, and the caller asserts on its output.
     let _ = child.stdin.take().unwrap().write_all(stdin);
     child.wait_with_output().unwrap()
 }
@@ -43,8 +44,8 @@ fn decisions(output: &Output) -> Vec<Value> {
         .collect()
 }
 
-/// The decision as printed, without what differs between two runs and, of numbers, what differs
-/// between two processors.
+/// Returns the decision as pretty-printed JSON, without the time and with rounded numbers, so that it is the same in
+/// every run and on every processor.
 fn redacted(mut decision: Value) -> String {
     if let Some(time) = decision.get_mut("scored_at") {
         *time = "[time]".into();
@@ -58,7 +59,7 @@ fn redacted(mut decision: Value) -> String {
 }
 
 #[test]
-fn one_text_gives_one_whole_decision() {
+fn a_text_gives_one_complete_decision() {
     let output = finish(score("gemma3").args(["--text", "See you at the garden."]), b"");
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));
     let [decision] = &decisions(&output)[..] else {
@@ -97,7 +98,7 @@ fn one_text_gives_one_whole_decision() {
 }
 
 #[test]
-fn an_adapter_is_named_and_changes_the_score() {
+fn an_adapter_changes_the_score_and_is_recorded() {
     let run = |adapter: &Path| {
         let mut command = score("gemma3");
         command
@@ -113,7 +114,7 @@ fn an_adapter_is_named_and_changes_the_score() {
 }
 
 #[test]
-fn every_family_scores() {
+fn every_family_can_score() {
     for family in ["gemma", "gemma2", "gemma3", "gemma3_linear8"] {
         let output = finish(score(family).args(["--text", "hello"]), b"");
         assert_eq!(output.status.code(), Some(0), "{family}: {}", text(&output.stderr));
@@ -122,7 +123,7 @@ fn every_family_scores() {
 }
 
 #[test]
-fn lines_are_decided_in_order_and_bad_ones_named_by_number() {
+fn decisions_come_in_input_order_and_errors_name_the_line() {
     let long = format!(r#"{{"content_id":"long","text":"{}"}}"#, "x".repeat(2000));
     let lines = [
         r#"{"content_id":"a","event_id":"e1","community_id":"garden","text":"hello"}"#,
@@ -144,7 +145,7 @@ fn lines_are_decided_in_order_and_bad_ones_named_by_number() {
     insta::assert_snapshot!(text(&output.stderr), @r#"
     line 3: the event is not JSON at line 1, column 25: EOF while parsing a value
     line 5: the event has 2031 bytes, expected at most 1024 (input.max_bytes)
-    line 6: `/text` is a number, expected a text
+    line 6: `/text` is a number, expected a string
     line 8: the event is not JSON at line 1, column 2: expected ident
     moderatord: 4 lines could not be scored
     "#);
@@ -169,7 +170,7 @@ fn lines_are_decided_in_order_and_bad_ones_named_by_number() {
     "#);
 }
 
-/// Many lines of many lengths, some of several windows.
+/// Writes a file with comments of many lengths, some of which have several windows.
 fn many(folder: &Path) -> PathBuf {
     let path = folder.join("comments.jsonl");
     let text = |index: usize| "a word or two about the garden ".repeat(1 + index * 7 % 23);
@@ -179,7 +180,7 @@ fn many(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn a_decision_depends_on_its_comment_alone() {
+fn a_decision_does_not_depend_on_the_batch() {
     let folder = tempfile::tempdir().unwrap();
     let path = many(folder.path());
     let run = |max_tokens: &str| {
@@ -193,19 +194,19 @@ fn a_decision_depends_on_its_comment_alone() {
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         decisions(&output)
     };
-    let (small, large, again) = (run("64"), run("4096"), run("4096"));
+    let (small, large, repeated) = (run("64"), run("4096"), run("4096"));
     assert_eq!(small.len(), 120);
     for (index, (one, other)) in small.iter().zip(&large).enumerate() {
         assert_eq!(one["content_id"], index.to_string());
         let margin = |decision: &Value| decision["margin"].as_f64().unwrap();
-        assert!((margin(one) - margin(other)).abs() <= 1e-5, "{index}");
+        assert!((margin(one) - margin(other)).abs() <= f64::from(BATCH_F32), "{index}");
         assert_eq!(one["windows"], other["windows"]);
     }
     assert!(
         small.iter().any(|decision| decision["windows"].as_u64() > Some(1)),
-        "some are long"
+        "some comments should have several windows"
     );
-    // The same input gives the same bytes, but for the time.
+    // The same input gives the same bytes, except for the time.
     let without_time = |decisions: &[Value]| {
         decisions
             .iter()
@@ -216,18 +217,18 @@ fn a_decision_depends_on_its_comment_alone() {
             })
             .collect::<Vec<_>>()
     };
-    assert_eq!(without_time(&large), without_time(&again));
+    assert_eq!(without_time(&large), without_time(&repeated));
 }
 
 #[test]
-fn the_largest_window_counts_and_too_many_force_a_review() {
+fn the_largest_window_counts_and_too_many_windows_force_a_review() {
     let long = "a word or two about the garden ".repeat(200);
     let run = |windows: &str| {
         let mut command = score("gemma3");
         command.args(["--text", &long]);
         command.env("MODERATORD__PROMPT__MAX_WINDOW_TOKENS", "64");
         command.env("MODERATORD__PROMPT__MAX_WINDOWS", windows);
-        // Nothing would be reviewed for its score.
+        // With these thresholds, nothing is reviewed because of its score.
         command
             .env("MODERATORD__POLICY__REVIEW", "1")
             .env("MODERATORD__POLICY__BLOCK", "1");
@@ -241,7 +242,7 @@ fn the_largest_window_counts_and_too_many_force_a_review() {
 }
 
 #[test]
-fn a_slow_writer_is_answered_before_it_goes_on() {
+fn a_line_is_answered_before_the_next_one_arrives() {
     let mut command = score("gemma3");
     let mut child = command
         .args(["--input", "-"])
@@ -253,7 +254,7 @@ fn a_slow_writer_is_answered_before_it_goes_on() {
     let mut stdout = child.stdout.take().unwrap();
     for content in ["first", "second"] {
         writeln!(stdin, r#"{{"content_id":"{content}","text":"hello"}}"#).unwrap();
-        // Would wait for ever if the batch waited to fill up.
+        // This would block for ever if the command waited for a full batch.
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
             let mut byte = [0];
@@ -267,7 +268,7 @@ fn a_slow_writer_is_answered_before_it_goes_on() {
 }
 
 #[test]
-fn a_reader_that_leaves_is_no_failure() {
+fn a_closed_output_is_not_a_failure() {
     let folder = tempfile::tempdir().unwrap();
     let path = many(folder.path());
     let mut command = score("gemma3");
@@ -286,7 +287,7 @@ fn a_reader_that_leaves_is_no_failure() {
 }
 
 #[test]
-fn a_missing_input_is_named() {
+fn the_error_for_a_missing_input_names_the_file() {
     let output = finish(score("gemma3").args(["--input", "/nowhere/comments.jsonl"]), b"");
     assert_eq!(output.status.code(), Some(1));
     let error = text(&output.stderr);
@@ -297,7 +298,7 @@ fn a_missing_input_is_named() {
 }
 
 #[test]
-fn comment_text_shows_up_nowhere_at_any_level() {
+fn comment_text_is_never_logged_at_any_level() {
     let events = [
         format!(r#"{{"content_id":"a","text":"{MARK} in a text"}}"#),
         format!(r#"{{"content_id":"b","text":"{MARK}", "text":"{MARK}"}}"#),
@@ -325,13 +326,13 @@ fn comment_text_shows_up_nowhere_at_any_level() {
         assert_eq!(output.status.code(), Some(1));
         assert_eq!(decisions(&output).len(), 2);
         let log = text(&output.stderr);
-        assert!(log.contains("loaded model"), "the log is on: {log}");
+        assert!(log.contains("loaded model"), "the log is missing: {log}");
         assert!(!log.contains(MARK) && !text(&output.stdout).contains(MARK), "{log}");
     }
 }
 
 #[test]
-fn wrong_settings_are_78_and_all_named() {
+fn invalid_settings_exit_with_78_and_are_all_reported() {
     let mut command = moderatord();
     command.args(["score", "--text", "a", "--model", "/nowhere/gemma"]);
     let output = finish(&mut command, b"");
@@ -351,7 +352,7 @@ fn wrong_settings_are_78_and_all_named() {
 }
 
 #[test]
-fn wrong_usage_is_64() {
+fn invalid_command_lines_exit_with_64() {
     for args in [
         &["score"][..],
         &["score", "--text", "a", "--input", "-"],
@@ -369,7 +370,7 @@ fn wrong_usage_is_64() {
 }
 
 #[test]
-fn help_teaches() {
+fn help_texts_match_their_snapshots() {
     for args in [&["--help"][..], &["score", "--help"], &["check", "--help"]] {
         let output = finish(moderatord().args(args).env("COLUMNS", "100"), b"");
         assert_eq!(output.status.code(), Some(0));

@@ -1,4 +1,4 @@
-//! Settings: the shipped file, the layers, and all faults at once.
+//! Settings: the shipped file and the defaults, the layers, and the faults, which are all reported at once.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -13,7 +13,7 @@ fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config/moderatord.toml")
 }
 
-/// A settings file of this text, and environment variables without their prefix.
+/// Returns sources with a settings file of this text, and environment variables given without their prefix.
 fn sources(file: &str, environment: &[(&str, &str)]) -> (tempfile::TempDir, Sources) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("moderatord.toml");
@@ -32,7 +32,7 @@ fn load(file: &str, environment: &[(&str, &str)]) -> Config {
     Config::load(&sources).unwrap()
 }
 
-/// The faults, one a line, the temporary folder cut from them.
+/// Returns the faults, one per line, without the path of the temporary folder.
 fn faults(file: &str, environment: &[(&str, &str)]) -> String {
     let (folder, sources) = sources(file, environment);
     let error = lines(&Config::load(&sources).unwrap_err());
@@ -41,13 +41,13 @@ fn faults(file: &str, environment: &[(&str, &str)]) -> String {
 
 const MODEL: &str = "[model]\npath = \"/m\"\n";
 
-/// Nothing but what has no default.
+/// Returns the settings if only those without a default are set.
 fn minimal() -> Config {
     load(MODEL, &[])
 }
 
 #[test]
-fn the_defaults_are_those_that_scripts_rely_on() {
+fn the_defaults_have_not_changed() {
     let config = minimal();
     assert_eq!(config.delivery, Delivery::ExactlyOnce);
     assert_eq!(
@@ -80,7 +80,7 @@ fn the_defaults_are_those_that_scripts_rely_on() {
 }
 
 #[test]
-fn the_default_frame_is_the_published_one_byte_for_byte() {
+fn the_default_frame_is_exactly_the_published_one() {
     let prompt = minimal().prompt;
     let instructions = prompt.instructions.replace("{labels}", &prompt.labels.join(","));
     let separator = &prompt.separator;
@@ -97,7 +97,7 @@ fn the_default_frame_is_the_published_one_byte_for_byte() {
 }
 
 #[test]
-fn the_shipped_file_says_what_the_defaults_are() {
+fn the_shipped_file_contains_the_defaults() {
     let sources = Sources {
         file: Some(shipped()),
         environment: vec![("MODERATORD__MODEL__PATH".into(), "/m".into())],
@@ -108,30 +108,30 @@ fn the_shipped_file_says_what_the_defaults_are() {
 }
 
 #[test]
-fn the_shipped_file_names_every_key_and_explains_it() {
+fn the_shipped_file_lists_and_explains_every_key() {
     let (_folder, sources) = sources(MODEL, &[]);
     let draft = ConfigDraft::read(&sources);
     let known: BTreeSet<&str> = draft.known_keys().collect();
     let text = std::fs::read_to_string(shipped()).unwrap();
-    let (mut section, mut named, mut explained) = (String::new(), BTreeSet::new(), false);
+    let (mut section, mut listed, mut explained) = (String::new(), BTreeSet::new(), false);
     for line in text.lines() {
         if let Some(name) = line.strip_prefix('[') {
             section = format!("{}.", name.trim_end_matches(']'));
-            named.insert(name.trim_end_matches(']').to_owned());
+            listed.insert(name.trim_end_matches(']').to_owned());
         } else if let Some((name, _)) = line.trim_start_matches('#').split_once(" = ")
             && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
         {
-            // The pointers share one explanation.
+            // The pointers to the input fields share one comment.
             assert!(
                 explained || section == "input.",
                 "{section}{name} has no comment above it"
             );
-            named.insert(format!("{section}{name}"));
+            listed.insert(format!("{section}{name}"));
             explained = false;
         }
         explained = line.starts_with("# ") || (explained && !line.is_empty());
     }
-    let missing: Vec<_> = known.iter().filter(|key| !named.contains(**key)).collect();
+    let missing: Vec<_> = known.iter().filter(|key| !listed.contains(**key)).collect();
     assert!(missing.is_empty(), "not in the shipped file: {missing:?}");
 }
 
@@ -141,7 +141,7 @@ fn the_commented_examples_of_the_shipped_file_are_valid() {
     let is_example = |line: &&str| line.starts_with('#') && !line.starts_with("# ");
     assert!(
         text.lines().filter(is_example).count() >= 12,
-        "examples begin with # and no space"
+        "examples begin with # without a space"
     );
     let active: String = text
         .lines()
@@ -162,7 +162,7 @@ fn the_commented_examples_of_the_shipped_file_are_valid() {
 }
 
 #[test]
-fn later_layers_win() {
+fn later_layers_override_earlier_ones() {
     let file = "[model]\npath = \"/file\"\n[batch]\nmax_tokens = 1000\nlinger = \"5ms\"\n";
     let environment = [
         ("BATCH__MAX_TOKENS", "2000"),
@@ -195,7 +195,7 @@ fn later_layers_win() {
 }
 
 #[test]
-fn a_flag_wins_over_all() {
+fn a_flag_overrides_every_other_layer() {
     let (_folder, mut sources) = sources("[model]\npath = \"/file\"\n", &[("MODEL__PATH", "/environment")]);
     sources.flags = vec![("model.path", "flag".to_owned(), "--model")];
     assert_eq!(
@@ -249,9 +249,9 @@ grace = 20
 "#;
     let environment = [("LOG__LEVEL", "loud"), ("POLICY__COMMUNITIES__den__REVIEW", "high")];
     insta::assert_snapshot!(faults(file, &environment), @r#"
-    kafka.brokers = ["kafka:port"] (moderatord.toml): expected host:port each
-    kafka.instance = "gpu 0" (moderatord.toml): expected letters, digits, `.`, `_` and `-`
-    topics.decisions = "c" (moderatord.toml): expected another topic than topics.comments
+    kafka.brokers = ["kafka:port"] (moderatord.toml): expected a list of host:port addresses
+    kafka.instance = "gpu 0" (moderatord.toml): expected a name of letters, digits, `.`, `_` and `-`
+    topics.decisions = "c" (moderatord.toml): expected a different topic from topics.comments
     delivery = "exactly-once" (moderatord.toml): expected "exactly_once" or "at_least_once"
     model.quantize = 8 (moderatord.toml): expected "none" or "q8_0"
     model.device = "tpu" (moderatord.toml): expected "auto", "cpu" or "cuda:N"
@@ -262,10 +262,10 @@ grace = 20
     batch.linger = "2h" (moderatord.toml): expected a duration from "0s" to "5s"
     policy.review = 0.95 (moderatord.toml): review is 0.95 and block is 0.9, expected review <= block
     policy.communities.den.review = "high" (environment variable MODERATORD__POLICY__COMMUNITIES__den__REVIEW): expected a number from 0.0 to 1.0
-    policy.communities.garden.blok (moderatord.toml): unknown key; expected `review` or `block`
+    policy.communities.garden.blok (moderatord.toml): unknown key, expected `review` or `block`
     http.listen = "localhost" (moderatord.toml): expected an address and port such as "127.0.0.1:9464"
     shutdown.grace = 20 (moderatord.toml): expected a duration from "1s" to "10m"
-    log.level = "loud" (environment variable MODERATORD__LOG__LEVEL): expected "error" or "warn" or "info" or "debug" or "trace"
+    log.level = "loud" (environment variable MODERATORD__LOG__LEVEL): expected "error", "warn", "info", "debug" or "trace"
     kafka.passwort (moderatord.toml): unknown key; did you mean `kafka.password_file`?
     model.pth (moderatord.toml): unknown key; did you mean `model.path`?
     storage (moderatord.toml): unknown key
@@ -273,7 +273,7 @@ grace = 20
 }
 
 #[test]
-fn settings_that_delivery_rests_on_are_refused() {
+fn settings_that_delivery_depends_on_cannot_be_set() {
     let reserved = [
         "isolation.level",
         "enable.auto.commit",
@@ -286,7 +286,7 @@ fn settings_that_delivery_rests_on_are_refused() {
         "bootstrap.servers",
     ];
     for name in reserved {
-        // Quoted, unquoted and from the environment are the same setting.
+        // A quoted key, an unquoted key and an environment variable set the same setting.
         let variable = format!("KAFKA__PROPERTIES__{}", name.to_uppercase().replace('.', "_"));
         for (file, environment) in [
             (format!("{MODEL}[kafka.properties]\n\"{name}\" = \"x\"\n"), vec![]),
@@ -303,13 +303,13 @@ fn settings_that_delivery_rests_on_are_refused() {
 }
 
 #[test]
-fn the_stream_needs_brokers_and_topics_and_scoring_does_not() {
+fn only_the_stream_requires_brokers_and_topics() {
     let error = lines(&minimal().require_stream().unwrap_err());
     insta::assert_snapshot!(error, @r#"
-    kafka.brokers: not set, expected at least one host:port; set it in the file or as MODERATORD__KAFKA__BROKERS
-    topics.comments: not set, expected a topic; set it in the file or as MODERATORD__TOPICS__COMMENTS
-    topics.decisions: not set, expected a topic; set it in the file or as MODERATORD__TOPICS__DECISIONS
-    topics.dead_letters: not set, expected a topic; set it in the file or as MODERATORD__TOPICS__DEAD_LETTERS
+    kafka.brokers: not set, expected at least one host:port; set it in the settings file or as MODERATORD__KAFKA__BROKERS
+    topics.comments: not set, expected a topic name; set it in the settings file or as MODERATORD__TOPICS__COMMENTS
+    topics.decisions: not set, expected a topic name; set it in the settings file or as MODERATORD__TOPICS__DECISIONS
+    topics.dead_letters: not set, expected a topic name; set it in the settings file or as MODERATORD__TOPICS__DEAD_LETTERS
     "#);
 }
 
@@ -325,7 +325,7 @@ dead_letters = "l"
 "#;
 
 #[test]
-fn secrets_come_from_files_and_never_print() {
+fn secrets_are_read_from_files_and_never_printed() {
     let folder = tempfile::tempdir().unwrap();
     let password = folder.path().join("password");
     std::fs::write(&password, "hunter2\n").unwrap();
@@ -339,9 +339,9 @@ fn secrets_come_from_files_and_never_print() {
     let properties: Vec<_> = stream.properties.iter().collect();
     assert!(
         properties.contains(&("sasl.password", "hunter2")),
-        "one trailing line end is ignored"
+        "a trailing line break is ignored"
     );
-    assert!(!stream.instance.is_empty(), "the host has a name");
+    assert!(!stream.instance.is_empty(), "the default is the host name");
     for printed in [format!("{config:?}"), format!("{stream:?}")] {
         assert!(
             !printed.contains("hunter") && printed.contains("<redacted>"),
@@ -359,7 +359,7 @@ fn secrets_come_from_files_and_never_print() {
 }
 
 #[test]
-fn a_password_file_that_cannot_be_read_is_a_fault_of_the_stream_alone() {
+fn a_password_file_that_cannot_be_read_is_a_fault_only_for_the_stream() {
     let config = load(STREAM, &[("KAFKA__PASSWORD_FILE", "/nowhere/password")]);
     let error = lines(&config.require_stream().unwrap_err());
     assert!(
@@ -369,7 +369,7 @@ fn a_password_file_that_cannot_be_read_is_a_fault_of_the_stream_alone() {
 }
 
 #[test]
-fn a_file_that_is_no_settings_file_is_one_fault() {
+fn a_settings_file_that_cannot_be_read_is_a_single_fault() {
     insta::assert_snapshot!(faults("[model\npath = 1", &[]), @"moderatord.toml: TOML parse error at line 1, column 7: unclosed table, expected `]`");
     let sources = Sources {
         file: Some("/nowhere/moderatord.toml".into()),
@@ -377,13 +377,13 @@ fn a_file_that_is_no_settings_file_is_one_fault() {
     };
     let error = lines(&Config::load(&sources).unwrap_err());
     assert!(
-        error.starts_with("/nowhere/moderatord.toml: cannot read the settings"),
+        error.starts_with("/nowhere/moderatord.toml: cannot read the settings file"),
         "{error}"
     );
 }
 
 #[test]
-fn other_variables_are_ignored() {
+fn unrelated_environment_variables_are_ignored() {
     let (_folder, mut sources) = sources(MODEL, &[]);
     sources.environment = vec![
         ("MODERATORD_LOG".into(), "x".into()),

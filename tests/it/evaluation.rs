@@ -1,4 +1,5 @@
-//! Evaluation against scikit-learn on recorded scores (`tests/fixtures/evaluation/record.py`).
+//! Evaluation and calibration equal recorded results of scikit-learn, NumPy and a general optimiser
+//! (`tests/fixtures/evaluation/record.py`).
 
 use crate::common::fixture;
 use moderatord::decide::Calibration;
@@ -8,7 +9,7 @@ use moderatord::retrain::judge::evaluation::{
 };
 use serde_json::Value;
 
-/// Sums over 300 rows in another order than NumPy's.
+/// Allows for sums over 300 rows in a different order than NumPy's.
 const TOLERANCE: f64 = 1e-12;
 
 fn recorded() -> Value {
@@ -39,16 +40,16 @@ fn rows(recorded: &Value, case: &Value) -> Vec<ScoredRow> {
     .collect()
 }
 
-fn close(what: &str, found: f64, expected: &Value) {
+fn assert_close(what: &str, found: f64, expected: &Value) {
     let expected = expected.as_f64().unwrap();
     assert!(
         (found - expected).abs() < TOLERANCE,
-        "{what}: {found}, scikit-learn says {expected}"
+        "{what}: {found}, expected {expected}"
     );
 }
 
 #[test]
-fn figures_equal_scikit_learn() {
+fn figures_equal_those_of_scikit_learn() {
     let recorded = recorded();
     for case in recorded["cases"].as_array().unwrap() {
         let config = EvaluationConfig {
@@ -61,27 +62,27 @@ fn figures_equal_scikit_learn() {
         let evaluation = evaluate(&rows(&recorded, case), config).unwrap();
         for (name, estimate) in evaluation.figures.iter() {
             let value = estimate.value.unwrap();
-            close(name, value, &case["figures"][name]);
+            assert_close(name, value, &case["figures"][name]);
             let [low, high] = estimate.interval.unwrap();
             assert!(high > low && high - low < 0.4, "{name}: {value} from {low} to {high}");
         }
         let confusion = evaluation.weighted_confusion;
-        close(
+        assert_close(
             "true positives",
             confusion.true_positives,
             &case["confusion"]["true_positives"],
         );
-        close(
+        assert_close(
             "false positives",
             confusion.false_positives,
             &case["confusion"]["false_positives"],
         );
-        close(
+        assert_close(
             "false negatives",
             confusion.false_negatives,
             &case["confusion"]["false_negatives"],
         );
-        close(
+        assert_close(
             "true negatives",
             confusion.true_negatives,
             &case["confusion"]["true_negatives"],
@@ -94,27 +95,27 @@ fn figures_equal_scikit_learn() {
                 (Some(community.rows as u64), Some(community.hateful as u64)),
                 (expected["rows"].as_u64(), expected["hateful"].as_u64())
             );
-            close(
+            assert_close(
                 name,
                 community.false_positive_rate.unwrap(),
                 &expected["false_positive_rate"],
             );
-            close(name, community.f1.unwrap(), &expected["f1"]);
+            assert_close(name, community.f1.unwrap(), &expected["f1"]);
         }
     }
 }
 
 #[test]
-fn curves_equal_scikit_learn() {
+fn curves_equal_those_of_scikit_learn() {
     let recorded = recorded();
     for case in recorded["cases"].as_array().unwrap() {
         let curves = Curves::new(&rows(&recorded, case)).unwrap();
         let check = |name: &str, found: &[Point], [x, y]: [&Value; 2]| {
             let expected: Vec<_> = numbers(x).into_iter().zip(numbers(y)).collect();
             assert_eq!(found.len(), expected.len(), "{name}");
-            for (at, (point, (x, y))) in found.iter().zip(expected).enumerate() {
+            for (index, (point, (x, y))) in found.iter().zip(expected).enumerate() {
                 let near = (point.x - x).abs() < TOLERANCE && (point.y - y).abs() < TOLERANCE;
-                assert!(near, "{name} {at}: {point:?}, scikit-learn says {x}, {y}");
+                assert!(near, "{name} {index}: {point:?}, expected {x}, {y}");
             }
         };
         check("roc", &curves.roc, [&case["roc"][0], &case["roc"][1]]);
@@ -128,7 +129,7 @@ fn curves_equal_scikit_learn() {
 }
 
 #[test]
-fn quantiles_equal_numpy() {
+fn quantiles_equal_those_of_numpy() {
     let recorded = recorded();
     let quantiles = &recorded["quantiles"];
     let values = numbers(&quantiles["values"]);
@@ -136,13 +137,13 @@ fn quantiles_equal_numpy() {
         .into_iter()
         .zip(quantiles["expected"].as_array().unwrap())
     {
-        close("quantile", quantile(&values, share).unwrap(), expected);
+        assert_close("quantile", quantile(&values, share).unwrap(), expected);
     }
 }
 
-/// A general optimiser on the same objective, stopped at a gradient of about 1e-9.
+/// The expected values come from a general optimiser on the same objective, stopped at a gradient of about 1e-9.
 #[test]
-fn the_calibration_is_the_minimum() {
+fn the_calibration_minimises_the_loss() {
     let recorded = recorded();
     for case in recorded["cases"].as_array().unwrap() {
         let rows: Vec<_> = rows(&recorded, case)

@@ -1,18 +1,18 @@
-//! Dependencies between modules point one way.
+//! Checks that dependencies between modules point one way.
 //!
-//! `lib.rs`, and each `mod.rs` named below, declares its modules from the bottom up; a module may use only those
-//! declared above it. The stages of the stream may not use one another at all.
+//! `lib.rs` and the `mod.rs` of each folder in [`LAYERED`] declare their modules from the bottom up: a module may use
+//! only modules that are declared before it. The stages of the stream may not use each other at all.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-/// Folders whose modules are layers too, beside those of `lib.rs`.
+/// The folders whose modules are layers, as module paths; the empty path is that of `lib.rs`.
 const LAYERED: [&str; 5] = ["", "model", "stream", "retrain", "retrain::judge"];
 
-/// Modules of one folder that must not use one another, whatever their order.
+/// Modules of a folder that must not use each other, regardless of their order.
 const INDEPENDENT: [(&str, &[&str]); 1] = [("stream", &["ingest", "encode", "score", "emit"])];
 
-/// One use of a module: where it is written, and the module's path from the crate's root.
+/// A use of a module: the file that contains it, the module of that file, and the path that is used.
 #[derive(Debug)]
 struct Edge {
     file: PathBuf,
@@ -20,9 +20,9 @@ struct Edge {
     used: Vec<String>,
 }
 
-/// The source tree below a folder.
+/// The source files below a folder.
 struct SourceTree {
-    /// Source by module path; the crate's root is the empty path.
+    /// The path and text of each file, by module path; the root of the crate is the empty path.
     sources: BTreeMap<Vec<String>, (PathBuf, String)>,
 }
 
@@ -33,7 +33,7 @@ impl SourceTree {
         Self { sources }
     }
 
-    /// The modules that a module declares, in the order of their declaration.
+    /// Returns the modules that a module declares, in the order of their declarations.
     fn declared(&self, module: &[String]) -> Vec<String> {
         let (_, source) = &self.sources[module];
         let declaration = |line: &str| {
@@ -44,7 +44,7 @@ impl SourceTree {
         source.lines().filter_map(declaration).collect()
     }
 
-    /// What a folder re-exports: the name, and the module that it comes from.
+    /// Returns the names that a folder re-exports, each with the module that it comes from.
     fn exported(&self, module: &[String]) -> BTreeMap<String, String> {
         let Some((_, source)) = self.sources.get(module) else {
             return BTreeMap::new();
@@ -60,17 +60,18 @@ impl SourceTree {
         exported
     }
 
-    /// Every path in a module's source that begins with `crate`, `super` or `self`.
+    /// Returns every use of a path that begins with `crate`, `super` or `self`.
     fn edges(&self) -> Vec<Edge> {
         let mut edges = Vec::new();
         for (module, (file, source)) in &self.sources {
-            // Comments and docs may point anywhere.
+            // Comments may refer to any module.
             let code: Vec<&str> = source
                 .lines()
                 .filter(|line| !line.trim_start().starts_with("//"))
                 .collect();
             for path in paths(&code.join("\n")) {
-                // `super` inside a file's own test module is the file itself.
+                // In the test module of a file, `super` is the file itself. Such paths are resolved one level too high,
+                // and therefore usually ignored.
                 let mut used = module.clone();
                 let mut rest = path.iter().peekable();
                 match path[0].as_str() {
@@ -96,8 +97,10 @@ impl SourceTree {
         edges
     }
 
-    /// Every use that points upwards in the order of one folder's declarations.
-    fn upward(&self, folder: &str) -> Vec<String> {
+    /// Returns the uses of modules that a folder declares after the user, or that must not be used at all.
+    ///
+    /// Each is described as `FILE uses FILE`.
+    fn upward_uses(&self, folder: &str) -> Vec<String> {
         let folder: Vec<String> = folder
             .split("::")
             .filter(|part| !part.is_empty())
@@ -110,13 +113,13 @@ impl SourceTree {
             .iter()
             .find(|(name, _)| *name == folder.join("::"))
             .map_or(&[][..], |(_, names)| *names);
-        let mut faults = Vec::new();
+        let mut upward = Vec::new();
         for Edge { file, user, used } in self.edges() {
             let (Some([user, ..]), Some([used, ..])) = (user.strip_prefix(&folder[..]), used.strip_prefix(&folder[..]))
             else {
                 continue;
             };
-            // A name that the folder re-exports belongs to the module that it comes from.
+            // A re-exported name counts as a use of the module that it comes from.
             let used = exported.get(used).unwrap_or(used);
             let (Some(user_rank), Some(used_rank)) = (rank(user), rank(used)) else {
                 continue;
@@ -124,12 +127,12 @@ impl SourceTree {
             let is_independent = |name: &String| independent.contains(&name.as_str());
             if used_rank > user_rank || (user != used && is_independent(user) && is_independent(used)) {
                 let target = self.file_of(&folder, used);
-                faults.push(format!("{} uses {}", file.display(), target.display()));
+                upward.push(format!("{} uses {}", file.display(), target.display()));
             }
         }
-        faults.sort();
-        faults.dedup();
-        faults
+        upward.sort();
+        upward.dedup();
+        upward
     }
 
     fn file_of(&self, folder: &[String], module: &str) -> PathBuf {
@@ -161,14 +164,14 @@ fn collect(folder: &Path, module: &mut Vec<String>, sources: &mut BTreeMap<Vec<S
     }
 }
 
-/// The rest of each statement that begins with `keyword`, up to its semicolon.
+/// Returns each statement that begins with `keyword`, without the keyword and the semicolon.
 fn statements<'a>(source: &'a str, keyword: &'a str) -> impl Iterator<Item = &'a str> {
     source
         .split_inclusive(';')
         .filter_map(move |statement| statement.trim_start().strip_prefix(keyword)?.strip_suffix(';'))
 }
 
-/// The paths of a use tree: `a::{b, c::d}` is `a::b` and `a::c::d`.
+/// Returns the paths of a use tree: `a::{b, c::d}` gives `a::b` and `a::c::d`.
 fn expand(tree: &str) -> Vec<Vec<String>> {
     let tree = tree.trim();
     let Some(open) = tree.find('{') else {
@@ -209,7 +212,7 @@ fn expand(tree: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// Every path in code that begins with `crate`, `super` or `self`, use trees expanded.
+/// Returns every path in the code that begins with `crate`, `super` or `self`, with use trees expanded.
 fn paths(code: &str) -> Vec<Vec<String>> {
     let mut paths = Vec::new();
     for root in ["crate::", "super::", "self::"] {
@@ -224,7 +227,7 @@ fn paths(code: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// The path or use tree at the beginning of a text.
+/// Returns the path or use tree at the beginning of a text.
 fn path_at(text: &str) -> &str {
     let mut depth = 0;
     for (index, letter) in text.char_indices() {
@@ -246,17 +249,17 @@ fn source_root() -> PathBuf {
 }
 
 #[test]
-fn no_module_uses_one_above_it() {
+fn no_module_uses_a_module_of_a_higher_layer() {
     let tree = SourceTree::read(&source_root());
-    let faults: Vec<String> = LAYERED.iter().flat_map(|folder| tree.upward(folder)).collect();
-    assert!(faults.is_empty(), "upward dependencies:\n{}", faults.join("\n"));
-    // The order is not empty, so that a change of `lib.rs` cannot switch the test off.
+    let uses: Vec<String> = LAYERED.iter().flat_map(|folder| tree.upward_uses(folder)).collect();
+    assert!(uses.is_empty(), "upward uses:\n{}", uses.join("\n"));
+    // If a change made the parser find nothing, the check above would pass without checking anything.
     assert!(tree.declared(&[]).len() > 10, "{:?}", tree.declared(&[]));
     assert!(tree.edges().len() > 500, "{} edges", tree.edges().len());
 }
 
 #[test]
-fn a_planted_upward_use_is_found_with_both_files() {
+fn a_planted_upward_use_is_reported_with_both_files() {
     let folder = tempfile::tempdir().unwrap();
     let write = |file: &str, text: &str| {
         let path = folder.path().join(file);
@@ -282,9 +285,9 @@ fn a_planted_upward_use_is_found_with_both_files() {
     write("stream/emit.rs", "use crate::stream::Record;\n");
     write("stream/pipeline.rs", "use super::{emit, ingest::Stage};\n");
     let upward = |folder_name: &str| {
-        let faults = SourceTree::read(folder.path()).upward(folder_name);
+        let uses = SourceTree::read(folder.path()).upward_uses(folder_name);
         let root = format!("{}/", folder.path().display());
-        faults.iter().map(|fault| fault.replace(&root, "")).collect::<Vec<_>>()
+        uses.iter().map(|line| line.replace(&root, "")).collect::<Vec<_>>()
     };
     assert_eq!(upward(""), [""; 0]);
     assert_eq!(upward("stream"), [""; 0]);
@@ -296,7 +299,7 @@ fn a_planted_upward_use_is_found_with_both_files() {
         "mod tests {\n    use super::super::emit::Stage;\n}\nuse crate::stream::{pipeline, Record};\n",
     );
     assert_eq!(upward("stream"), ["stream/record.rs uses stream/pipeline.rs"]);
-    // The stages stay apart even where the order would allow it.
+    // Stages must not use each other even if the order would allow it.
     write("stream/record.rs", "");
     write("stream/emit.rs", "use super::ingest::Stage;\n");
     assert_eq!(upward("stream"), ["stream/emit.rs uses stream/ingest.rs"]);

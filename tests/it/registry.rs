@@ -1,4 +1,4 @@
-//! The registry on a folder: publish, promote, roll back, collect, and what happens to what is broken.
+//! The registry in a local folder: publishing, promotion, rollback, garbage collection and damaged objects.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -58,7 +58,7 @@ impl Folder {
 }
 
 #[tokio::test]
-async fn what_is_published_and_promoted_is_read_back() {
+async fn a_promoted_version_is_read_back() {
     let folder = Folder::new();
     let registry = &folder.registry;
     assert_eq!(registry.current().await.unwrap(), None);
@@ -81,14 +81,14 @@ async fn what_is_published_and_promoted_is_read_back() {
         assert!(version.join(name).is_file(), "{name}");
     }
     assert_eq!(registry.version_folder(&manifest.version), Some(version));
-    // Another process sees the same.
-    let other = Registry::open(registry.place()).unwrap();
-    assert_eq!(other.current().await.unwrap(), Some(pointer));
-    assert_eq!(other.list().await.unwrap().versions, [manifest]);
+    // Another process sees the same state.
+    let reopened = Registry::open(registry.location()).unwrap();
+    assert_eq!(reopened.current().await.unwrap(), Some(pointer));
+    assert_eq!(reopened.list().await.unwrap().versions, [manifest]);
 }
 
 #[tokio::test]
-async fn a_version_is_named_by_all_that_it_holds() {
+async fn a_version_depends_on_its_files_and_facts() {
     let folder = Folder::new();
     let first = folder.publish("a").await;
     assert_eq!(folder.publish("a").await, first);
@@ -116,9 +116,8 @@ async fn a_version_is_named_by_all_that_it_holds() {
     }
 }
 
-/// The folder of a version is what the model loads.
 #[tokio::test]
-async fn a_published_adapter_is_served_from_its_folder() {
+async fn a_published_adapter_is_loaded_from_its_folder() {
     let folder = Folder::new();
     let read = |name: &str| std::fs::read(fixture("gemma3/lora_qv").join(name)).unwrap();
     let bare = Classifier::load(&model_config("gemma3"), &prompt_config()).unwrap();
@@ -139,31 +138,31 @@ async fn a_published_adapter_is_served_from_its_folder() {
 }
 
 #[tokio::test]
-async fn of_two_writers_one_wins() {
+async fn one_of_several_concurrent_promotions_succeeds() {
     let folder = Folder::new();
     let manifest = folder.publish("a").await;
     let promotions = (0..8).map(|_| {
         let (registry, version) = (folder.registry.clone(), manifest.version.clone());
         tokio::spawn(async move { registry.promote(&version, 0, now()).await })
     });
-    let mut won = 0;
+    let mut succeeded = 0;
     for promotion in promotions.collect::<Vec<_>>() {
         match promotion.await.unwrap() {
-            Ok(_) => won += 1,
-            Err(error) => assert!(matches!(error, RegistryError::Overtaken { sequence: 1, .. }), "{error}"),
+            Ok(_) => succeeded += 1,
+            Err(error) => assert!(matches!(error, RegistryError::Conflict { sequence: 1, .. }), "{error}"),
         }
     }
-    assert_eq!((won, folder.registry.history().await.unwrap().len()), (1, 1));
-    // Nor may a number be left out.
+    assert_eq!((succeeded, folder.registry.history().await.unwrap().len()), (1, 1));
+    // A promotion must not leave a gap in the numbers either.
     let error = folder.registry.promote(&manifest.version, 7, now()).await.unwrap_err();
-    assert!(matches!(error, RegistryError::Overtaken { sequence: 8, .. }));
+    assert!(matches!(error, RegistryError::Conflict { sequence: 8, .. }));
 }
 
 #[tokio::test]
 async fn rollback_goes_back_step_by_step_to_the_base() {
     let folder = Folder::new();
-    let nothing = folder.registry.rollback(&Rollback::Before, now()).await.unwrap_err();
-    assert!(matches!(nothing, RegistryError::NothingBefore(_)));
+    let error = folder.registry.rollback(&Rollback::Previous, now()).await.unwrap_err();
+    assert!(matches!(error, RegistryError::NoEarlierVersion(_)));
     let (a, b, c) = (
         folder.publish("a").await.version,
         folder.publish("b").await.version,
@@ -173,13 +172,13 @@ async fn rollback_goes_back_step_by_step_to_the_base() {
         folder.promote(version).await;
     }
     for (expected, restores) in [(Some(&b), 2), (Some(&a), 1), (None, 0)] {
-        let pointer = folder.registry.rollback(&Rollback::Before, now()).await.unwrap();
+        let pointer = folder.registry.rollback(&Rollback::Previous, now()).await.unwrap();
         assert_eq!(
             (pointer.version.as_ref(), pointer.change),
             (expected, Change::Rollback { restores })
         );
     }
-    assert!(folder.registry.rollback(&Rollback::Before, now()).await.is_err());
+    assert!(folder.registry.rollback(&Rollback::Previous, now()).await.is_err());
     let pointer = folder.registry.rollback(&Rollback::To(b.clone()), now()).await.unwrap();
     assert_eq!(pointer.change, Change::Rollback { restores: 2 });
     assert_eq!(folder.in_service().await, Some(b));
@@ -192,7 +191,7 @@ async fn rollback_goes_back_step_by_step_to_the_base() {
 }
 
 #[tokio::test]
-async fn what_is_broken_is_named_and_never_served() {
+async fn damaged_objects_are_reported_and_never_served() {
     let folder = Folder::new();
     let (a, b) = (folder.publish("a").await, folder.publish("b").await);
     folder.promote(&a.version).await;
@@ -221,20 +220,20 @@ async fn what_is_broken_is_named_and_never_served() {
     check(Some(&flipped), ": sha256:").await;
     check(Some(&good[..3]), ": sha256:").await;
     check(Some(&[good.clone(), good.clone()].concat()), "bytes, expected at most ").await;
-    check(None, ": nothing, expected sha256:").await;
+    check(None, ": missing, expected sha256:").await;
 
     let manifest = folder.path(&format!("versions/{}/manifest.json", b.version));
     let text = std::fs::read_to_string(&manifest).unwrap();
     std::fs::write(&manifest, text.replace("sha256:base", "sha256:other")).unwrap();
-    let error = folder.registry.show(&b.version).await.unwrap_err().to_string();
-    assert!(error.contains("it hashes to "), "{error}");
+    let error = folder.registry.manifest(&b.version).await.unwrap_err().to_string();
+    assert!(error.contains("its hash gives version "), "{error}");
     let listing = folder.registry.list().await.unwrap();
     assert_eq!((listing.versions.len(), listing.broken.len()), (1, 1));
     std::fs::remove_file(&manifest).unwrap();
     let unfinished = folder.registry.list().await.unwrap().unfinished;
     assert_eq!(unfinished, std::slice::from_ref(&b.version));
 
-    // A pointer that is no pointer is told, not skipped: what is in service is not known.
+    // An invalid pointer is reported and not skipped, because the version in service is then unknown.
     std::fs::write(folder.path("pointers/00000002.json"), "{").unwrap();
     let error = folder.registry.current().await.unwrap_err().to_string();
     assert!(
@@ -247,12 +246,12 @@ async fn what_is_broken_is_named_and_never_served() {
 }
 
 #[tokio::test]
-async fn a_pointer_proves_its_manifest() {
+async fn a_pointer_verifies_its_manifest() {
     let folder = Folder::new();
     let a = folder.publish("a").await;
     folder.promote(&a.version).await;
     let pointer = folder.registry.current().await.unwrap().unwrap();
-    // The same content, formatted otherwise: the version's name holds, the pointer's hash does not.
+    // Reformatting the manifest keeps the version but changes the hash that the pointer records.
     let path = folder.path(&format!("versions/{}/manifest.json", a.version));
     let value: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     std::fs::write(&path, value.to_string()).unwrap();
@@ -262,7 +261,7 @@ async fn a_pointer_proves_its_manifest() {
 }
 
 #[tokio::test]
-async fn drafts_that_nobody_could_load_are_refused() {
+async fn drafts_that_could_not_be_loaded_are_rejected() {
     let folder = Folder::new();
     let check = async |change: fn(&mut VersionDraft), expected: &str| {
         let mut draft = draft("a");
@@ -288,47 +287,47 @@ async fn drafts_that_nobody_could_load_are_refused() {
 }
 
 #[tokio::test]
-async fn gc_keeps_the_newest_and_what_was_lately_in_service() {
+async fn gc_keeps_the_newest_versions_and_those_recently_in_service() {
     let folder = Folder::new();
     let mut versions = Vec::new();
     for name in ["a", "b", "c", "d", "e", "f"] {
         versions.push(folder.publish(name).await.version);
     }
-    // In service: a, b, then back to a.
+    // First a is in service, then b, then a again.
     folder.promote(&versions[0]).await;
     folder.promote(&versions[1]).await;
-    folder.registry.rollback(&Rollback::Before, now()).await.unwrap();
+    folder.registry.rollback(&Rollback::Previous, now()).await.unwrap();
     let removed = folder.registry.gc(2, now()).await.unwrap();
     assert_eq!(removed.versions, [versions[3].clone(), versions[2].clone()]);
-    // The prompt is one for all, the calibration each version's own.
+    // All versions share a prompt, and each has its own calibration.
     assert_eq!((removed.records, removed.unfinished.len()), (2, 0));
     let left = folder.registry.list().await.unwrap().versions;
     let left: Vec<_> = left.iter().map(|manifest| manifest.version.clone()).collect();
     assert_eq!(left, [5, 4, 1, 0].map(|index: usize| versions[index].clone()));
     for version in &left {
-        let whole = folder.registry.read(version).await.unwrap();
-        for (&kind, hash) in &whole.manifest.records {
+        let read = folder.registry.read(version).await.unwrap();
+        for (&kind, hash) in &read.manifest.records {
             assert!(folder.registry.record(kind, hash).await.unwrap().is_some());
         }
     }
     assert!(!folder.path(&format!("versions/{}", versions[2])).exists());
     assert_eq!(folder.in_service().await, Some(versions[0].clone()));
-    let again = folder.registry.gc(2, now()).await.unwrap();
-    assert_eq!(again, Default::default());
-    // Rolling back to what is gone says so.
+    let repeated = folder.registry.gc(2, now()).await.unwrap();
+    assert_eq!(repeated, Default::default());
+    // A rollback to a removed version fails.
     let error = folder
         .registry
         .rollback(&Rollback::To(versions[2].clone()), now())
         .await
         .unwrap_err();
     assert!(matches!(error, RegistryError::NoVersion { .. }), "{error}");
-    // Whatever is asked for, something is kept.
+    // At least one version is kept in addition to the one in service.
     folder.registry.gc(0, now()).await.unwrap();
     assert_eq!(folder.registry.list().await.unwrap().versions.len(), 2);
 }
 
 #[tokio::test]
-async fn gc_leaves_alone_what_is_being_written_and_what_it_cannot_read() {
+async fn gc_leaves_recent_unfinished_versions_and_unreadable_ones_alone() {
     let folder = Folder::new();
     for name in ["a", "b", "c"] {
         folder.publish(name).await;
@@ -378,7 +377,7 @@ async fn records_are_kept_under_their_hash() {
 }
 
 #[tokio::test]
-async fn the_split_key_is_made_once() {
+async fn the_split_key_is_created_once() {
     let folder = Folder::new();
     let asked = (0..8).map(|_| {
         let registry = folder.registry.clone();
@@ -395,14 +394,14 @@ async fn the_split_key_is_made_once() {
 }
 
 #[tokio::test]
-async fn a_folder_has_a_lock_and_another_store_has_none() {
+async fn only_a_folder_has_a_lock() {
     let folder = Folder::new();
     let held = folder.registry.lock(now()).unwrap().unwrap();
     let error = folder.registry.lock(now()).unwrap_err();
     assert!(matches!(error, RegistryError::Locked { .. }), "{error}");
     drop(held);
     assert!(folder.registry.lock(now()).unwrap().is_some());
-    let memory = Registry::on(Arc::new(InMemory::new()), "memory");
+    let memory = Registry::with_store(Arc::new(InMemory::new()), "memory");
     assert!(memory.lock(now()).unwrap().is_none());
     let manifest = memory.publish(draft("a")).await.unwrap();
     memory.promote(&manifest.version, 0, now()).await.unwrap();
@@ -413,16 +412,16 @@ async fn a_folder_has_a_lock_and_another_store_has_none() {
 }
 
 #[tokio::test]
-async fn a_missing_folder_is_named() {
+async fn the_error_for_a_missing_folder_names_it() {
     let error = Registry::open("file:///nowhere/at/all").unwrap_err().to_string();
     assert!(error.contains("in the registry at file:///nowhere/at/all"), "{error}");
 }
 
-/// A watcher that has seen a pointer goes on from there, and still sees when it is taken away.
+/// A watcher lists only from the last pointer that it has seen, and still notices if that pointer disappears.
 #[tokio::test]
 async fn a_watcher_sees_every_change() {
     let folder = Folder::new();
-    let watcher = Registry::open(folder.registry.place()).unwrap();
+    let watcher = Registry::open(folder.registry.location()).unwrap();
     let seen = async || watcher.current().await.unwrap().map(|pointer| pointer.sequence);
     assert_eq!(seen().await, None);
     let a = folder.publish("a").await.version;

@@ -1,5 +1,5 @@
-//! A writer that dies after any single operation of the store leaves a registry that reads: the old
-//! version in service, or the new one where the pointer was made, and a second try goes through.
+//! If a writer dies at any operation on the store, the registry stays readable: the old version is in service, or the
+//! new one if its pointer was created, and a second attempt succeeds.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,56 +17,56 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-/// When the writer dies: before the operation, or when it is done but nobody was told.
+/// Whether the writer dies before its last operation, or after it but without learning the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Dies {
+enum Death {
     Before,
     After,
 }
 
-/// A store whose user dies: operations go through until there are none left, then none do.
+/// A store that fails after a given number of operations, as if its user had died.
 #[derive(Debug)]
-struct Mortal {
+struct FailingStore {
     inner: LocalFileSystem,
-    left: AtomicUsize,
-    dies: Dies,
+    remaining: AtomicUsize,
+    death: Death,
 }
 
-impl fmt::Display for Mortal {
+impl fmt::Display for FailingStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Mortal")
+        f.write_str("FailingStore")
     }
 }
 
 fn dead() -> Error {
     Error::Generic {
-        store: "Mortal",
+        store: "FailingStore",
         source: "the writer is dead".into(),
     }
 }
 
-impl Mortal {
-    /// Whether this operation is the last one; an error when it comes too late.
+impl FailingStore {
+    /// Counts an operation. Returns whether it is the last one, or an error if the writer is dead already.
     fn step(&self) -> Result<bool> {
-        let left = self
-            .left
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
-        match (left, self.dies) {
-            (Err(_), _) | (Ok(1), Dies::Before) => Err(dead()),
-            (Ok(left), _) => Ok(left == 1),
+        let remaining = self
+            .remaining
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1));
+        match (remaining, self.death) {
+            (Err(_), _) | (Ok(1), Death::Before) => Err(dead()),
+            (Ok(remaining), _) => Ok(remaining == 1),
         }
     }
 
-    fn finish<T>(last: bool, result: Result<T>) -> Result<T> {
-        if last { Err(dead()) } else { result }
+    fn finish<T>(is_last: bool, result: Result<T>) -> Result<T> {
+        if is_last { Err(dead()) } else { result }
     }
 }
 
 #[async_trait]
-impl ObjectStore for Mortal {
+impl ObjectStore for FailingStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let last = self.step()?;
-        Self::finish(last, self.inner.put_opts(location, payload, options).await)
+        let is_last = self.step()?;
+        Self::finish(is_last, self.inner.put_opts(location, payload, options).await)
     }
 
     async fn put_multipart_opts(&self, _: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
@@ -74,12 +74,12 @@ impl ObjectStore for Mortal {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        let last = self.step()?;
-        Self::finish(last, self.inner.get_opts(location, options).await)
+        let is_last = self.step()?;
+        Self::finish(is_last, self.inner.get_opts(location, options).await)
     }
 
     fn delete_stream(&self, locations: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
-        // One object at a time is all that the registry asks for.
+        // The registry deletes one object at a time.
         match self.step() {
             Ok(false) => self.inner.delete_stream(locations),
             Ok(true) => {
@@ -98,8 +98,8 @@ impl ObjectStore for Mortal {
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
-        let last = self.step()?;
-        Self::finish(last, self.inner.list_with_delimiter(prefix).await)
+        let is_last = self.step()?;
+        Self::finish(is_last, self.inner.list_with_delimiter(prefix).await)
     }
 
     async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {
@@ -111,16 +111,16 @@ fn now() -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_800_000_000)
 }
 
-/// The same folder as the writer's. Not synced: no power fails here, and there are hundreds of writes.
+/// Returns a store without fsync, since there are hundreds of writes and no power failures in this test.
 fn store(folder: &tempfile::TempDir) -> LocalFileSystem {
     let store = LocalFileSystem::new_with_prefix(folder.path()).unwrap();
     store.with_automatic_cleanup(true)
 }
 
-/// A registry with `a` and `b` published and `b` in service.
-async fn prepared() -> (tempfile::TempDir, Registry, Version) {
+/// Creates a registry with the versions `a` and `b`, with `b` in service.
+async fn registry_with_two_versions() -> (tempfile::TempDir, Registry, Version) {
     let folder = tempfile::tempdir().unwrap();
-    let registry = Registry::on(Arc::new(store(&folder)), "immortal");
+    let registry = Registry::with_store(Arc::new(store(&folder)), "registry");
     let a = registry.publish(draft("a")).await.unwrap().version;
     let b = registry.publish(draft("b")).await.unwrap().version;
     registry.promote(&a, 0, now()).await.unwrap();
@@ -128,16 +128,16 @@ async fn prepared() -> (tempfile::TempDir, Registry, Version) {
     (folder, registry, b)
 }
 
-fn mortal(folder: &tempfile::TempDir, operations: usize, dies: Dies) -> Registry {
-    let store = Mortal {
+fn failing_registry(folder: &tempfile::TempDir, operations: usize, death: Death) -> Registry {
+    let store = FailingStore {
         inner: store(folder),
-        left: AtomicUsize::new(operations),
-        dies,
+        remaining: AtomicUsize::new(operations),
+        death,
     };
-    Registry::on(Arc::new(store), "mortal")
+    Registry::with_store(Arc::new(store), "failing registry")
 }
 
-/// What is in service, every byte of it proven; everything listed reads too.
+/// Returns the version in service after verifying it and all listed versions.
 async fn in_service(registry: &Registry) -> Version {
     let pointer = registry.current().await.unwrap().unwrap();
     let version = registry.read_current(&pointer).await.unwrap().unwrap();
@@ -152,51 +152,51 @@ async fn in_service(registry: &Registry) -> Version {
 }
 
 #[tokio::test]
-async fn a_writer_that_dies_anywhere_leaves_the_old_version_in_service() {
-    for dies in [Dies::Before, Dies::After] {
+async fn a_writer_that_dies_leaves_the_old_version_in_service() {
+    for death in [Death::Before, Death::After] {
         let mut operations = 1;
         loop {
-            let (folder, registry, old) = prepared().await;
-            let writer = mortal(&folder, operations, dies);
-            let done = async {
+            let (folder, registry, old) = registry_with_two_versions().await;
+            let writer = failing_registry(&folder, operations, death);
+            let result = async {
                 let manifest = writer.publish(draft("c")).await?;
                 writer.promote(&manifest.version, 2, now()).await
             };
-            let done = done.await;
+            let result = result.await;
             let found = in_service(&registry).await;
             let new = registry.publish(draft("c")).await.unwrap().version;
-            if let Ok(pointer) = done {
+            if let Ok(pointer) = result {
                 assert_eq!(Some(&found), pointer.version.as_ref());
                 break;
             }
             let pointer = registry.current().await.unwrap().unwrap().sequence;
             if found == new {
-                // Only the very last operation can be done without being known.
-                assert_eq!((dies, pointer), (Dies::After, 3), "after {operations}");
+                // Only the last operation, which creates the pointer, can put the new version into service.
+                assert_eq!((death, pointer), (Death::After, 3), "after {operations}");
             } else {
-                assert_eq!((&found, pointer), (&old, 2), "after {operations} {dies:?}");
+                assert_eq!((&found, pointer), (&old, 2), "after {operations} {death:?}");
                 registry.promote(&new, 2, now()).await.unwrap();
             }
             assert_eq!(in_service(&registry).await, new);
             operations += 1;
         }
-        // Two records, three files, the manifest; its proof; the pointer.
-        assert!(operations > 10, "{operations} operations: is everything counted?");
+        // Two records, three files and the manifest are written, then read back, and then the pointer is created.
+        assert!(operations > 10, "{operations} operations: some are not counted");
     }
 }
 
 #[tokio::test]
-async fn a_gc_that_dies_anywhere_leaves_what_it_keeps() {
-    for dies in [Dies::Before, Dies::After] {
+async fn a_gc_that_dies_leaves_the_versions_that_it_keeps() {
+    for death in [Death::Before, Death::After] {
         let mut operations = 1;
         loop {
-            let (folder, registry, old) = prepared().await;
+            let (folder, registry, old) = registry_with_two_versions().await;
             for name in ["c", "d", "e"] {
                 registry.publish(draft(name)).await.unwrap();
             }
-            let done = mortal(&folder, operations, dies).gc(1, now()).await;
+            let result = failing_registry(&folder, operations, death).gc(1, now()).await;
             assert_eq!(in_service(&registry).await, old);
-            if done.is_ok() {
+            if result.is_ok() {
                 break;
             }
             registry
@@ -208,6 +208,6 @@ async fn a_gc_that_dies_anywhere_leaves_what_it_keeps() {
             assert_eq!(in_service(&registry).await, old);
             operations += 1;
         }
-        assert!(operations > 20, "{operations} operations: is everything counted?");
+        assert!(operations > 20, "{operations} operations: some are not counted");
     }
 }

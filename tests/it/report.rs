@@ -1,35 +1,35 @@
-//! The report's page: whole, self-contained, escaped, and drawn from what the other parts say.
+//! The report of a retraining is complete, self-contained and escaped.
 //!
-//! `cargo test --test report -- --ignored` writes pages to look at.
+//! `cargo test --test it report:: -- --ignored` writes sample reports for viewing.
 
 use moderatord::decide::Calibration;
-use moderatord::retrain::judge::calibration::{CalibrationRow, Fitted, fit};
+use moderatord::retrain::judge::calibration::{CalibrationRow, FittedCalibration, fit};
 use moderatord::retrain::judge::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, ScoredRow, evaluate};
 use moderatord::retrain::judge::gate::{GateConfig, GateRow, GoldenSet, Prediction, TrainingRows, Verdict, judge};
-use moderatord::retrain::judge::thresholds::{Bands, ReviewTarget, Targets, ThresholdRow};
+use moderatord::retrain::judge::thresholds::{ReviewTarget, ThresholdDerivation, ThresholdRow, ThresholdTargets};
 use moderatord::retrain::report::{Fact, Judgement, Report, ReportSide, render};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 
 const HOSTILE: &str = "</td><script>alert(1)</script>\"'&";
 
-/// How well an adapter tells the classes apart, and how far its margins are from log-odds.
+/// How well an adapter separates the classes, and by what factor its margins differ from log-odds.
 #[derive(Clone, Copy)]
 struct Skill {
     distance: f64,
     scale: f64,
 }
 
-struct Made {
+struct Measurements {
     champion: (Evaluation, Curves),
     challenger: (Evaluation, Curves),
     verdict: Verdict,
-    fitted: Fitted,
-    bands: Bands,
+    fitted: FittedCalibration,
+    thresholds: ThresholdDerivation,
 }
 
-/// Everything that a retraining would measure, from drawn margins.
-fn made(rows: usize, champion: Skill, challenger: Skill, sampled: bool) -> Made {
+/// Returns everything that a retraining would measure, for random margins.
+fn measure(rows: usize, champion: Skill, challenger: Skill, sampled: bool) -> Measurements {
     let mut random = StdRng::seed_from_u64(4);
     let mut margin = |hateful: bool, skill: Skill| {
         let noise: f64 = (0..12).map(|_| random.random_range(-0.5..0.5)).sum();
@@ -83,16 +83,16 @@ fn made(rows: usize, champion: Skill, challenger: Skill, sampled: bool) -> Made 
     };
     let gate_rows: Vec<_> = (0..rows)
         .map(|row| {
-            let said = |margin: f64, calibration: Calibration| Prediction {
+            let prediction = |margin: f64, calibration: Calibration| Prediction {
                 margin,
-                called: calibration.probability(margin as f32) >= 0.5,
+                flagged: calibration.probability(margin as f32) >= 0.5,
             };
             GateRow {
                 hateful: labels[row],
                 weight: 1.0,
                 community: community(row),
-                champion: said(before[row], Calibration::Identity),
-                challenger: said(after[row], fitted.calibration),
+                champion: prediction(before[row], Calibration::Identity),
+                challenger: prediction(after[row], fitted.calibration),
             }
         })
         .collect();
@@ -112,7 +112,7 @@ fn made(rows: usize, champion: Skill, challenger: Skill, sampled: bool) -> Made 
         bootstrap: config.bootstrap,
         min_growth: 1000,
     };
-    let bands: Vec<_> = validation
+    let threshold_rows: Vec<_> = validation
         .iter()
         .zip(&labels)
         .map(|(&margin, &hateful)| ThresholdRow {
@@ -121,20 +121,20 @@ fn made(rows: usize, champion: Skill, challenger: Skill, sampled: bool) -> Made 
             inclusion: sampled.then_some(0.05),
         })
         .collect();
-    let targets = Targets {
+    let targets = ThresholdTargets {
         block_precision: 0.9,
         review: ReviewTarget::Recall(0.9),
     };
-    Made {
+    Measurements {
         champion: side(&before, Calibration::Identity),
         challenger: side(&after, fitted.calibration),
         verdict: judge(&gate_rows, training_rows, golden, gate),
-        bands: Bands::derive(&bands, targets).unwrap(),
+        thresholds: ThresholdDerivation::derive(&threshold_rows, targets).unwrap(),
         fitted,
     }
 }
 
-fn page(made: &Made) -> String {
+fn page(made: &Measurements) -> String {
     let side = |name, (evaluation, curves): &'_ (Evaluation, Curves)| (name, evaluation.clone(), curves.clone());
     let (champion, challenger) = (
         side("3f0c2a9d51e7b604", &made.champion),
@@ -155,16 +155,16 @@ fn page(made: &Made) -> String {
         judgement: Some(Judgement {
             verdict: &made.verdict,
             calibration: &made.fitted,
-            bands: &made.bands,
+            thresholds: &made.thresholds,
         }),
         data: vec![
-            Fact::new("Rows that stand", 3120),
-            Fact::new("Training", 1900),
-            Fact::new("Validation", 600),
-            Fact::new("Test", 620),
-            Fact::new("Left out: the same wording twice", 41),
-            Fact::new("Left out: opposite labels", 6),
-            Fact::new("Left out: nearly held out", 23),
+            Fact::new("Labelled contents", 3120),
+            Fact::new("Rows in the training part", 1900),
+            Fact::new("Rows in the validation part", 600),
+            Fact::new("Rows in the test part", 620),
+            Fact::new("Left out: same text as another row", 41),
+            Fact::new("Left out: same text, opposite labels", 6),
+            Fact::new("Left out of training: near-duplicate of a held-out row", 23),
         ],
         hyperparameters: vec![
             Fact::new("Rank", 8),
@@ -192,21 +192,21 @@ const GOOD: Skill = Skill {
 };
 
 #[test]
-fn a_page_is_whole_and_loads_nothing() {
-    let made = made(700, POOR, GOOD, true);
+fn a_report_is_complete_and_loads_nothing() {
+    let made = measure(700, POOR, GOOD, true);
     assert!(made.verdict.promote, "{}", made.verdict);
     let page = page(&made);
-    for foreign in [
+    for forbidden in [
         "<script", "src=", "href=", "url(", "@import", "http:", "https:", "//", "<link", "<iframe", "onload",
     ] {
-        assert!(!page.contains(foreign), "{foreign}");
+        assert!(!page.contains(forbidden), "{forbidden}");
     }
     assert_eq!(
         page.matches("<svg class=\"chart\" role=\"img\" aria-label=\"").count(),
         7
     );
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"));
-    assert!(page.contains("Promoted") && !page.contains("Not representative"));
+    assert!(page.contains("Accepted for promotion") && !page.contains("Not representative"));
     for (name, estimate) in made.challenger.0.figures.iter() {
         assert!(page.contains(&format!("{:.3}", estimate.value.unwrap())), "{name}");
     }
@@ -216,19 +216,19 @@ fn a_page_is_whole_and_loads_nothing() {
 
 #[test]
 fn the_same_input_gives_the_same_bytes() {
-    let made = made(300, POOR, GOOD, false);
+    let made = measure(300, POOR, GOOD, false);
     assert!(page(&made) == page(&made));
 }
 
 #[test]
 fn a_refusal_lists_every_reason() {
-    let made = made(700, GOOD, POOR, false);
+    let made = measure(700, GOOD, POOR, false);
     let page = page(&made);
     assert!(made.verdict.refusals.len() >= 2, "{}", made.verdict);
     for expected in [
-        "Not promoted: the champion stays",
+        "Not promoted: the champion stays in service",
         "95 % lower bound of -0.",
-        "2 of 12 golden cases fail: greeting-3, &lt;/td&gt;",
+        "2 of 12 golden texts are misclassified: greeting-3, &lt;/td&gt;",
         "Not representative.",
         "No feedback was sampled with a known rate",
     ] {
@@ -237,18 +237,18 @@ fn a_refusal_lists_every_reason() {
     assert_balanced(&page);
 }
 
-/// A handful of rows: nearly every figure is missing, and the page says so instead of failing.
+/// With a handful of rows, nearly every figure is undefined and is shown as a dash.
 #[test]
-fn a_page_can_be_made_of_almost_nothing() {
+fn a_report_of_a_few_rows_can_be_rendered() {
     for rows in [1, 2, 6] {
-        let page = page(&made(rows, POOR, GOOD, true));
+        let page = page(&measure(rows, POOR, GOOD, true));
         assert!(page.contains("expected at least 20 of each") && page.contains("–"));
         assert!(!page.contains("NaN") && !page.contains(">inf"));
         assert_balanced(&page);
     }
 }
 
-/// Every element is closed by its own end.
+/// Asserts that every element is closed by its own end tag.
 fn assert_balanced(page: &str) {
     let mut open: Vec<&str> = Vec::new();
     for tag in page.split('<').skip(1) {
@@ -264,12 +264,12 @@ fn assert_balanced(page: &str) {
 }
 
 #[test]
-#[ignore = "writes pages to be looked at in a browser"]
-fn pages_for_eyes() {
+#[ignore = "writes sample reports for viewing in a browser"]
+fn write_sample_reports() {
     for (name, made) in [
-        ("promoted", made(1500, POOR, GOOD, true)),
-        ("refused", made(700, GOOD, POOR, false)),
-        ("few", made(6, POOR, GOOD, false)),
+        ("promoted", measure(1500, POOR, GOOD, true)),
+        ("refused", measure(700, GOOD, POOR, false)),
+        ("few", measure(6, POOR, GOOD, false)),
     ] {
         let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report-{name}.html"));
         std::fs::write(&path, page(&made)).unwrap();

@@ -1,11 +1,10 @@
-//! The training loop on a tiny base: it learns, repeats itself exactly, stops in time, and what it
-//! writes is what it served.
+//! Tests the training loop on a tiny base model: it learns, is deterministic, stops early, and writes an adapter that
+//! serves the margins that it had in training.
 
 use crate::common::{fixture, model_config, prompt_config};
 use moderatord::classifier::Classifier;
-use moderatord::config::Loss;
-use moderatord::config::Projection;
-use moderatord::config::{ModelConfig, Quantize};
+use moderatord::classifier::tolerance::TRAINING_F32;
+use moderatord::config::{Loss, ModelConfig, Projection, Quantize};
 use moderatord::model::device::Placement;
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::model::forward::gemma::Gemma;
@@ -14,7 +13,7 @@ use moderatord::model::forward::load::LoadOptions;
 use moderatord::prompt::Prompter;
 use moderatord::retrain::train::peft;
 use moderatord::retrain::train::trainer::{
-    FrameIds, Progress, TrainError, Trained, TrainerConfig, TrainingRow, margins, train,
+    FrameIds, TrainError, TrainerConfig, TrainingOutcome, TrainingProgress, TrainingRow, margins, train,
 };
 use moderatord::scorer::Scorer;
 
@@ -39,7 +38,15 @@ fn prompter() -> Prompter {
     Prompter::new(&path, &std::fs::read(&path).unwrap(), &prompt_config(), 1024, 8192).unwrap()
 }
 
-/// A rule that a few rows teach: texts about rain are "hateful".
+fn frame_ids(prompter: &Prompter) -> FrameIds<'_> {
+    FrameIds {
+        prefix: prompter.prefix(),
+        labels: prompter.label_ids(),
+        eos: 1,
+    }
+}
+
+/// Returns rows that follow a simple rule: texts about rain are "hateful".
 fn rows(prompter: &Prompter, from: usize, count: usize) -> Vec<TrainingRow> {
     let things = ["river", "house", "garden", "train", "captain", "soup", "street"];
     let row = |index: usize| {
@@ -66,13 +73,9 @@ fn config() -> TrainerConfig {
     }
 }
 
-fn run(config: &TrainerConfig, progress: &mut dyn FnMut(Progress)) -> Result<Trained, TrainError> {
+fn run(config: &TrainerConfig, progress: &mut dyn FnMut(TrainingProgress)) -> Result<TrainingOutcome, TrainError> {
     let prompter = prompter();
-    let ids = FrameIds {
-        prefix: prompter.prefix(),
-        labels: prompter.label_ids(),
-        eos: 1,
-    };
+    let ids = frame_ids(&prompter);
     train(
         base(),
         ids,
@@ -84,56 +87,52 @@ fn run(config: &TrainerConfig, progress: &mut dyn FnMut(Progress)) -> Result<Tra
 }
 
 #[test]
-fn it_learns_a_rule_and_reports_its_progress() {
-    let mut seen = Vec::new();
-    let trained = run(&config(), &mut |progress| seen.push(progress)).unwrap();
-    let validation: Vec<f64> = seen
+fn training_learns_a_rule_and_reports_its_progress() {
+    let mut reports = Vec::new();
+    let trained = run(&config(), &mut |progress| reports.push(progress)).unwrap();
+    let validation: Vec<f64> = reports
         .iter()
         .filter_map(|progress| match progress {
-            Progress::Epoch { validation, .. } => Some(*validation),
-            Progress::Step { .. } => None,
+            TrainingProgress::Epoch { validation, .. } => Some(*validation),
+            TrainingProgress::Step { .. } => None,
         })
         .collect();
     assert!(
         trained.validation < 0.3 && trained.validation < validation[0],
         "{validation:?}"
     );
-    let steps = seen
+    let steps = reports
         .iter()
-        .filter(|progress| matches!(progress, Progress::Step { .. }))
+        .filter(|progress| matches!(progress, TrainingProgress::Step { .. }))
         .count();
     assert_eq!(steps, 5 * trained.epochs);
     let prompter = prompter();
-    let ids = FrameIds {
-        prefix: prompter.prefix(),
-        labels: prompter.label_ids(),
-        eos: 1,
-    };
+    let ids = frame_ids(&prompter);
     let unseen = rows(&prompter, 50, 20);
-    let right = margins(&trained.trainable, ids, &unseen)
+    let correct = margins(&trained.trainable, ids, &unseen)
         .unwrap()
         .iter()
         .zip(&unseen)
         .filter(|(margin, row)| (**margin > 0.0) == (row.hateful > 0.5))
         .count();
-    assert!(right >= 18, "{right} of 20");
+    assert!(correct >= 18, "{correct} of 20 rows are classified correctly");
 }
 
 #[test]
-fn the_same_seed_gives_the_same_bytes_and_another_does_not() {
+fn equal_seeds_give_equal_bytes_and_different_seeds_do_not() {
     let short = TrainerConfig { epochs: 1, ..config() };
     let bytes = |config: &TrainerConfig| {
         let trained = run(config, &mut |_| ()).unwrap();
         peft::write(trained.trainable.variables(), config, "base").unwrap()
     };
     let first = bytes(&short);
-    assert!(first == bytes(&short), "two runs of one seed differ");
+    assert!(first == bytes(&short), "two runs with the same seed differ");
     assert!(first.weights != bytes(&TrainerConfig { seed: 2, ..short }).weights);
 }
 
-/// Train = serve: the written adapter, loaded and merged, gives the margins that the trainer saw.
+/// Training and serving agree: the adapter, written and loaded, gives the margins that it had in training.
 #[test]
-fn what_was_trained_is_what_is_served() {
+fn a_trained_adapter_serves_the_margins_it_had_in_training() {
     for use_rslora in [false, true] {
         let config = TrainerConfig {
             epochs: 1,
@@ -146,11 +145,7 @@ fn what_was_trained_is_what_is_served() {
         std::fs::write(folder.path().join("adapter_config.json"), files.config).unwrap();
         std::fs::write(folder.path().join("adapter_model.safetensors"), files.weights).unwrap();
         let prompter = prompter();
-        let ids = FrameIds {
-            prefix: prompter.prefix(),
-            labels: prompter.label_ids(),
-            eos: 1,
-        };
+        let ids = frame_ids(&prompter);
         let rows = rows(&prompter, 0, 12);
         let expected = margins(&trained.trainable, ids, &rows).unwrap();
         let model = ModelConfig {
@@ -164,8 +159,8 @@ fn what_was_trained_is_what_is_served() {
                 .unwrap();
             for (served, expected) in served.iter().zip(&expected) {
                 assert!(
-                    (f64::from(*served) - expected).abs() <= 1e-5,
-                    "{mode:?}: {served}, trained {expected}"
+                    (f64::from(*served) - expected).abs() <= f64::from(TRAINING_F32),
+                    "{mode:?}: {served}, expected {expected} as in training"
                 );
             }
         }
@@ -173,13 +168,9 @@ fn what_was_trained_is_what_is_served() {
 }
 
 #[test]
-fn a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_loss() {
+fn a_loss_that_is_not_a_number_stops_training_with_an_error() {
     let prompter = prompter();
-    let ids = FrameIds {
-        prefix: prompter.prefix(),
-        labels: prompter.label_ids(),
-        eos: 1,
-    };
+    let ids = frame_ids(&prompter);
     let mut training = rows(&prompter, 0, 40);
     training[17].hateful = f32::NAN;
     let (mut steps, mut last) = (0, 0.0);
@@ -190,7 +181,7 @@ fn a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_loss() {
         &training,
         &rows(&prompter, 40, 10),
         &mut |progress| {
-            if let Progress::Step { loss, .. } = progress {
+            if let TrainingProgress::Step { loss, .. } = progress {
                 (steps, last) = (steps + 1, loss);
             }
         },
@@ -205,21 +196,17 @@ fn a_loss_that_is_no_number_stops_with_step_rate_and_the_last_good_loss() {
     else {
         panic!("{error}")
     };
-    assert_eq!(*step, steps + 1, "the step that failed is not reported as taken");
+    assert_eq!(*step, steps + 1, "the step that failed is reported as completed");
     assert!(loss.is_nan() && *learning_rate > 0.0, "{error}");
     assert!(steps == 0 || last_good.is_finite() && last.is_finite(), "{error}");
     assert!(error.to_string().contains("training diverged at step"), "{error}");
 }
 
 #[test]
-fn it_stops_when_validation_gets_no_better() {
-    // Validation rows that say the opposite of the training rows: the first epoch is the best.
+fn training_stops_when_the_validation_loss_stops_improving() {
+    // The validation rows have the opposite labels of the training rows, so that the first epoch is the best.
     let prompter = prompter();
-    let ids = FrameIds {
-        prefix: prompter.prefix(),
-        labels: prompter.label_ids(),
-        eos: 1,
-    };
+    let ids = frame_ids(&prompter);
     let mut opposite = rows(&prompter, 40, 10);
     opposite.iter_mut().for_each(|row| row.hateful = 1.0 - row.hateful);
     let config = TrainerConfig {
@@ -232,13 +219,9 @@ fn it_stops_when_validation_gets_no_better() {
 }
 
 #[test]
-fn empty_parts_are_refused() {
+fn an_empty_part_is_an_error() {
     let prompter = prompter();
-    let ids = FrameIds {
-        prefix: prompter.prefix(),
-        labels: prompter.label_ids(),
-        eos: 1,
-    };
+    let ids = frame_ids(&prompter);
     let some = rows(&prompter, 0, 4);
     for (training, validation, part) in [(&[][..], &some[..], "training"), (&some[..], &[][..], "validation")] {
         let error = train(base(), ids, &config(), training, validation, &mut |_| ())

@@ -1,18 +1,16 @@
-//! The trainer against recorded runs of PyTorch and PEFT, and against the serving pass.
+//! Compares losses, gradients and trained adapters with recorded runs of PyTorch and PEFT, and gradients with finite
+//! differences.
 
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
-    reason = "a test fails by panicking, and its table is printed"
+    reason = "a test fails by panicking, and prints the differences that it found"
 )]
 
 use std::collections::HashMap;
 
-use crate::common::fixture;
 use candle_core::{DType, Device, Tensor, Var};
-use moderatord::config::Loss;
-use moderatord::config::Projection;
-use moderatord::config::Quantize;
+use moderatord::config::{Loss, Projection, Quantize};
 use moderatord::model::device::Placement;
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::model::files::lora::Adapter;
@@ -23,20 +21,23 @@ use moderatord::model::training::{Example, Gradients, LoraVariables, Trainable, 
 use moderatord::retrain::train::optimizer::{AdamW, AdamWConfig};
 use serde_json::Value;
 
+use crate::common::fixture;
+
 const FAMILIES: [&str; 3] = ["gemma", "gemma2", "gemma3"];
 const POSITIVE: u32 = 368;
 const NEGATIVE: u32 = 367;
 const EOS: u32 = 1;
 
-fn name(key: (usize, Projection), side: char) -> String {
+/// Returns PEFT's name of the matrix A or B of one linear layer.
+fn name(key: (usize, Projection), matrix: char) -> String {
     format!(
-        "base_model.model.model.layers.{}.{}.lora_{side}.weight",
+        "base_model.model.model.layers.{}.{}.lora_{matrix}.weight",
         key.0,
         key.1.path()
     )
 }
 
-/// The base of a family with the adapter that its recorded runs start from, or another.
+/// Loads the base model of a family with one of the adapters in its fixture folder.
 fn trainable(family: &str, adapter: &str, prefix: &[u32]) -> Trainable {
     let checkpoint = Checkpoint::open(&fixture(family)).unwrap();
     let adapter = Adapter::load(&fixture(family).join(adapter), checkpoint.config(), "").unwrap();
@@ -63,6 +64,7 @@ fn trainable(family: &str, adapter: &str, prefix: &[u32]) -> Trainable {
     Trainable::new(model, variables, prefix, [NEGATIVE, POSITIVE], EOS)
 }
 
+/// The recorded training runs of a family: their examples, and the losses and gradient norms of each step.
 struct Trace {
     examples: Vec<(Vec<u32>, f32)>,
     json: Value,
@@ -83,11 +85,12 @@ impl Trace {
         Self { examples, json }
     }
 
-    /// What all prompts begin with, or less.
+    /// Returns the first tokens of the first prompt. All prompts start with the same 20 tokens.
     fn prefix(&self, tokens: usize) -> Vec<u32> {
         self.examples[0].0[..tokens].to_vec()
     }
 
+    /// Returns the two examples of a step.
     fn batch(&self, step: usize) -> Vec<Example<'_>> {
         let examples = [2 * step, 2 * step + 1].map(|index| &self.examples[index % self.examples.len()]);
         examples
@@ -120,15 +123,16 @@ fn largest_difference(found: &Tensor, expected: &Tensor) -> f64 {
 
 fn check_norms(gradients: &Gradients, expected: &Value, at: &str) {
     for (&key, (a, b)) in gradients {
-        for (side, gradient) in [('A', a), ('B', b)] {
-            let (found, expected) = (norm(gradient), expected[name(key, side)].as_f64().unwrap());
-            // A norm of rounding errors has no relative accuracy.
+        for (matrix, gradient) in [('A', a), ('B', b)] {
+            let (found, expected) = (norm(gradient), expected[name(key, matrix)].as_f64().unwrap());
+            // A norm this small consists of rounding errors, so its relative accuracy means nothing.
             let close = (found - expected).abs() <= 1e-4 * expected || expected.max(found) < 1e-9;
-            assert!(close, "{at} {}: {found}, expected {expected}", name(key, side));
+            assert!(close, "{at} {}: {found}, expected {expected}", name(key, matrix));
         }
     }
 }
 
+/// Trains as the recorded run did, and compares the losses, the first gradients and the final adapter.
 fn reproduce(family: &str, run: &str, loss: Loss) {
     let trace = Trace::read(family);
     let expected = &trace.json["runs"][run];
@@ -172,12 +176,12 @@ fn reproduce(family: &str, run: &str, loss: Loss) {
     let recorded: HashMap<String, Tensor> = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
     let mut weight = 0f64;
     for (&key, lora) in trainable.variables() {
-        for (side, var) in [('A', &lora.a), ('B', &lora.b)] {
-            weight = weight.max(largest_difference(var.as_tensor(), &recorded[&name(key, side)]));
+        for (matrix, var) in [('A', &lora.a), ('B', &lora.b)] {
+            weight = weight.max(largest_difference(var.as_tensor(), &recorded[&name(key, matrix)]));
         }
     }
-    println!("{family:<8}{run:<8}30 losses within {worst:.1e}, final adapter within {weight:.1e}");
-    assert!(weight <= 3e-5, "{family} {run}: final adapter {weight}");
+    println!("{family:<8}{run:<8}the losses differ by at most {worst:.1e}, the final adapter by {weight:.1e}");
+    assert!(weight <= 3e-5, "{family} {run}: the final adapter differs by {weight}");
 }
 
 #[test]
@@ -199,10 +203,10 @@ fn the_pair_run_is_reproduced() {
     reproduce("gemma", "pair", Loss::Pair);
 }
 
-/// With B away from zero every A and every B of all seven projections has a gradient, and following
-/// it lowers the loss. candle loses gradients silently.
+/// If B is not zero, every A and B of all seven projections has a gradient, and a step in its opposite direction
+/// lowers the loss. The test is necessary because candle drops gradients silently.
 #[test]
-fn every_adapter_tensor_has_a_gradient_that_helps() {
+fn every_adapter_tensor_has_a_gradient_that_lowers_the_loss() {
     for family in FAMILIES {
         for loss in [Loss::Label, Loss::Pair, Loss::Sequence] {
             let trace = Trace::read(family);
@@ -211,9 +215,9 @@ fn every_adapter_tensor_has_a_gradient_that_helps() {
             let (before, gradients) = trainable.loss_and_gradients(loss, &batch).unwrap();
             assert_eq!(gradients.len(), trainable.variables().len());
             for (&key, (a, b)) in &gradients {
-                for (side, gradient) in [('A', a), ('B', b)] {
-                    // In the last layer a loss at the last positions alone still reaches everything.
-                    assert!(norm(gradient) > 1e-7, "{family} {loss:?} {}", name(key, side));
+                for (matrix, gradient) in [('A', a), ('B', b)] {
+                    // In the last layer too, a loss at the last positions reaches all projections.
+                    assert!(norm(gradient) > 1e-7, "{family} {loss:?} {}", name(key, matrix));
                 }
             }
             for (key, (a, b)) in &gradients {
@@ -224,14 +228,17 @@ fn every_adapter_tensor_has_a_gradient_that_helps() {
                 }
             }
             let (after, _) = trainable.loss_and_gradients(loss, &batch).unwrap();
-            assert!(after < before, "{family} {loss:?}: {before} to {after}");
+            assert!(
+                after < before,
+                "{family} {loss:?}: the loss went from {before} to {after}"
+            );
         }
     }
 }
 
-/// Gradients against central differences of the loss, for a few elements of every projection.
+/// Compares gradients with central differences of the loss, for one element of each projection's B in one layer.
 #[test]
-fn gradients_equal_differences_of_the_loss() {
+fn gradients_equal_finite_differences_of_the_loss() {
     let trace = Trace::read("gemma3");
     let trainable = trainable("gemma3", "lora_all_rslora", &trace.prefix(20));
     let batch = trace.batch(3);
@@ -254,14 +261,14 @@ fn gradients_equal_differences_of_the_loss() {
         let gradient = f64::from(b.flatten_all().unwrap().to_vec1::<f32>().unwrap()[index]);
         assert!(
             (slope - gradient).abs() <= 2e-2 * gradient.abs().max(1e-3),
-            "{key:?}: {gradient}, slope {slope}"
+            "{key:?}: gradient {gradient}, finite difference {slope}"
         );
     }
 }
 
-/// How much of the prompt is shared changes nothing but the work.
+/// The length of the shared prefix changes only the amount of work.
 #[test]
-fn the_shared_prefix_changes_no_gradient() {
+fn the_length_of_the_shared_prefix_does_not_change_gradients() {
     for family in FAMILIES {
         let trace = Trace::read(family);
         for loss in [Loss::Label, Loss::Sequence] {

@@ -1,4 +1,4 @@
-//! What only a real broker has: retention, size limits, permissions, encryption, a process that dies.
+//! Features that only a real broker has: retention, size limits, permissions, encryption, and restarts.
 
 use moderatord::kafka::topics;
 use moderatord::kafka::topics::TopicsError;
@@ -14,7 +14,7 @@ fn comments(count: usize) -> Vec<Vec<u8>> {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn a_committed_offset_that_retention_has_eaten_stops_the_daemon() {
+fn a_committed_offset_that_retention_has_deleted_stops_the_daemon() {
     let broker = Broker::apache();
     let names = Names::create(&broker, "gap", 2);
     let values = comments(100);
@@ -33,15 +33,15 @@ fn a_committed_offset_that_retention_has_eaten_stops_the_daemon() {
 
     let daemon = setup.start(&broker, Scripted::by_length());
     let error = daemon.pipeline.join().unwrap_err();
-    assert!(error.needs_a_person());
+    assert!(error.requires_operator());
     let StreamError::Gap(gaps) = &error else {
         panic!("{error}")
     };
     assert_eq!(
         gaps.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        ["partition 1: offset 50 is next, but retention has removed all before 80 (30 offsets)"]
+        ["partition 1: offset 50 is next, but retention has deleted everything before 80 (30 offsets)"]
     );
-    // Nothing was read, of the sound partition neither.
+    // Nothing was read, not even from the partition without a gap.
     assert_eq!(broker.committed(&names.group, &names.comments, 2), [50, 50]);
 
     let mut setup = Setup::new(&broker, &names);
@@ -58,7 +58,7 @@ fn a_committed_offset_that_retention_has_eaten_stops_the_daemon() {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn a_group_that_starts_with_the_latest_stays_where_it_started() {
+fn a_group_that_starts_at_latest_resumes_where_it_started() {
     let broker = Broker::apache();
     let names = Names::create(&broker, "latest", 1);
     let values = comments(30);
@@ -67,7 +67,7 @@ fn a_group_that_starts_with_the_latest_stays_where_it_started() {
     let mut setup = Setup::new(&broker, &names);
     setup.set("KAFKA__START", "latest");
     let daemon = setup.start(&broker, Scripted::by_length());
-    // Committed although nothing was read, so that what arrives while no daemon runs is not lost.
+    // The start is committed although nothing was read, so that records that arrive while no daemon runs are not lost.
     await_committed(&broker, &names, &[30]);
     daemon.stop().unwrap();
     broker.produce(&names.comments, records());
@@ -84,14 +84,14 @@ fn a_group_that_starts_with_the_latest_stays_where_it_started() {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn an_output_too_large_for_its_topic_becomes_coordinates() {
+fn an_output_too_large_for_its_topic_is_reduced_to_coordinates() {
     let broker = Broker::apache();
     let names = Names::new("oversize");
     broker.create_topic(&names.comments, 1);
     let small = [("max.message.bytes", "4000")];
     broker.create_topic_with(&names.decisions, 1, &small);
     broker.create_topic_with(&names.dead_letters, 1, &small);
-    // Compression must not save it.
+    // Random letters, so that compression cannot make the record small enough.
     let mut noise = 1u64;
     let mut letters = || -> String {
         std::iter::repeat_with(|| {
@@ -117,7 +117,7 @@ fn an_output_too_large_for_its_topic_becomes_coordinates() {
     daemon.stop().unwrap();
     let (decisions, letters) = (broker.read(&names.decisions), broker.read(&names.dead_letters));
     assert_each_once(&decisions, &letters, &[40]);
-    let told: Vec<_> = letters
+    let found: Vec<_> = letters
         .iter()
         .map(|letter| {
             let header = |name: &str| letter.headers[name].clone();
@@ -130,7 +130,7 @@ fn an_output_too_large_for_its_topic_becomes_coordinates() {
         })
         .collect();
     assert_eq!(
-        told,
+        found,
         [
             (7, true, "not_json".to_owned(), "9000".to_owned()),
             (21, true, "output_refused".to_owned(), long_id.len().to_string())
@@ -157,10 +157,10 @@ fn sasl(names: &Names, mechanism: &str) -> Setup {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn topics_closed_to_us_are_named_before_anything_is_read() {
+fn topics_without_permission_are_named_before_anything_is_read() {
     let broker = Broker::apache();
     let names = Names::create(&broker, "closed", 1);
-    let ask = || topics::ask(&sasl(&names, "PLAIN").config(&broker).require_stream().unwrap());
+    let ask = || topics::check(&sasl(&names, "PLAIN").config(&broker).require_stream().unwrap());
     let faults = || match ask() {
         Err(TopicsError::Faults(faults)) => faults.iter().map(ToString::to_string).collect::<Vec<_>>(),
         other => panic!("{other:?}"),
@@ -168,7 +168,7 @@ fn topics_closed_to_us_are_named_before_anything_is_read() {
     let found = faults();
     assert_eq!(found.len(), 3, "{found:?}");
     assert!(
-        found.iter().all(|fault| fault.contains("may not even see it")),
+        found.iter().all(|fault| fault.contains("not visible to this user")),
         "{found:?}"
     );
     acl(&["--operation", "read", "--topic", &names.comments]);
@@ -178,41 +178,41 @@ fn topics_closed_to_us_are_named_before_anything_is_read() {
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].starts_with("topics.decisions = "), "{found:?}");
     assert!(
-        found[0].ends_with("we may not write to it, expected an ACL that allows WRITE"),
+        found[0].ends_with("no permission to write to this topic, expected an ACL that allows WRITE"),
         "{found:?}"
     );
     acl(&["--operation", "write", "--topic", &names.decisions]);
     ask().unwrap();
-    // Not allowed to use the transactional id: told when the stream starts, which is the first to try.
+    // A missing permission for the transactional id is only found when the stream starts and first uses it.
     let config = sasl(&names, "PLAIN");
     let error = config
         .try_start(&broker, Scripted::by_length())
         .map(|_| ())
         .unwrap_err();
     assert!(
-        error.needs_a_person() && error.to_string().starts_with("not allowed to begin transactions: "),
+        error.requires_operator() && error.to_string().starts_with("not allowed to begin transactions: "),
         "{error}"
     );
 }
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn topics_that_are_not_there_are_named_and_not_created() {
+fn missing_topics_are_named_and_not_created() {
     let broker = Broker::apache();
     let names = Names::new("absent");
-    let ask = || topics::ask(&Setup::new(&broker, &names).config(&broker).require_stream().unwrap());
+    let ask = || topics::check(&Setup::new(&broker, &names).config(&broker).require_stream().unwrap());
     for _ in 0..2 {
         let Err(TopicsError::Faults(faults)) = ask() else {
             panic!()
         };
         assert_eq!(faults.iter().count(), 3);
-        assert!(faults.to_string().contains("there is no such topic"), "{faults}");
+        assert!(faults.to_string().contains("the topic does not exist, "), "{faults}");
     }
 }
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn a_stream_over_sasl_with_the_least_permissions() {
+fn a_stream_over_sasl_runs_with_minimal_permissions() {
     let broker = Broker::apache();
     for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
         let names = Names::create(&broker, "sasl", 1);
@@ -247,7 +247,7 @@ fn a_stream_over_sasl_with_the_least_permissions() {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn a_stream_over_tls() {
+fn a_stream_runs_over_tls() {
     let broker = Broker::apache();
     let names = Names::create(&broker, "tls", 1);
     let values = comments(20);
@@ -266,7 +266,7 @@ fn a_stream_over_tls() {
     assert_each_once(&broker.read(&names.decisions), &[], &[20]);
 }
 
-/// A node of its own, gone with the test.
+/// A Kafka node for one test, killed when the test succeeds.
 struct Node(tempfile::TempDir);
 
 impl Node {
@@ -285,7 +285,7 @@ impl Drop for Node {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn a_real_broker_that_is_killed_and_comes_back_loses_nothing() {
+fn a_real_broker_that_is_killed_and_restarted_loses_nothing() {
     let node = Node(tempfile::tempdir().unwrap());
     node.command("start");
     let exported = std::fs::read_to_string(node.0.path().join("env")).unwrap();

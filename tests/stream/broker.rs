@@ -15,7 +15,7 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
-/// Longest that anything in these tests may take.
+/// The longest wait for anything in these tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub enum Broker {
@@ -23,9 +23,9 @@ pub enum Broker {
     Apache(String),
 }
 
-/// A record as a reader of committed records sees it.
+/// A record as seen by a reader of committed records.
 #[derive(Debug, Clone)]
-pub struct Read {
+pub struct OutputRecord {
     pub partition: i32,
     pub offset: i64,
     pub key: Option<Vec<u8>>,
@@ -33,12 +33,12 @@ pub struct Read {
     pub headers: BTreeMap<String, String>,
 }
 
-impl Read {
+impl OutputRecord {
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(self.value.as_deref().unwrap()).unwrap()
     }
 
-    /// Partition and offset of the record that it was written for.
+    /// Returns the partition and offset of the input record that it was written for.
     pub fn source(&self) -> (i32, i64) {
         let number = |name: &str| self.headers[name].parse::<i64>().unwrap();
         let partition = number("moderatord.source.partition");
@@ -46,7 +46,7 @@ impl Read {
     }
 }
 
-/// A name that no other test uses, nor an earlier run on the same broker.
+/// Returns a name that no other test and no earlier run on the same broker uses.
 pub fn unique(name: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -54,13 +54,13 @@ pub fn unique(name: &str) -> String {
     format!("{name}-{now}-{}-{count}", std::process::id())
 }
 
-/// What the script that starts Apache Kafka exports.
+/// Returns the value of a variable that the script that starts Apache Kafka exports.
 pub fn variable(name: &str) -> String {
     let name = format!("MODERATORD_TEST_{name}");
     std::env::var(&name).unwrap_or_else(|_| panic!("{name} is not set: run this test with tests/kafka/suite"))
 }
 
-/// Runs a script of `tests/kafka`, whose last lines of output are given back.
+/// Runs a script from `tests/kafka` and returns its output.
 pub fn script(name: &str, arguments: &[&str]) -> String {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/kafka")
@@ -99,7 +99,7 @@ impl Broker {
         Self::Embedded(EmbeddedBroker::start().unwrap())
     }
 
-    /// For tests of what only Apache Kafka has.
+    /// Returns the Apache Kafka broker, for tests of features that the embedded one does not have.
     pub fn apache() -> Self {
         Self::Apache(variable("BROKERS"))
     }
@@ -111,7 +111,7 @@ impl Broker {
         }
     }
 
-    /// Exactly once where the broker has transactions.
+    /// Returns the strongest delivery guarantee that the broker supports.
     pub fn delivery(&self) -> Delivery {
         match self {
             Self::Embedded(_) => Delivery::AtLeastOnce,
@@ -147,7 +147,7 @@ impl Broker {
         }
     }
 
-    /// Removes all records of a partition before an offset, as retention would.
+    /// Deletes all records of a partition before an offset, as retention would.
     pub fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
         let mut list = TopicPartitionList::new();
         list.add_partition_offset(topic, partition, Offset::Offset(offset))
@@ -180,7 +180,7 @@ impl Broker {
         config
     }
 
-    /// Writes records: partition, key, value.
+    /// Writes records, each given as partition, key and value.
     pub fn produce<'a>(&self, topic: &str, records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>) {
         self.produce_with(topic, records, &OwnedHeaders::new());
     }
@@ -203,20 +203,20 @@ impl Broker {
                 .key(key)
                 .headers(headers.clone());
             record.payload = value;
-            while let Err((error, back)) = producer.send(record) {
+            while let Err((error, refused)) = producer.send(record) {
                 assert_eq!(
                     error,
                     KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull)
                 );
-                record = back;
+                record = refused;
                 producer.poll(Duration::from_millis(10));
             }
         }
         producer.flush(PATIENCE).unwrap();
     }
 
-    /// Everything that a reader of committed records sees in a topic now, by partition and offset.
-    pub fn read(&self, topic: &str) -> Vec<Read> {
+    /// Returns all committed records of a topic, sorted by partition and offset.
+    pub fn read(&self, topic: &str) -> Vec<OutputRecord> {
         let mut config = self.client();
         config
             .set("group.id", "reader")
@@ -240,7 +240,7 @@ impl Broker {
         let mut records = Vec::new();
         let deadline = Instant::now() + PATIENCE;
         while !open.is_empty() {
-            assert!(Instant::now() < deadline, "{topic} does not end");
+            assert!(Instant::now() < deadline, "{topic}: the end was not reached");
             match consumer.poll(Duration::from_millis(100)) {
                 None => {}
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
@@ -252,7 +252,7 @@ impl Broker {
                         let value = String::from_utf8(header.value.unwrap_or_default().to_vec()).unwrap();
                         (header.key.to_owned(), value)
                     };
-                    records.push(Read {
+                    records.push(OutputRecord {
                         partition: message.partition(),
                         offset: message.offset(),
                         key: message.key().map(<[u8]>::to_vec),
@@ -269,7 +269,7 @@ impl Broker {
         records
     }
 
-    /// Committed next offset of each partition, 0 where there is none.
+    /// Returns the committed offset of each partition, or 0 for a partition without one.
     pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> Vec<i64> {
         let mut config = self.client();
         config.set("group.id", group).set("isolation.level", "read_committed");
@@ -277,7 +277,7 @@ impl Broker {
         let mut list = TopicPartitionList::new();
         list.add_partition_range(topic, 0, partitions - 1);
         let deadline = Instant::now() + PATIENCE;
-        // A broker that has just come back does not coordinate yet.
+        // A broker that has just restarted is not a group coordinator yet.
         let found = loop {
             match consumer.committed_offsets(list.clone(), Duration::from_secs(10)) {
                 Ok(found) => break found,

@@ -1,4 +1,4 @@
-//! A stream under test: the real pipeline with a scripted scorer.
+//! Runs the real pipeline with a scripted scorer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,7 @@ use moderatord::stream::score::Replacement;
 use crate::broker::{Broker, PATIENCE, unique};
 use crate::common::{fixture, prompt_config};
 
-/// The topics of one test and its group.
+/// The names of a test's topics and consumer group.
 #[derive(Clone)]
 pub struct Names {
     pub comments: String,
@@ -40,7 +40,7 @@ impl Names {
         }
     }
 
-    /// All three topics with as many partitions.
+    /// Creates all three topics with the given number of partitions.
     pub fn create(broker: &Broker, test: &str, partitions: i32) -> Self {
         let names = Self::new(test);
         for topic in [&names.comments, &names.decisions, &names.dead_letters] {
@@ -50,7 +50,7 @@ impl Names {
     }
 }
 
-/// What a stream is started with; tests change what they are about.
+/// The settings that a stream is started with, for tests to change.
 pub struct Setup {
     pub names: Names,
     pub delivery: Delivery,
@@ -75,7 +75,7 @@ impl Setup {
         }
     }
 
-    /// A setting in its environment form, without the prefix.
+    /// Sets a setting by the name of its environment variable, without the `MODERATORD__` prefix.
     pub fn set(&mut self, name: &str, value: &str) -> &mut Self {
         self.variables.push((name.to_owned(), value.to_owned()));
         self
@@ -96,7 +96,7 @@ impl Setup {
             ("TOPICS__DECISIONS", &self.names.decisions),
             ("TOPICS__DEAD_LETTERS", &self.names.dead_letters),
             ("DELIVERY", delivery),
-            // Joins on the embedded broker wait for the session timeout less a second.
+            // On the embedded broker, joining a group takes one second less than the session timeout.
             ("KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "3000"),
             ("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "300"),
             ("KAFKA__PROPERTIES__FETCH_WAIT_MAX_MS", "10"),
@@ -121,24 +121,24 @@ impl Setup {
     }
 
     pub fn try_start(&self, broker: &Broker, scorer: impl Scorer + 'static) -> Result<Daemon, StreamError> {
-        self.start_to_swap(broker, scorer, crossbeam_channel::never())
+        self.start_with_swap(broker, scorer, crossbeam_channel::never())
     }
 
-    /// With where another scorer may come from.
-    pub fn start_to_swap(
+    /// Starts a stream whose scorer can be replaced through a channel.
+    pub fn start_with_swap(
         &self,
         broker: &Broker,
         scorer: impl Scorer + 'static,
         swap: crossbeam_channel::Receiver<Replacement>,
     ) -> Result<Daemon, StreamError> {
         let config = self.config(broker);
-        // For whoever looks for the reason of a failure.
+        // Helps to find the cause of a failed test.
         if std::env::var_os("MODERATORD_TEST_LOG").is_some() {
             moderatord::ops::log::start(&config.log);
         }
         let stream = config.require_stream().unwrap();
         let settings = Settings {
-            partitions: topics::count(&stream).unwrap(),
+            partitions: topics::count_partitions(&stream).unwrap(),
             input: InputConfig {
                 max_bytes: self.max_bytes,
                 ..config.input
@@ -169,7 +169,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Drains and ends.
+    /// Drains the stream and waits until it has ended.
     pub fn stop(self) -> Result<(), StreamError> {
         self.pipeline.drain(Instant::now() + PATIENCE);
         self.pipeline.join()
@@ -178,11 +178,11 @@ impl Daemon {
 
 pub type Script = Box<dyn FnMut(&[Row]) -> Result<Vec<f32>, ScoreError> + Send>;
 
-/// A scorer that does what a test says.
+/// A scorer whose results a test defines.
 pub struct Scripted(pub Script);
 
 impl Scripted {
-    /// Every comment is as hateful as it is long.
+    /// Returns a scorer whose margins grow with the length of the row.
     pub fn by_length() -> Self {
         Self(Box::new(|rows| Ok(rows.iter().map(margin).collect())))
     }
@@ -192,7 +192,7 @@ impl Scripted {
     }
 }
 
-/// The canary of the stream's prompter: an idle scorer is asked for it from time to time.
+/// Returns whether these are the canary's rows, which an idle scorer scores from time to time.
 pub fn is_canary(rows: &[Row]) -> bool {
     static ROWS: std::sync::OnceLock<Vec<Row>> = std::sync::OnceLock::new();
     rows == ROWS.get_or_init(|| canary::rows(&prompter(8)).unwrap())
@@ -208,7 +208,7 @@ impl Scorer for Scripted {
     }
 }
 
-/// A scripted scorer behind a queue, which is how a GPU works: rows are begun, and done one batch after another.
+/// A scripted scorer that works asynchronously through a queue, one batch after another, as a GPU does.
 pub struct Queued {
     work: crossbeam_channel::Sender<Work>,
     begun: Arc<AtomicUsize>,
@@ -222,7 +222,7 @@ struct Work {
 struct Answer(crossbeam_channel::Receiver<Result<Vec<f32>, ScoreError>>);
 
 impl Queued {
-    /// `begun` counts the batches that were begun.
+    /// Wraps a scripted scorer; `begun` counts the batches that were begun.
     pub fn new(mut scorer: Scripted, begun: &Arc<AtomicUsize>) -> Self {
         let (work, queue) = crossbeam_channel::unbounded::<Work>();
         std::thread::spawn(move || {
@@ -295,7 +295,7 @@ pub fn judge() -> CurrentJudge {
     CurrentJudge::new(policy, judged("scripted"))
 }
 
-/// A model by the name of its base.
+/// Returns a model identity with the given base model.
 pub fn judged(base: &str) -> JudgedModel {
     let none = || "none".to_owned();
     let identity = ModelIdentity {
@@ -316,7 +316,7 @@ pub fn judged(base: &str) -> JudgedModel {
     }
 }
 
-/// Waits until something holds.
+/// Waits until a condition holds, and panics if it takes too long.
 pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !holds() {

@@ -1,4 +1,4 @@
-//! When scoring fails: a comment's fault, or the device's.
+//! Failures of the scorer, caused by a comment or by the device; and batches that a device works on asynchronously.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use crate::daemon::{Names, Queued, Scripted, Setup, eventually, is_canary, judge
 use crate::flow::{assert_each_once, await_committed, comment};
 
 #[test]
-fn a_comment_that_cannot_be_scored_stands_alone() {
-    poison_stands_alone("poison", |scorer| scorer);
+fn only_a_comment_that_cannot_be_scored_becomes_a_dead_letter() {
+    check_poison_is_isolated("poison", |scorer| scorer);
 }
 
 #[test]
-fn so_it_does_on_a_device_that_works_by_itself() {
-    poison_stands_alone("poison-queued", |scorer| Queued::new(scorer, &Arc::default()));
+fn only_a_comment_that_cannot_be_scored_becomes_a_dead_letter_on_an_asynchronous_device() {
+    check_poison_is_isolated("poison-queued", |scorer| Queued::new(scorer, &Arc::default()));
 }
 
-fn poison_stands_alone<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted) -> S) {
+fn check_poison_is_isolated<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted) -> S) {
     let broker = Broker::start();
     let names = Names::create(&broker, test, 1);
-    let poison = "a text that no device can bear";
+    let poison = "a text that cannot be scored";
     let values: Vec<Vec<u8>> = (0..60)
         .map(|id| comment(id, if id % 20 == 13 { poison } else { "hello" }))
         .collect();
@@ -53,18 +53,22 @@ fn poison_stands_alone<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scripted
 }
 
 #[test]
-fn a_device_that_fails_ends_the_daemon_and_loses_nothing() {
-    fault_loses_nothing("device", &Arc::default(), |scorer| scorer);
+fn a_device_fault_ends_the_daemon_and_loses_nothing() {
+    check_fault_loses_nothing("device", &Arc::default(), |scorer| scorer);
 }
 
 #[test]
-fn so_does_a_device_that_fails_while_the_next_batch_waits_on_it() {
+fn a_device_fault_with_the_next_batch_begun_loses_nothing() {
     let begun = Arc::default();
-    fault_loses_nothing("device-queued", &begun, |scorer| Queued::new(scorer, &begun));
+    check_fault_loses_nothing("device-queued", &begun, |scorer| Queued::new(scorer, &begun));
 }
 
-/// Where batches are begun, the one that fails does so when the next was begun.
-fn fault_loses_nothing<S: Scorer + 'static>(test: &str, begun: &Arc<AtomicUsize>, scorer: impl Fn(Scripted) -> S) {
+/// Checks that a device fault loses nothing. On an asynchronous device, the fault occurs once the next batch has begun.
+fn check_fault_loses_nothing<S: Scorer + 'static>(
+    test: &str,
+    begun: &Arc<AtomicUsize>,
+    scorer: impl Fn(Scripted) -> S,
+) {
     let broker = Broker::start();
     let names = Names::create(&broker, test, 2);
     let values: Vec<Vec<u8>> = (0..400).map(|id| comment(id, "hello")).collect();
@@ -74,18 +78,18 @@ fn fault_loses_nothing<S: Scorer + 'static>(test: &str, begun: &Arc<AtomicUsize>
             .map(|(id, value)| (id % 2, "k", Some(value.as_slice())))
     };
     broker.produce(&names.comments, records());
-    let is_well = Arc::new(AtomicBool::new(true));
-    let (dies, begun) = (Arc::clone(&is_well), Arc::clone(begun));
+    let is_healthy = Arc::new(AtomicBool::new(true));
+    let (healthy, begun) = (Arc::clone(&is_healthy), Arc::clone(begun));
     let (mut scored, mut batches) = (0, 0);
     let script = move |rows: &[Row]| {
         if !is_canary(rows) {
             scored += rows.len();
             batches += 1;
         }
-        if scored > 100 && dies.swap(false, Ordering::Relaxed) && begun.load(Ordering::Relaxed) > 0 {
+        if scored > 100 && healthy.swap(false, Ordering::Relaxed) && begun.load(Ordering::Relaxed) > 0 {
             eventually("the next batch is begun", || begun.load(Ordering::Relaxed) > batches);
         }
-        if dies.load(Ordering::Relaxed) {
+        if healthy.load(Ordering::Relaxed) {
             Ok(rows.iter().map(margin).collect())
         } else {
             Err(ScoreError::Failed {
@@ -100,8 +104,8 @@ fn fault_loses_nothing<S: Scorer + 'static>(test: &str, begun: &Arc<AtomicUsize>
         matches!(&error, StreamError::Device(reason) if reason.contains("fell off the bus")),
         "{error}"
     );
-    assert!(!is_well.load(Ordering::Relaxed));
-    // A sound one goes on where the broken one stood.
+    assert!(!is_healthy.load(Ordering::Relaxed));
+    // A daemon with a working device resumes where the first one stopped.
     let daemon = Setup::new(&broker, &names).start(&broker, Scripted::by_length());
     await_committed(&broker, &names, &[200, 200]);
     daemon.stop().unwrap();
@@ -119,8 +123,8 @@ fn fault_loses_nothing<S: Scorer + 'static>(test: &str, begun: &Arc<AtomicUsize>
     }
 }
 
-/// The first micro-batch is not done before the second was begun, so this ends only if they overlap; and order
-/// holds all the same.
+/// The first micro-batch does not finish until the second has begun, so this test passes only if they overlap. Outputs
+/// must still be in order.
 #[test]
 fn the_next_batch_is_begun_while_a_device_works() {
     let broker = Broker::start();
@@ -135,20 +139,20 @@ fn the_next_batch_is_begun_while_a_device_works() {
     assert_each_once(&broker.read(&names.decisions), &[], &[400]);
 }
 
-/// The first micro-batch is not done before another model came: it is still decided by the old one.
+/// The first micro-batch does not finish until the replacement arrives, and is still decided by the old model.
 #[test]
-fn a_swap_waits_for_what_a_device_works_on() {
+fn a_swap_waits_for_the_batch_that_a_device_works_on() {
     let broker = Broker::start();
     let names = Names::create(&broker, "swap-queued", 1);
-    // One batch: with another behind it, the stage waits for the first and looks for no swap.
+    // A single batch: if another followed, the stage would wait for the first one before checking for a replacement.
     produce(&broker, &names, 0..10);
-    let (begun, came) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
-    let seen = Arc::clone(&came);
-    let script = first_waits_for("the other came", move || seen.load(Ordering::Relaxed));
+    let (begun, has_arrived) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(false)));
+    let arrived = Arc::clone(&has_arrived);
+    let script = first_waits_for("the replacement has arrived", move || arrived.load(Ordering::Relaxed));
     let (swap, swaps) = crossbeam_channel::bounded(0);
     let scorer = Queued::new(script, &begun);
     let daemon = Setup::new(&broker, &names)
-        .start_to_swap(&broker, scorer, swaps)
+        .start_with_swap(&broker, scorer, swaps)
         .unwrap();
     eventually("a batch is begun", || begun.load(Ordering::Relaxed) >= 1);
     let replacement = Replacement {
@@ -157,7 +161,7 @@ fn a_swap_waits_for_what_a_device_works_on() {
         judged: judged("another"),
     };
     assert!(swap.send_timeout(replacement, PATIENCE).is_ok());
-    came.store(true, Ordering::Relaxed);
+    has_arrived.store(true, Ordering::Relaxed);
     produce(&broker, &names, 10..400);
     await_committed(&broker, &names, &[400]);
     daemon.stop().unwrap();
@@ -171,7 +175,7 @@ fn a_swap_waits_for_what_a_device_works_on() {
     assert_eq!(bases, ["scripted", "another"]);
 }
 
-/// Comments to the first partition.
+/// Writes comments to the first partition.
 fn produce(broker: &Broker, names: &Names, ids: Range<usize>) {
     let values: Vec<Vec<u8>> = ids.map(|id| comment(id, "hello")).collect();
     broker.produce(
@@ -180,7 +184,7 @@ fn produce(broker: &Broker, names: &Names, ids: Range<usize>) {
     );
 }
 
-/// Scores by length, the first batch not before something holds.
+/// Scores by length, but waits in the first batch until a condition holds.
 fn first_waits_for(what: &'static str, holds: impl Fn() -> bool + Send + 'static) -> Scripted {
     let mut is_first = true;
     Scripted::new(move |rows| {

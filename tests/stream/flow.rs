@@ -1,13 +1,13 @@
-//! What becomes of a record.
+//! Every kind of record gets its output, once and in order.
 
 use std::collections::BTreeMap;
 
 use rdkafka::message::{Header, OwnedHeaders};
 
-use crate::broker::{Broker, Read};
+use crate::broker::{Broker, OutputRecord};
 use crate::daemon::{Daemon, Names, Scripted, Setup, eventually};
 
-/// Waits until the group stands at the end of every partition.
+/// Waits until the group has committed the expected offset of every partition.
 pub fn await_committed(broker: &Broker, names: &Names, expected: &[i64]) {
     let partitions = i32::try_from(expected.len()).unwrap();
     eventually("every offset is committed", || {
@@ -15,8 +15,9 @@ pub fn await_committed(broker: &Broker, names: &Names, expected: &[i64]) {
     });
 }
 
-/// Checks that each record of `counts` per partition ended exactly once, in order, where it belongs.
-pub fn assert_each_once(decisions: &[Read], dead_letters: &[Read], counts: &[i64]) {
+/// Checks that every input record has exactly one output, in the same partition and in order. `counts` gives the number
+/// of input records of each partition.
+pub fn assert_each_once(decisions: &[OutputRecord], dead_letters: &[OutputRecord], counts: &[i64]) {
     for outputs in [decisions, dead_letters] {
         let mut last: BTreeMap<i32, i64> = BTreeMap::new();
         for output in outputs {
@@ -26,7 +27,7 @@ pub fn assert_each_once(decisions: &[Read], dead_letters: &[Read], counts: &[i64
             assert!(before < offset, "partition {partition}: {offset} after {before}");
         }
     }
-    let mut seen: Vec<(i32, i64)> = decisions.iter().chain(dead_letters).map(Read::source).collect();
+    let mut seen: Vec<(i32, i64)> = decisions.iter().chain(dead_letters).map(OutputRecord::source).collect();
     seen.sort_unstable();
     let expected: Vec<(i32, i64)> = (0..)
         .zip(counts)
@@ -47,7 +48,7 @@ fn start(broker: &Broker, names: &Names) -> Daemon {
 }
 
 #[test]
-fn every_record_ends_once_as_what_it_is() {
+fn every_kind_of_record_gets_its_output_once() {
     let broker = Broker::start();
     let names = Names::create(&broker, "outcomes", 1);
     let large = format!(r#"{{"content_id":"c","text":"{}"}}"#, "long ".repeat(300));
@@ -90,7 +91,7 @@ fn every_record_ends_once_as_what_it_is() {
 
     let (decisions, dead_letters) = (broker.read(&names.decisions), broker.read(&names.dead_letters));
     assert_each_once(&decisions, &dead_letters, &[11]);
-    let outcome = |output: &Read| match (
+    let outcome = |output: &OutputRecord| match (
         &output.value,
         output.headers.get("__connect.errors.exception.class.name"),
     ) {
@@ -158,7 +159,7 @@ fn every_record_ends_once_as_what_it_is() {
 }
 
 #[test]
-fn partitions_keep_their_order_whatever_their_records() {
+fn partitions_keep_their_order_with_every_kind_of_record() {
     let broker = Broker::start();
     let names = Names::create(&broker, "order", 3);
     let records: Vec<(i32, String, Option<Vec<u8>>)> = (0..900)
@@ -166,7 +167,7 @@ fn partitions_keep_their_order_whatever_their_records() {
             let value = match id % 10 {
                 3 => None,
                 5 => Some(b"no json".to_vec()),
-                // Several windows, so that it is spread over micro-batches.
+                // Several windows, so that the comment is spread over micro-batches.
                 7 => Some(comment(id, &"a word or two about the garden ".repeat(1 + id % 20))),
                 _ => Some(comment(id, "hello")),
             };
@@ -190,7 +191,7 @@ fn partitions_keep_their_order_whatever_their_records() {
 }
 
 #[test]
-fn the_largest_window_counts_and_what_is_not_read_whole_is_reviewed() {
+fn the_largest_window_decides_and_a_truncated_text_is_reviewed() {
     let broker = Broker::start();
     let names = Names::create(&broker, "windows", 1);
     let long = "a word or two about the garden ".repeat(60);
@@ -201,7 +202,7 @@ fn the_largest_window_counts_and_what_is_not_read_whole_is_reviewed() {
     );
     let mut setup = Setup::new(&broker, &names);
     setup.max_windows = 8;
-    // Windows in the order of scoring: each has a larger margin than the one before, all say allow.
+    // Each window that is scored gets a larger margin than the one before; all are low enough for `allow`.
     let mut count = 0;
     let daemon = setup.start(
         &broker,
@@ -222,14 +223,14 @@ fn the_largest_window_counts_and_what_is_not_read_whole_is_reviewed() {
     assert_eq!(first["windows"], 1);
     assert_eq!(long["windows"], 8);
     let margin = |decision: &serde_json::Value| decision["margin"].as_f64().unwrap();
-    // The last of its windows came just before the next comment's.
+    // The last window of the long comment is scored just before the next comment.
     assert!((margin(&last) - margin(&long) - 0.01).abs() < 1e-4);
     assert!((margin(&long) - margin(&first) - 0.08).abs() < 1e-4);
     assert_eq!((&first["action"], &long["action"]), (&"allow".into(), &"review".into()));
 }
 
 #[test]
-fn counts_of_partitions_may_differ_and_keys_stay_in_order() {
+fn keys_stay_in_order_when_partition_counts_differ() {
     let broker = Broker::start();
     let names = Names::new("counts");
     broker.create_topic(&names.comments, 4);

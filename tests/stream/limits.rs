@@ -1,4 +1,4 @@
-//! What is in flight is bounded, a stall is survived, and an end is orderly.
+//! Limits on records in flight, stalled scorers, and drains.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,7 +11,7 @@ use crate::daemon::{Names, Scripted, Setup, eventually, is_canary, margin};
 use crate::flow::{assert_each_once, await_committed, comment};
 
 #[test]
-fn a_scorer_that_stalls_beyond_the_poll_interval_keeps_its_partitions() {
+fn a_scorer_that_stalls_longer_than_the_poll_interval_keeps_its_partitions() {
     let broker = Broker::start();
     let names = Names::create(&broker, "stall", 2);
     let values: Vec<Vec<u8>> = (0..600).map(|id| comment(id, "hello")).collect();
@@ -45,7 +45,7 @@ fn a_scorer_that_stalls_beyond_the_poll_interval_keeps_its_partitions() {
     );
     await_committed(&broker, &names, &[300, 300]);
     daemon.stop().unwrap();
-    // Had the partitions been lost, their records would have been scored again.
+    // If the partitions had been lost, their records would have been scored again.
     assert_eq!(calls.load(Ordering::Relaxed), 600);
     assert_each_once(&broker.read(&names.decisions), &[], &[300, 300]);
 }
@@ -89,7 +89,7 @@ fn a_drain_finishes_what_is_in_flight_and_reads_nothing_more() {
 }
 
 #[test]
-fn a_drain_that_runs_out_of_time_gives_up_and_loses_nothing() {
+fn a_drain_that_runs_out_of_time_loses_nothing() {
     let broker = Broker::start();
     let names = Names::create(&broker, "grace", 1);
     let values: Vec<Vec<u8>> = (0..300).map(|id| comment(id, "hello")).collect();
@@ -97,19 +97,21 @@ fn a_drain_that_runs_out_of_time_gives_up_and_loses_nothing() {
         &names.comments,
         values.iter().map(|value| (0, "k", Some(value.as_slice()))),
     );
-    let is_slow = Arc::new(AtomicBool::new(false));
-    let slow = Arc::clone(&is_slow);
+    let has_started = Arc::new(AtomicBool::new(false));
+    let started = Arc::clone(&has_started);
     let mut setup = Setup::new(&broker, &names);
     setup.limits.events = 200;
     let daemon = setup.start(
         &broker,
         Scripted::new(move |rows| {
-            slow.store(true, Ordering::Relaxed);
+            started.store(true, Ordering::Relaxed);
             std::thread::sleep(Duration::from_millis(300));
             Ok(rows.iter().map(margin).collect())
         }),
     );
-    eventually("the first batch is being scored", || is_slow.load(Ordering::Relaxed));
+    eventually("the first batch is being scored", || {
+        has_started.load(Ordering::Relaxed)
+    });
     let start = Instant::now();
     daemon.pipeline.drain(start + Duration::from_millis(400));
     daemon.pipeline.join().unwrap();

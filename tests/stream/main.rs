@@ -1,10 +1,10 @@
-//! The stream, from records in to records out, as a reader of committed records sees it.
+//! Tests of the whole stream: they write input records and check the outputs that a reader of committed records sees.
 //!
-//! Runs on the embedded broker, where delivery is at least once; with `MODERATORD_TEST_BROKERS` set on
-//! that Apache Kafka, where it is exactly once. Tests that only a real broker can tell are ignored
-//! without one: `tests/kafka/suite` starts one and runs them all.
+//! The tests run on the embedded broker, with at-least-once delivery. If `MODERATORD_TEST_BROKERS` is set, they run on
+//! that Apache Kafka instead, with exactly-once delivery. Tests that need Apache Kafka are ignored by default;
+//! `tests/kafka/suite` starts a broker and runs all of them.
 
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(clippy::unwrap_used, reason = "a failure in a helper fails its test")]
 
 #[path = "../common/mod.rs"]
 mod common;

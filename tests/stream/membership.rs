@@ -1,8 +1,8 @@
-//! Daemons that come and go, and a broker that does.
+//! Daemons that join and leave the group, and a broker that becomes unavailable.
 
 use std::time::Duration;
 
-use crate::broker::{Broker, Read};
+use crate::broker::{Broker, OutputRecord};
 use crate::daemon::{Names, Scripted, Setup, margin};
 use crate::flow::{assert_each_once, await_committed, comment};
 
@@ -13,8 +13,9 @@ fn slow() -> Scripted {
     })
 }
 
-/// Exactly once where the broker can; else each at least once, and in order once repeats are left out.
-fn assert_delivered(broker: &Broker, decisions: &[Read], counts: &[i64]) {
+/// Checks that every record was decided exactly once; or, on a broker without transactions, at least once and in order
+/// if duplicates are left out.
+fn assert_delivered(broker: &Broker, decisions: &[OutputRecord], counts: &[i64]) {
     if broker.is_apache() {
         return assert_each_once(decisions, &[], counts);
     }
@@ -58,7 +59,7 @@ fn daemons_join_and_leave_under_load() {
 }
 
 #[test]
-fn a_broker_that_goes_away_and_comes_back_loses_nothing() {
+fn a_broker_outage_loses_nothing() {
     let broker = Broker::embedded();
     let Broker::Embedded(embedded) = &broker else {
         unreachable!()

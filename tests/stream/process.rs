@@ -1,4 +1,4 @@
-//! The daemon as a process: killed, stopped and continued, judged by another client.
+//! Kills, stops and continues the daemon as a process; a separate Kafka client checks its outputs.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +9,7 @@ use crate::broker::{Broker, PATIENCE, script, variable};
 use crate::common::fixture;
 use crate::daemon::{Names, eventually};
 
-/// A daemon on the reference checkpoint.
+/// A daemon that serves the reference checkpoint.
 pub struct Process {
     child: Child,
     log: PathBuf,
@@ -44,7 +44,7 @@ impl Process {
             .arg("run")
             .arg("--config")
             .arg(&settings)
-            // Two processes on two cores: one thread each leaves the broker some.
+            // Two processes share two cores with the broker, so each gets one thread.
             .env("RAYON_NUM_THREADS", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -66,14 +66,14 @@ impl Process {
         self.child.try_wait().unwrap().is_none()
     }
 
-    /// Its exit code, once it has ended.
+    /// Waits until the process has ended, and returns its exit code.
     pub fn wait(&mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            assert!(Instant::now() < deadline, "does not end: {}", self.log());
+            assert!(Instant::now() < deadline, "the process has not ended: {}", self.log());
             std::thread::sleep(Duration::from_millis(20));
         }
     }
@@ -85,13 +85,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // A test that failed leaves nothing behind.
+        // A failed test must not leave the process running.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// Comments of several kinds, one in a hundred of which cannot be read.
+/// Returns the key and value of one of several kinds of event, one in a hundred of which cannot be decoded.
 fn event(id: usize) -> (String, Option<Vec<u8>>) {
     let value = match id % 100 {
         17 => match id / 100 % 4 {
@@ -112,8 +112,8 @@ fn event(id: usize) -> (String, Option<Vec<u8>>) {
     (format!("k{id}"), Some(value))
 }
 
-/// Writes events over the time that a test takes.
-fn produce_slowly(topic: &str, count: usize, partitions: usize, every: Duration, chunk: usize) {
+/// Writes events in chunks, with a pause after each.
+fn produce_slowly(topic: &str, count: usize, partitions: usize, pause: Duration, chunk: usize) {
     let broker = Broker::apache();
     for begin in (0..count).step_by(chunk) {
         let events: Vec<(i32, String, Option<Vec<u8>>)> = (begin..(begin + chunk).min(count))
@@ -128,7 +128,7 @@ fn produce_slowly(topic: &str, count: usize, partitions: usize, every: Duration,
                 .iter()
                 .map(|(partition, key, value)| (*partition, key.as_str(), value.as_deref())),
         );
-        std::thread::sleep(every);
+        std::thread::sleep(pause);
     }
 }
 
@@ -143,12 +143,12 @@ fn await_end(broker: &Broker, names: &Names, partitions: i32, count: i64) {
         if committed != seen.0 {
             seen = (committed, Instant::now());
         }
-        assert!(seen.1.elapsed() < PATIENCE, "stands at {committed} of {count}");
+        assert!(seen.1.elapsed() < PATIENCE, "only {committed} of {count} are committed");
         std::thread::sleep(Duration::from_millis(200));
     }
 }
 
-/// The verdict of a read_committed client that is not ours.
+/// Returns the verdict of an independent `read_committed` client.
 fn judge(names: &Names) -> serde_json::Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/judge.py");
     let verdict = script(
@@ -172,11 +172,12 @@ fn judge(names: &Names) -> serde_json::Value {
     serde_json::from_str(&verdict).unwrap()
 }
 
+/// A pseudo-random number generator with a printable seed.
 struct Dice(u64);
 
 impl Dice {
     fn below(&mut self, limit: u64) -> u64 {
-        // Knuth's MMIX constants.
+        // A linear congruential generator with the constants of Knuth's MMIX.
         self.0 = self
             .0
             .wrapping_mul(6_364_136_223_846_793_005)
@@ -187,7 +188,7 @@ impl Dice {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn twenty_kills_and_every_comment_ends_exactly_once() {
+fn every_comment_is_decided_exactly_once_despite_twenty_kills() {
     const COMMENTS: usize = 20_000;
     let seed = std::env::var("MODERATORD_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
     let broker = Broker::apache();
@@ -203,7 +204,7 @@ fn twenty_kills_and_every_comment_ends_exactly_once() {
         });
         for _ in 0..20 {
             let process = Process::start(folder.path(), &names, "one");
-            // From the middle of the start to the middle of the stream.
+            // Kills happen at any time from startup to the middle of the stream.
             std::thread::sleep(Duration::from_millis(300 + dice.below(4200)));
             process.signal("KILL");
             log = process.log();
@@ -214,7 +215,10 @@ fn twenty_kills_and_every_comment_ends_exactly_once() {
         process.signal("TERM");
         assert_eq!(process.wait(), Some(0), "{}", process.log());
     });
-    assert!(log.contains("serving"), "the kills met a daemon that served: {log}");
+    assert!(
+        log.contains("serving"),
+        "no daemon was serving when it was killed: {log}"
+    );
     let verdict = judge(&names);
     println!("seed {seed}: {verdict}");
     assert_eq!(verdict["ok"], true, "{verdict}");
@@ -226,7 +230,7 @@ fn twenty_kills_and_every_comment_ends_exactly_once() {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn a_zombie_cannot_write_what_another_has_taken_over() {
+fn a_zombie_cannot_write_to_partitions_that_another_has_taken_over() {
     let broker = Broker::apache();
     let names = Names::create(&broker, "zombie", 4);
     let folder = tempfile::tempdir().unwrap();
@@ -242,11 +246,11 @@ fn a_zombie_cannot_write_what_another_has_taken_over() {
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(800));
             zombie.signal("STOP");
-            // Beyond the session timeout: the other takes over.
+            // Longer than the session timeout, so that the other process takes over.
             std::thread::sleep(Duration::from_millis(3500));
             zombie.signal("CONT");
         }
-        // Another process under the zombie's very name fences it for good.
+        // Another process with the same instance name fences the zombie permanently.
         std::thread::sleep(Duration::from_millis(800));
         zombie.signal("STOP");
         let successor_folder = folder.path().join("successor");
@@ -281,7 +285,7 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
     });
     process.signal("TERM");
     process.signal("INT");
-    // Either the drain was over between the two, or the second one cut it short.
+    // The drain either finished between the two signals or was cut short by the second one.
     assert!(matches!(process.wait(), Some(0 | 1)), "{}", process.log());
     let mut process = Process::start(folder.path(), &names, "one");
     await_end(&broker, &names, 2, 8000);

@@ -1,4 +1,4 @@
-//! Comments flow, feedback arrives, `retrain` promotes, and the running daemon swaps.
+//! Retraining on feedback from a topic while a daemon runs, which then swaps to the promoted version.
 
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::broker::{Broker, Read};
+use crate::broker::{Broker, OutputRecord};
 use crate::common::fixture;
 use crate::common::labels::label;
 use crate::daemon::{Names, eventually};
@@ -74,9 +74,9 @@ impl Workspace {
 struct Service(Child, std::path::PathBuf);
 
 impl Service {
-    fn start(place: &Workspace) -> Self {
-        let log = place.folder.path().join("log");
-        let mut command = place.command(&["run"]);
+    fn start(workspace: &Workspace) -> Self {
+        let log = workspace.folder.path().join("log");
+        let mut command = workspace.command(&["run"]);
         let child = command
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
@@ -103,7 +103,7 @@ impl Drop for Service {
     }
 }
 
-fn adapters(decisions: &[Read]) -> Vec<Value> {
+fn adapters(decisions: &[OutputRecord]) -> Vec<Value> {
     decisions
         .iter()
         .map(|decision| decision.json()["model"]["adapter_version"].clone())
@@ -111,12 +111,12 @@ fn adapters(decisions: &[Read]) -> Vec<Value> {
 }
 
 #[test]
-fn a_running_daemon_swaps_to_what_retraining_promotes() {
+fn a_running_daemon_swaps_to_the_version_that_retraining_promotes() {
     let broker = Broker::start();
     let names = Names::create(&broker, "retrain", 1);
     let feedback = crate::broker::unique("feedback");
     broker.create_topic(&feedback, 2);
-    let place = Workspace::new(&broker, &names, &feedback);
+    let workspace = Workspace::new(&broker, &names, &feedback);
     let comments = |from: usize, count: usize| {
         let values: Vec<Vec<u8>> = (from..from + count)
             .map(|id| comment(id, "a walk in the rain rain rain"))
@@ -131,14 +131,14 @@ fn a_running_daemon_swaps_to_what_retraining_promotes() {
             broker.committed(&names.group, &names.comments, 1)[0] == i64::try_from(count).unwrap()
         });
     };
-    let service = Service::start(&place);
+    let service = Service::start(&workspace);
     comments(0, 50);
     decided(50);
 
-    let (code, out, err) = place.run(&["retrain"]);
+    let (code, out, err) = workspace.run(&["retrain"]);
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
     assert!(
-        out.contains("skipped: 0 rows to train on, expected at least 100"),
+        out.contains("skipped: the training part has 0 rows, expected at least 100"),
         "{out}"
     );
 
@@ -151,7 +151,7 @@ fn a_running_daemon_swaps_to_what_retraining_promotes() {
             .map(|((key, event), number)| (number % 2, key.as_str(), Some(event.as_bytes()))),
     );
     broker.produce(&feedback, [(0, "f0", Some(b"no json".as_slice())), (1, "f1", None)]);
-    let (code, out, err) = place.run(&["retrain"]);
+    let (code, out, err) = workspace.run(&["retrain"]);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(
         out.contains("feedback  502 records, 499 contents, 0 superseded, 1 forgotten, 1 refused"),
@@ -174,7 +174,7 @@ fn a_running_daemon_swaps_to_what_retraining_promotes() {
     comments(100, 50);
     decided(150);
 
-    // Before and after, each names its own; nothing is lost, doubled or out of order.
+    // Each decision names the adapter that made it, and nothing is lost, duplicated or out of order.
     let decisions = broker.read(&names.decisions);
     assert_each_once(&decisions, &[], &[150]);
     let adapters = adapters(&decisions);
@@ -187,30 +187,32 @@ fn a_running_daemon_swaps_to_what_retraining_promotes() {
     assert!(adapters[swapped..].iter().all(|adapter| *adapter == version.as_str()));
     assert_eq!(decisions[149].json()["label"], "hateful");
 
-    // Each can be explained, by its own adapter, with the text read again from its source.
+    // Each decision can be explained with its own adapter and the text read again from its source.
     for decision in [&decisions[0], &decisions[149]] {
-        let file = place.folder.path().join("decision.json");
+        let file = workspace.folder.path().join("decision.json");
         std::fs::write(&file, decision.value.as_ref().unwrap()).unwrap();
-        let (code, out, err) = place.run(&["explain", "--decision", file.to_str().unwrap()]);
+        let (code, out, err) = workspace.run(&["explain", "--decision", file.to_str().unwrap()]);
         assert_eq!(code, Some(0), "{out}{err}");
         assert!(out.contains("\nequal: "), "{out}");
-        let (code, out, _) = place.run(&["explain", "--decision", file.to_str().unwrap(), "--text", "another"]);
+        let (code, out, _) = workspace.run(&["explain", "--decision", file.to_str().unwrap(), "--text", "another"]);
         assert_eq!(code, Some(1));
         assert!(out.contains("the text: it has sha256 "), "{out}");
     }
 
-    // No better: kept, not promoted.
-    let (code, out, _) = place.run(&["retrain"]);
+    // An adapter that is no better is kept but not promoted.
+    let (code, out, _) = workspace.run(&["retrain"]);
     assert_eq!(code, Some(0), "{out}");
     assert!(
         out.contains("keep the champion") && out.contains("kept      not promoted"),
         "{out}"
     );
 
-    // A pointer to a version that is not whole is refused, and the old one serves on.
-    break_version(&place.registry(), &version);
+    // A pointer to an incomplete version is refused, and the old version stays in service.
+    break_version(&workspace.registry(), &version);
     eventually("the daemon refuses", || {
-        service.log().contains("refused a version; the old one serves on")
+        service
+            .log()
+            .contains("rejected a version; the previous one stays in service")
     });
     comments(150, 10);
     decided(160);
@@ -231,17 +233,17 @@ fn break_version(registry: &Path, version: &str) {
 }
 
 #[test]
-fn two_retrainings_do_not_run_at_once_and_bad_input_is_named() {
+fn a_second_retraining_is_refused_and_bad_input_is_named() {
     let broker = Broker::start();
     let names = Names::new("lock");
-    let place = Workspace::new(&broker, &names, "none");
-    let input = place.folder.path().join("labels.jsonl");
+    let workspace = Workspace::new(&broker, &names, "none");
+    let input = workspace.folder.path().join("labels.jsonl");
     let labels: Vec<String> = (0..400).map(|number| label(number).1 + "\n").collect();
     std::fs::write(&input, labels.concat()).unwrap();
     let input = input.to_str().unwrap();
-    let registry = moderatord::registry::Registry::open(&format!("file://{}", place.registry().display())).unwrap();
+    let registry = moderatord::registry::Registry::open(&format!("file://{}", workspace.registry().display())).unwrap();
     let lock = registry.lock(std::time::SystemTime::now()).unwrap();
-    let (code, _, err) = place.run(&["retrain", "--input", input]);
+    let (code, _, err) = workspace.run(&["retrain", "--input", input]);
     assert_eq!(code, Some(1));
     assert!(
         err.contains("lock` is held by") && err.contains(&std::process::id().to_string()),
@@ -249,26 +251,26 @@ fn two_retrainings_do_not_run_at_once_and_bad_input_is_named() {
     );
     drop(lock);
 
-    // One class alone, a row that is too long, a contradiction, and labels outside of the scheme.
-    let path = place.folder.path().join("bad.jsonl");
+    // A single class, a row that is too long, and labels that are not allowed.
+    let path = workspace.folder.path().join("bad.jsonl");
     let mut bad: String = (0..300).map(|number| label(2 * number).1 + "\n").collect();
     bad += &format!("{{\"text\":\"{}\",\"label\":\"ok\"}}\n", "long ".repeat(300_000));
     bad += "{\"text\":\"a\",\"label\":\"nasty\"}\n{\"text\":\"a\",\"label\":7}\n";
     std::fs::write(&path, bad).unwrap();
-    let (code, out, err) = place.run(&["retrain", "--input", path.to_str().unwrap()]);
+    let (code, out, err) = workspace.run(&["retrain", "--input", path.to_str().unwrap()]);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("skipped: the training part has"), "{out}");
     for fault in [
         "line 301: has 1500024 bytes",
-        "line 302: `label` is another name",
+        "line 302: `label` is an unknown name",
         "line 303: `label` is 7",
     ] {
         assert!(err.contains(fault), "{fault}: {err}");
     }
 
-    // Killed anywhere, the registry stays readable.
+    // The registry stays readable whenever retraining is killed.
     for millis in [300, 900, 1500, 2500] {
-        let mut child = place
+        let mut child = workspace
             .command(&["retrain", "--input", input])
             .stdout(Stdio::null())
             .spawn()
@@ -276,10 +278,10 @@ fn two_retrainings_do_not_run_at_once_and_bad_input_is_named() {
         std::thread::sleep(Duration::from_millis(millis));
         let _ = child.kill();
         child.wait().unwrap();
-        let (code, out, err) = place.run(&["adapters", "list"]);
+        let (code, out, err) = workspace.run(&["adapters", "list"]);
         assert_eq!(code, Some(0), "{out}{err}");
     }
-    let (code, out, err) = place.run(&["retrain", "--input", input]);
+    let (code, out, err) = workspace.run(&["retrain", "--input", input]);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("version   "), "{out}");
 }

@@ -1,4 +1,4 @@
-//! What a reader of the output topics sees: every decision once, or not.
+//! An independent consumer that counts the outputs of the daemon and measures how long they took.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,45 +14,45 @@ use serde_json::Value;
 
 use crate::kafka::QuietContext;
 
-/// Carried from the input to the output: when it was sent, in microseconds since 1970.
+/// Header with the time at which an event was sent, in microseconds since 1970. The daemon copies it to the output.
 pub(super) const SENT_AT: &str = "demo-sent-at";
 
-/// Latencies kept for the percentiles: the most recent ones.
-const LATENCIES: usize = 100_000;
+/// Number of recent latencies from which the percentiles are computed.
+const MAX_LATENCIES: usize = 100_000;
 
-/// Decisions kept for the view.
-const LATEST: usize = 10;
+/// Number of recent outputs kept for the view.
+const MAX_LATEST: usize = 10;
 
-/// The count so far.
+/// The outputs counted so far.
 #[derive(Debug, Default)]
 pub(super) struct Count {
     pub decided: u64,
     pub dead_lettered: u64,
     pub duplicated: u64,
     pub actions: BTreeMap<String, u64>,
-    /// The newest last.
-    pub latest: VecDeque<Seen>,
+    /// Recent outputs, newest last.
+    pub latest: VecDeque<DemoOutput>,
     latencies_us: VecDeque<u64>,
-    partitions: BTreeMap<i64, Offsets>,
+    partitions: BTreeMap<i64, SeenOffsets>,
 }
 
-/// One output, for the view.
+/// A decision, dead letter or tombstone, as shown in the view.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
+pub(super) struct DemoOutput {
     pub key: String,
     pub action: String,
     pub probability: Option<f64>,
 }
 
-/// Source offsets that were seen of one partition: all below `next`, and some above.
+/// The source offsets seen for one partition: all below `next`, and those in `above`.
 #[derive(Debug, Default)]
-struct Offsets {
+struct SeenOffsets {
     next: i64,
     above: BTreeSet<i64>,
 }
 
-impl Offsets {
-    /// False when the offset was seen before.
+impl SeenOffsets {
+    /// Adds an offset. Returns whether it is new.
     fn insert(&mut self, offset: i64) -> bool {
         if offset < self.next || !self.above.insert(offset) {
             return false;
@@ -65,18 +65,19 @@ impl Offsets {
 }
 
 impl Count {
-    /// Input records that have an output.
+    /// Returns the number of input records that have an output.
     pub fn finished(&self) -> u64 {
         self.decided + self.dead_lettered
     }
 
-    /// Milliseconds from sent to read, of the given share of the recent outputs.
-    pub fn latency_ms(&self, share: f64) -> f64 {
+    /// Returns a quantile, from 0 to 1, of the recent latencies between sending an event and reading its output, in
+    /// milliseconds.
+    pub fn latency_ms(&self, quantile: f64) -> f64 {
         let mut sorted: Vec<u64> = self.latencies_us.iter().copied().collect();
         sorted.sort_unstable();
-        let index = (share * sorted.len() as f64).ceil() as usize;
-        let found = sorted.get(index.saturating_sub(1).min(sorted.len().saturating_sub(1)));
-        found.map_or(0.0, |&micros| micros as f64 / 1e3)
+        let index = (quantile * sorted.len() as f64).ceil() as usize;
+        let latency = sorted.get(index.saturating_sub(1).min(sorted.len().saturating_sub(1)));
+        latency.map_or(0.0, |&micros| micros as f64 / 1e3)
     }
 
     fn add(&mut self, message: &BorrowedMessage<'_>, is_dead_letter: bool) {
@@ -94,7 +95,7 @@ impl Count {
         }
         if let Some(sent_at) = number(SENT_AT).and_then(|micros| u64::try_from(micros).ok()) {
             self.latencies_us.push_back(now_us().saturating_sub(sent_at));
-            if self.latencies_us.len() > LATENCIES {
+            if self.latencies_us.len() > MAX_LATENCIES {
                 self.latencies_us.pop_front();
             }
         }
@@ -111,25 +112,25 @@ impl Count {
                 .to_owned()
         };
         *self.actions.entry(action.clone()).or_default() += 1;
-        self.latest.push_back(Seen {
+        self.latest.push_back(DemoOutput {
             key: String::from_utf8_lossy(message.key().unwrap_or_default()).into_owned(),
             probability: field("probability").and_then(Value::as_f64),
             action,
         });
-        if self.latest.len() > LATEST {
+        if self.latest.len() > MAX_LATEST {
             self.latest.pop_front();
         }
     }
 }
 
-/// Counts the outputs of two topics, apart from the daemon.
+/// A consumer that counts the outputs in the topics of decisions and dead letters.
 #[derive(Debug, Default)]
-pub(super) struct Counter {
+pub(super) struct OutputCounter {
     count: Mutex<Count>,
     stop: AtomicBool,
 }
 
-impl Counter {
+impl OutputCounter {
     pub fn count(&self) -> MutexGuard<'_, Count> {
         self.count.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -138,7 +139,7 @@ impl Counter {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Reads both topics from their beginning until stopped.
+    /// Reads both topics from the beginning until [`OutputCounter::stop`] is called.
     pub fn run(&self, brokers: &str, decisions: &str, dead_letters: &str, partitions: i32) -> anyhow::Result<()> {
         let mut config = ClientConfig::new();
         config
@@ -149,7 +150,7 @@ impl Counter {
             .set("fetch.wait.max.ms", "10");
         let consumer: BaseConsumer<QuietContext> = config
             .create_with_context(QuietContext)
-            .context("cannot make the counting consumer")?;
+            .context("cannot create the counting consumer")?;
         let mut all = TopicPartitionList::new();
         for topic in [decisions, dead_letters] {
             for partition in 0..partitions {
@@ -189,15 +190,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_offset_counts_once_in_whatever_order() {
-        let mut offsets = Offsets::default();
+    fn an_offset_counts_once_in_any_order() {
+        let mut offsets = SeenOffsets::default();
         let seen: Vec<bool> = [0, 2, 2, 1, 0, 3, 1].map(|offset| offsets.insert(offset)).into();
         assert_eq!(seen, [true, true, false, true, false, true, false]);
         assert_eq!((offsets.next, offsets.above.len()), (4, 0));
     }
 
     #[test]
-    fn percentiles_are_of_what_was_measured() {
+    fn percentiles_are_computed_from_the_latencies() {
         let mut count = Count::default();
         assert_eq!(count.latency_ms(0.5), 0.0);
         count.latencies_us = (1..=100).rev().map(|millis| millis * 1000).collect();

@@ -1,4 +1,4 @@
-//! `moderatord demo`: the whole daemon on an embedded broker, with comments to watch.
+//! `moderatord demo`: runs the whole daemon on an embedded broker with sample comments.
 
 mod counter;
 mod samples;
@@ -22,13 +22,13 @@ use super::Exit;
 use super::run::assemble;
 use crate::config::{Config, Sources};
 use crate::kafka::QuietContext;
-use crate::kafka::embedded::{EmbeddedBroker, PROPERTIES};
-use crate::kafka::topics::Partitions;
+use crate::kafka::embedded::{CLIENT_PROPERTIES, EmbeddedBroker};
+use crate::kafka::topics::PartitionCounts;
 use crate::ops::health::Health;
 use crate::ops::log;
 use crate::serving::{ModelSource, ServingError};
 use crate::stream::pipeline::Pipeline;
-use counter::{Count, Counter, SENT_AT, now_us};
+use counter::{Count, OutputCounter, SENT_AT, now_us};
 use view::{DemoFacts, LiveView};
 
 const COMMENTS: &str = "comments";
@@ -36,40 +36,40 @@ const DECISIONS: &str = "decisions";
 const DEAD_LETTERS: &str = "comments.dead-letters";
 const PARTITIONS: i32 = 3;
 
-/// How often the view is drawn and the end looked for.
+/// Time between two updates of the view, which also check for the end of the run.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Events that may be on their way at once.
+/// Maximum number of events in flight.
 const MAX_OUTSTANDING: u64 = 2000;
 
-/// No new output for this long, although some are missing: they are lost.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Outputs that are still missing count as lost if no other output has arrived for this long.
+const LOSS_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
 pub(super) struct DemoArgs {
-    /// End after this many events, with a summary; without it, Ctrl-C does
+    /// Number of events after which to stop and print a summary [default: run until Ctrl-C]
     #[arg(long, value_name = "N")]
     events: Option<u64>,
-    /// Events to produce per second; 0 is as fast as they are taken
+    /// Events to produce per second; 0 means as fast as possible
     #[arg(long, value_name = "R", default_value_t = 50.0)]
     rate: f64,
-    /// Print nothing but the summary, as one JSON object
+    /// Print only the summary, as a single JSON object
     #[arg(long)]
     json: bool,
-    /// Folder of a checkpoint, instead of the small one inside this binary
+    /// Checkpoint folder [default: the bundled model]
     #[arg(long, value_name = "FOLDER")]
     model: Option<String>,
 }
 
 const AFTER_HELP: &str = "\
-Starts a broker in this process and prints its address, so that other clients can join:
+Starts a Kafka broker in this process and prints its address, so that other clients can connect:
   kcat -b ADDRESS -C -t decisions
-SampleComment comments go through the very pipeline that `run` serves, with delivery at_least_once, since the
-embedded broker has no real transactions. Another consumer reads what comes out and counts: lost,
-duplicated, and the time from sending an event to reading its decision.
+Sample comments pass through the same pipeline as in `run`, with delivery at_least_once, because the
+embedded broker does not implement transactions. A separate consumer reads the outputs, counts lost
+and duplicated ones, and measures the time from sending an event to reading its decision.
 
-The checkpoint inside this binary is small: it tells open hostility from small talk, not more.";
+The bundled model is small: it distinguishes open hostility from small talk, and little else.";
 
 pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     if !(args.rate >= 0.0 && args.rate.is_finite()) {
@@ -100,15 +100,15 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         Err(error) => bail!(error),
     };
     let description = loaded.classifier.description().to_owned();
-    let (served, warm) = source.warm_up(loaded, config.batch.max_tokens)?;
+    let (ready, warm) = source.warm_up(loaded, config.batch.max_tokens)?;
     let stream = config.require_stream()?;
-    let partitions = Partitions {
+    let partitions = PartitionCounts {
         comments: PARTITIONS,
         decisions: PARTITIONS,
         dead_letters: PARTITIONS,
     };
-    let (settings, model) = assemble(served, warm.max_tokens, stream, partitions, &config, never());
-    let health = Arc::new(Health::new(PATIENCE));
+    let (settings, model) = assemble(ready, warm.max_tokens, stream, partitions, &config, never());
+    let health = Arc::new(Health::new(LOSS_TIMEOUT));
     let pipeline = Pipeline::start(&settings, model, &health)?;
     let demo = Demo {
         brokers: &brokers,
@@ -116,17 +116,18 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         events: args.events,
         rate: args.rate,
         is_json: args.json,
-        counter: Counter::default(),
+        counter: OutputCounter::default(),
         produced: AtomicU64::new(0),
         stop: AtomicBool::new(false),
     };
-    demo.watch(pipeline, out)
+    demo.run(pipeline, out)
 }
 
-/// The demo's settings: nothing of the user's own, so that it is the same everywhere.
+/// Returns the settings of the demo. They ignore the user's files and environment, so that it works the same
+/// everywhere.
 fn sources(brokers: &str, model: Option<&str>) -> Sources {
     let flag = |key, value: &str| (key, value.to_owned(), "demo");
-    let [(session, session_value), (wait, wait_value)] = PROPERTIES;
+    let [(session, session_value), (wait, wait_value)] = CLIENT_PROPERTIES;
     debug_assert_eq!((session, wait), ("session.timeout.ms", "fetch.wait.max.ms"));
     let model = model.map(|model| flag("model.path", model));
     let stream = vec![
@@ -151,15 +152,15 @@ struct Demo<'a> {
     events: Option<u64>,
     rate: f64,
     is_json: bool,
-    counter: Counter,
+    counter: OutputCounter,
     produced: AtomicU64,
     stop: AtomicBool,
 }
 
 impl Demo<'_> {
-    /// Produces, counts and shows until the end.
-    fn watch(&self, pipeline: Pipeline, out: &mut dyn Write) -> anyhow::Result<Exit> {
-        let took = std::thread::scope(|scope| {
+    /// Produces events, counts the outputs and shows them until the end of the run.
+    fn run(&self, pipeline: Pipeline, out: &mut dyn Write) -> anyhow::Result<Exit> {
+        let duration = std::thread::scope(|scope| {
             let counting = scope.spawn(|| self.counter.run(self.brokers, DECISIONS, DEAD_LETTERS, PARTITIONS));
             let producing = scope.spawn(|| self.produce(&pipeline));
             let shown = self.show(&pipeline, out);
@@ -168,7 +169,7 @@ impl Demo<'_> {
             while !pipeline.has_ended() {
                 std::thread::sleep(Duration::from_millis(10));
             }
-            // What the drain has written is counted as well.
+            // Leaves time to count the outputs that were written while draining.
             std::thread::sleep(TICK);
             self.counter.stop();
             let joined = (counting.join(), producing.join());
@@ -181,11 +182,11 @@ impl Demo<'_> {
             shown
         })?;
         pipeline.join()?;
-        self.summary(took, out)
+        self.print_summary(duration, out)
     }
 
     fn produce(&self, pipeline: &Pipeline) -> anyhow::Result<()> {
-        // Joining the group takes seconds here; what is sent before would only show how many.
+        // Joining the group takes seconds, which would count as latency for events that are sent earlier.
         while !pipeline.is_assigned() && !pipeline.is_ending() && !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -193,7 +194,7 @@ impl Demo<'_> {
         config.set("bootstrap.servers", self.brokers).set("linger.ms", "1");
         let producer: BaseProducer<QuietContext> = config
             .create_with_context(QuietContext)
-            .context("cannot make the producer")?;
+            .context("cannot create the producer")?;
         let start = Instant::now();
         for number in 0..self.events.unwrap_or(u64::MAX) {
             while self.rate > 0.0 && start.elapsed().as_secs_f64() * self.rate < number as f64 {
@@ -202,7 +203,7 @@ impl Demo<'_> {
                     break;
                 }
             }
-            // The embedded broker drops what is not read soon.
+            // The embedded broker drops records that are not read soon.
             while number.saturating_sub(self.counter.count().finished()) >= MAX_OUTSTANDING
                 && !self.stop.load(Ordering::Relaxed)
             {
@@ -233,10 +234,10 @@ impl Demo<'_> {
             self.produced.fetch_add(1, Ordering::Relaxed);
             producer.poll(Duration::ZERO);
         }
-        producer.flush(PATIENCE).context("cannot produce the last events")
+        producer.flush(LOSS_TIMEOUT).context("cannot produce the last events")
     }
 
-    /// Shows what happens until it is over; gives the time until the last decision.
+    /// Shows the outputs until the end of the run. Returns the time from the first event to the last output.
     fn show(&self, pipeline: &Pipeline, out: &mut dyn Write) -> anyhow::Result<Duration> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -248,7 +249,7 @@ impl Demo<'_> {
             let mut interrupt = std::pin::pin!(tokio::signal::ctrl_c());
             let mut ticks = tokio::time::interval(TICK);
             let (mut view, mut progress) = (LiveView::default(), (0, start));
-            let mut rate = Rate::default();
+            let mut rate = CommentRate::default();
             loop {
                 tokio::select! {
                     _ = &mut interrupt => return Ok(progress.1.saturating_duration_since(start)),
@@ -268,28 +269,28 @@ impl Demo<'_> {
                         model: self.model,
                         produced: self.produced.load(Ordering::Relaxed),
                         elapsed: now - start,
-                        rate: rate.of(finished, now),
+                        rate: rate.update(finished, now),
                     };
                     view.draw(&facts, &count, columns(), out)?;
                 } else if !self.is_json {
-                    rate.line(&count, now, out)?;
+                    rate.print_line(&count, now, out)?;
                 }
                 drop(count);
                 let is_complete = self.events.is_some_and(|events| finished >= events);
-                if is_complete || pipeline.is_ending() || now - progress.1 > PATIENCE {
+                if is_complete || pipeline.is_ending() || now - progress.1 > LOSS_TIMEOUT {
                     return Ok(progress.1.saturating_duration_since(start));
                 }
             }
         })
     }
 
-    fn summary(&self, took: Duration, out: &mut dyn Write) -> anyhow::Result<Exit> {
+    fn print_summary(&self, duration: Duration, out: &mut dyn Write) -> anyhow::Result<Exit> {
         let count = self.counter.count();
         let produced = self.produced.load(Ordering::Relaxed);
         let lost = produced.saturating_sub(count.finished());
         let round = |value: f64| (value * 10.0).round() / 10.0;
         let (p50, p99) = (round(count.latency_ms(0.5)), round(count.latency_ms(0.99)));
-        let rate = round(count.finished() as f64 / took.as_secs_f64().max(1e-3));
+        let rate = round(count.finished() as f64 / duration.as_secs_f64().max(1e-3));
         if self.is_json {
             let summary = json!({
                 "produced": produced,
@@ -318,20 +319,20 @@ impl Demo<'_> {
     }
 }
 
-/// Of the terminal that watches.
+/// Returns the width of the terminal in columns.
 fn columns() -> usize {
     usize::from(console::Term::stdout().size().1)
 }
 
-/// Comments per second of late, and the plain form of the view.
+/// The recent number of comments per second, updated about once a second.
 #[derive(Debug, Default)]
-struct Rate {
+struct CommentRate {
     last: Option<(u64, Instant)>,
     value: f64,
 }
 
-impl Rate {
-    fn of(&mut self, finished: u64, now: Instant) -> f64 {
+impl CommentRate {
+    fn update(&mut self, finished: u64, now: Instant) -> f64 {
         let (before, then) = *self.last.get_or_insert((finished, now));
         if now - then >= Duration::from_secs(1) {
             self.value = (finished - before) as f64 / (now - then).as_secs_f64();
@@ -340,10 +341,10 @@ impl Rate {
         self.value
     }
 
-    /// A line a second, where the output is a file or a pipe.
-    fn line(&mut self, count: &Count, now: Instant, out: &mut dyn Write) -> std::io::Result<()> {
+    /// Prints one line per second, for an output that is not a terminal.
+    fn print_line(&mut self, count: &Count, now: Instant, out: &mut dyn Write) -> std::io::Result<()> {
         let before = self.last;
-        let rate = self.of(count.finished(), now);
+        let rate = self.update(count.finished(), now);
         if before.is_some() && self.last != before {
             let latest = count.latest.back().map(view::line).unwrap_or_default();
             let (decided, dead) = (count.decided, count.dead_lettered);

@@ -1,12 +1,12 @@
-//! Comments to watch: our own words, mild ones. Most are kind or neutral, a few rude, a few hateful; a few
-//! events cannot be read, so that dead letters are seen as well.
+//! The sample comments, written for this purpose and mild. Most are kind or neutral, a few are rude, and a few are
+//! hateful. A few events cannot be parsed, so that the demo shows dead letters as well.
 
 use serde_json::json;
 
-/// Communities that they are posted in.
+/// The communities to which the comments are assigned.
 const COMMUNITIES: [&str; 4] = ["gardening", "cooking", "cycling", "chess"];
 
-/// What people write to each other.
+/// Comments that no moderator would remove.
 const FRIENDLY: [&str; 19] = [
     "you look very nice today",
     "See you at the garden on Sunday?",
@@ -29,7 +29,7 @@ const FRIENDLY: [&str; 19] = [
     "Well played, see you in the next round.",
 ];
 
-/// What moderators let stand, or not: aimed at nobody's origin, faith or kind.
+/// Rude comments that do not attack anyone's origin, religion or identity.
 const RUDE: [&str; 8] = [
     "That was a silly thing to say, honestly.",
     "What a boring match, I fell asleep twice.",
@@ -41,7 +41,7 @@ const RUDE: [&str; 8] = [
     "You are such a clown, but a funny one.",
 ];
 
-/// What nobody should have to read about themselves.
+/// Comments that attack people because of their origin, religion, sex or orientation.
 const HATEFUL: [&str; 4] = [
     "Immigrants are ruining our town, every one of them should be sent away.",
     "I cannot stand Muslims, none of them belongs in this club.",
@@ -49,19 +49,19 @@ const HATEFUL: [&str; 4] = [
     "Gay people are not welcome here, keep them away from our children.",
 ];
 
-/// One input event: key, value, and what to call it on screen.
+/// An input event: its key, its value, and the text that the view shows for it.
 pub(super) struct SampleComment {
     pub key: String,
     pub value: Option<Vec<u8>>,
     pub text: &'static str,
 }
 
-/// The event of a number; the same on every run.
+/// Returns the event with the given number, which is the same in every run.
 pub(super) fn sample(number: u64) -> SampleComment {
     let turn = |turn: u64, count: usize| usize::try_from(turn % count as u64).unwrap_or(0);
     let key = format!("c{number}");
     let (value, text) = match number % 100 {
-        40 => (Some(b"this is no JSON".to_vec()), "(no JSON)"),
+        40 => (Some(b"this is not JSON".to_vec()), "(not JSON)"),
         60 => (Some(br#"{"content_id":"no-text"}"#.to_vec()), "(no text)"),
         80 => (None, "(forgotten)"),
         90 => (
@@ -94,7 +94,7 @@ mod tests {
     use crate::scorer::Scorer;
 
     #[test]
-    fn events_are_of_all_kinds_and_the_same_on_every_run() {
+    fn every_sample_appears_and_events_are_reproducible() {
         let shown: std::collections::BTreeSet<&str> = (0..400).map(|number| sample(number).text).collect();
         assert_eq!(shown.len(), FRIENDLY.len() + RUDE.len() + HATEFUL.len() + 4);
         assert_eq!(sample(7).value, sample(7).value);

@@ -1,30 +1,31 @@
-//! The live view: a few lines that are drawn again, or plain lines where nobody watches a terminal.
+//! The live view on a terminal, which redraws a few lines in place.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::time::Duration;
 
-use super::counter::{Count, Seen};
+use super::counter::{Count, DemoOutput};
 use super::samples::sample;
 
-/// What the view shows beside the count.
+/// The facts that the view shows in addition to the count.
 pub(super) struct DemoFacts<'a> {
     pub brokers: &'a str,
     pub model: &'a str,
     pub produced: u64,
     pub elapsed: Duration,
-    /// Comments per second of late.
+    /// Recent number of comments per second.
     pub rate: f64,
 }
 
-/// Draws over its last picture.
+/// A view that overwrites its previous picture.
 #[derive(Debug, Default)]
 pub(super) struct LiveView {
     lines: usize,
 }
 
 impl LiveView {
-    /// Draws on a terminal of so many columns; a line that wrapped would count twice the next time.
+    /// Draws a picture on a terminal with the given number of columns. Longer lines are cut, because a wrapped line
+    /// would take up two lines and the next picture would not cover it.
     pub fn draw(
         &mut self,
         facts: &DemoFacts<'_>,
@@ -33,7 +34,7 @@ impl LiveView {
         out: &mut dyn Write,
     ) -> io::Result<()> {
         let picture = picture(facts, count);
-        // Up to the first line of the last picture; each line is cleared as it is written.
+        // Move up to the first line of the previous picture. Each line is cleared before it is written.
         if self.lines > 0 {
             write!(out, "\x1b[{}A", self.lines)?;
         }
@@ -75,20 +76,20 @@ fn picture(facts: &DemoFacts<'_>, count: &Count) -> String {
         count.latency_ms(0.99)
     );
     text.push('\n');
-    for seen in &count.latest {
-        let _ = writeln!(text, "{}", line(seen));
+    for output in &count.latest {
+        let _ = writeln!(text, "{}", line(output));
     }
     text
 }
 
-/// One decision; the text is the sample's, which is ours to show.
-pub(super) fn line(seen: &Seen) -> String {
-    let number = seen.key.strip_prefix('c').and_then(|number| number.parse().ok());
+/// Formats one output. It may show the text, because it is one of the samples and not a user's comment.
+pub(super) fn line(output: &DemoOutput) -> String {
+    let number = output.key.strip_prefix('c').and_then(|number| number.parse().ok());
     let text = number.map_or("", |number| sample(number).text);
-    let probability = seen
+    let probability = output
         .probability
         .map_or_else(|| "     ".to_owned(), |probability| format!("{probability:.3}"));
-    format!("  {:<11}  {probability}  {text}", seen.action)
+    format!("  {:<11}  {probability}  {text}", output.action)
 }
 
 #[cfg(test)]
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_is_drawn_over_the_last() {
+    fn a_picture_overwrites_the_previous_one() {
         let facts = DemoFacts {
             brokers: "127.0.0.1:9092",
             model: "a model",
@@ -107,7 +108,7 @@ mod tests {
         let mut count = Count::default();
         count.decided = 1;
         count.actions.insert("allow".into(), 1);
-        count.latest.push_back(Seen {
+        count.latest.push_back(DemoOutput {
             key: "c0".into(),
             action: "allow".into(),
             probability: Some(0.25),

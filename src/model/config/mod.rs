@@ -1,30 +1,30 @@
-//! The architecture as data: one [`GemmaConfig`] for Gemma 1, 2 and 3 (text), read from the
-//! checkpoint's `config.json`.
+//! The architecture as data: one [`GemmaConfig`] for Gemma 1, 2 and 3 (text), read from the checkpoint's `config.json`.
 //!
-//! Published checkpoints and those that transformers 5 writes describe the same model in different
-//! words (flat `rope_theta` or nested `rope_parameters`; `sliding_window_pattern` or
-//! `layer_types`); both are understood. What the engine does not compute is refused by name.
+//! Published checkpoints and those written by transformers 5 describe the same model with different fields (flat
+//! `rope_theta` or nested `rope_parameters`, `sliding_window_pattern` or `layer_types`). Both forms are accepted.
+//! Features that the forward pass does not compute are reported as faults.
 
 mod read;
 
 use std::path::Path;
 
+use crate::config::Projection;
 use crate::fault::Faults;
 
-/// Which published architecture the checkpoint has.
+/// The published architecture that a checkpoint has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
-    /// `gemma`: Gemma 1.
+    /// Gemma 1 (`gemma`).
     Gemma,
-    /// `gemma2`: soft-caps, alternating windows, norms after each block.
+    /// Gemma 2 (`gemma2`), which adds soft-caps, sliding windows in every other layer, and norms after each block.
     Gemma2,
-    /// `gemma3_text`: QK norm, local and global RoPE.
+    /// Gemma 3 (`gemma3_text`), which adds norms of queries and keys, and separate RoPE for local and global layers.
     Gemma3,
 }
 
 impl Family {
-    /// The `model_type` of `config.json`.
-    pub fn model_type(self) -> &'static str {
+    /// Returns the `model_type` that `config.json` uses for this family.
+    pub(crate) fn model_type(self) -> &'static str {
         match self {
             Self::Gemma => "gemma",
             Self::Gemma2 => "gemma2",
@@ -32,85 +32,108 @@ impl Family {
         }
     }
 
-    /// Whether blocks norm their outputs too (`pre_` and `post_feedforward_layernorm`).
+    /// Returns whether the outputs of attention and MLP are normed too (`post_attention_layernorm` and
+    /// `post_feedforward_layernorm`).
     pub fn has_post_norms(self) -> bool {
         self != Self::Gemma
     }
 
-    /// Whether queries and keys are normed per head.
+    /// Returns whether queries and keys are normed per head.
     pub fn has_qk_norm(self) -> bool {
         self == Self::Gemma3
     }
 }
 
-/// Rotary position embedding of one kind of layer.
+/// The parameters of a rotary position embedding, which layers of one type share.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rope {
-    /// Base of the frequencies.
+    /// The base of the frequencies.
     pub theta: f64,
-    /// Positions are divided by this (linear scaling); 1 for none.
+    /// The divisor of positions (linear scaling), or 1 without scaling.
     pub factor: f64,
 }
 
 /// What distinguishes one layer from another.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerConfig {
-    /// A query sees itself and the `window - 1` tokens before it; `None`: all before it.
+    /// The number of tokens that a query attends to, including its own; `None` if it attends to all tokens before it.
     pub window: Option<usize>,
-    /// The layer's rotary embedding.
+    /// The rotary position embedding of this layer.
     pub rope: Rope,
 }
 
-/// A Gemma text decoder, as data.
+/// The shape and constants of a Gemma text decoder.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GemmaConfig {
-    /// The architecture.
+    /// The architecture, which decides which norms exist and what `config.json` must contain.
     pub family: Family,
-    /// Rows of the embedding.
+    /// The number of rows of the embedding.
     pub vocab_size: usize,
-    /// Width of the residual stream.
+    /// The width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// The width of the MLP.
     pub intermediate_size: usize,
-    /// Query heads.
+    /// The number of query heads.
     pub num_attention_heads: usize,
-    /// Key and value heads; divides the query heads.
+    /// The number of key and value heads, a divisor of the number of query heads.
     pub num_key_value_heads: usize,
-    /// Width of a head; even.
+    /// The width of a head, an even number.
     pub head_dim: usize,
-    /// Added to the mean square in every norm.
+    /// The number added to the mean square in every norm.
     pub rms_norm_eps: f64,
-    /// Queries are multiplied by this: `query_pre_attn_scalar^-0.5`, in Gemma 1 `head_dim^-0.5`.
+    /// The factor of queries: `query_pre_attn_scalar^-0.5`, or `head_dim^-0.5` in Gemma 1.
     pub query_scale: f64,
-    /// Attention scores become `cap * tanh(score / cap)`.
+    /// If set, attention scores become `cap * tanh(score / cap)`.
     pub attn_logit_softcapping: Option<f64>,
-    /// Logits become `cap * tanh(logit / cap)`.
+    /// If set, logits become `cap * tanh(logit / cap)`.
     pub final_logit_softcapping: Option<f64>,
-    /// Positions the checkpoint was made for.
+    /// The number of positions that the checkpoint supports.
     pub max_position_embeddings: usize,
-    /// Whether the unembedding is the embedding.
+    /// Whether the embedding also serves as the unembedding.
     pub tie_word_embeddings: bool,
-    /// One entry a layer, first to last.
+    /// The configuration of each layer, first to last.
     pub layers: Vec<LayerConfig>,
 }
 
 impl GemmaConfig {
-    /// Reads the text of a `config.json`; `file` is only named in errors.
+    /// Reads the text of a `config.json`. The path `file` appears only in errors.
     ///
     /// # Errors
-    /// All faults found: an architecture we do not compute, a field missing or out of range.
+    /// Returns every fault found: an unsupported architecture or feature, and each field that is missing or out of
+    /// range.
     pub fn parse(file: &Path, text: &str) -> Result<Self, Faults> {
         read::read(file, text)
     }
 
-    /// Number of layers.
+    /// Returns the number of layers.
     pub fn num_layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// `sqrt(hidden_size)`: what embeddings are multiplied by.
-    pub fn embedding_scale(&self) -> f64 {
+    /// Returns the factor of embeddings, `sqrt(hidden_size)`.
+    pub(crate) fn embedding_scale(&self) -> f64 {
         (self.hidden_size as f64).sqrt()
+    }
+
+    /// Returns the number of weights in all linear layers of one decoder layer.
+    pub(crate) fn linear_weights_per_layer(&self) -> usize {
+        let weights = |projection: Projection| projection.shape(self).iter().product::<usize>();
+        Projection::ALL.into_iter().map(weights).sum()
+    }
+}
+
+impl Projection {
+    /// Returns the shape (outputs, inputs) of the weight of this linear layer.
+    pub fn shape(self, config: &GemmaConfig) -> [usize; 2] {
+        let queries = config.num_attention_heads * config.head_dim;
+        let keys = config.num_key_value_heads * config.head_dim;
+        match self {
+            Self::Q => [queries, config.hidden_size],
+            Self::K | Self::V => [keys, config.hidden_size],
+            Self::O => [config.hidden_size, queries],
+            Self::Gate | Self::Up => [config.intermediate_size, config.hidden_size],
+            Self::Down => [config.hidden_size, config.intermediate_size],
+        }
     }
 }
 
@@ -128,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn both_styles_of_config_describe_the_same_model() {
+    fn published_and_transformers_5_configs_give_the_same_model() {
         for folder in ["gemma", "gemma2", "gemma3", "gemma3_linear8"] {
             let published = fixture(&format!("{folder}/config.json"));
             let variant = if folder == "gemma" {
@@ -141,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn layers_are_data() {
+    fn windows_and_ropes_are_read_for_each_layer() {
         let windows = |path| {
             fixture(path)
                 .layers
@@ -217,10 +240,10 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_architecture_is_named() {
+    fn the_model_type_is_named_if_it_is_unsupported() {
         for (text, found) in [
             (r#"{"model_type": "llama"}"#, "`llama`"),
-            ("{}", "nothing"),
+            ("{}", "`model_type` is missing"),
             ("[", "not JSON"),
         ] {
             let text = parse(text).unwrap_err().to_string();

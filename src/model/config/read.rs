@@ -1,4 +1,4 @@
-//! From the text of a `config.json` to a [`GemmaConfig`]; every fault is kept.
+//! Reads a [`GemmaConfig`] from the text of a `config.json` and reports every fault in it.
 
 use std::path::Path;
 
@@ -9,11 +9,11 @@ use serde_json::Value;
 use super::{Family, GemmaConfig, LayerConfig, Rope};
 use crate::fault::{Fault, Faults};
 
-/// Far above any published checkpoint; a hostile file cannot make us allocate by its numbers.
+/// Far above any published checkpoint. Limits how much memory the numbers of a hostile file can make us allocate.
 const MAX_DIMENSION: usize = 1 << 20;
 const MAX_LAYERS: usize = 512;
 
-/// `config.json` as published or as transformers 5 writes it.
+/// The fields of `config.json`, as published or as written by transformers 5.
 #[derive(Debug, Deserialize)]
 struct RawModelConfig {
     model_type: Option<String>,
@@ -54,11 +54,10 @@ struct RawRope {
     factor: Option<f64>,
 }
 
-/// Reads the text of a `config.json`; `file` is only named in errors.
 pub(super) fn read(file: &Path, text: &str) -> Result<GemmaConfig, Faults> {
     let mut json: Value =
         serde_json::from_str(text).map_err(|error| Fault::file(file, format!("not JSON: {error}")))?;
-    // A multimodal checkpoint nests its text decoder, and leaves out what equals the defaults of
+    // A multimodal checkpoint nests the config of its text decoder and omits values that equal the defaults of
     // transformers' Gemma3TextConfig.
     if let Some(nested) = json.get_mut("text_config").map(Value::take) {
         json = with_text_defaults(nested);
@@ -67,12 +66,12 @@ pub(super) fn read(file: &Path, text: &str) -> Result<GemmaConfig, Faults> {
         serde_json::from_value(json).map_err(|error| Fault::file(file, format!("cannot read: {error}")))?;
     ConfigReader {
         file,
-        faults: Vec::new(),
+        faults: Faults::default(),
     }
     .read(&raw)
 }
 
-/// Defaults of transformers' `Gemma3TextConfig`, for the nested configs that rely on them.
+/// Adds the defaults of transformers' `Gemma3TextConfig` to a nested config, which relies on them.
 fn with_text_defaults(mut nested: Value) -> Value {
     let defaults = serde_json::json!({
         "model_type": "gemma3_text", "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -91,7 +90,7 @@ fn with_text_defaults(mut nested: Value) -> Value {
 /// Collects every fault instead of stopping at the first.
 struct ConfigReader<'a> {
     file: &'a Path,
-    faults: Vec<Fault>,
+    faults: Faults,
 }
 
 impl ConfigReader<'_> {
@@ -105,14 +104,14 @@ impl ConfigReader<'_> {
             Some("gemma2") => Family::Gemma2,
             Some("gemma3_text" | "gemma3") => Family::Gemma3,
             found => {
-                let found = found.map_or("nothing".to_owned(), |name| format!("`{name}`"));
+                let found = found.map_or("missing".to_owned(), |name| format!("`{name}`"));
                 self.fault(format!(
                     "`model_type` is {found}, expected `gemma`, `gemma2` or `gemma3_text`"
                 ));
-                return Err(self.faults.into());
+                return Err(self.faults);
             }
         };
-        self.refuse_unsupported(raw, family);
+        self.check_supported(raw, family);
         let layers = self.dimension("num_hidden_layers", raw.num_hidden_layers, MAX_LAYERS);
         let config = GemmaConfig {
             family,
@@ -151,18 +150,19 @@ impl ConfigReader<'_> {
         if self.faults.is_empty() {
             Ok(config)
         } else {
-            Err(self.faults.into())
+            Err(self.faults)
         }
     }
 
-    fn refuse_unsupported(&mut self, raw: &RawModelConfig, family: Family) {
-        let named = |name, activation: Option<Activation>| activation.map(|found| (name, found));
-        let found = named("hidden_activation", raw.hidden_activation).or(named("hidden_act", raw.hidden_act));
+    /// Reports features that the forward pass does not compute.
+    fn check_supported(&mut self, raw: &RawModelConfig, family: Family) {
+        let with_key = |key, activation: Option<Activation>| activation.map(|found| (key, found));
+        let found = with_key("hidden_activation", raw.hidden_activation).or(with_key("hidden_act", raw.hidden_act));
         match found {
             Some((_, Activation::GeluPytorchTanh)) => {}
-            // Gemma 1 checkpoints say "gelu" and mean the tanh form (transformers' GemmaMLP).
+            // In Gemma 1 checkpoints, "gelu" stands for the tanh form (transformers' GemmaMLP).
             Some((_, Activation::Gelu)) if family == Family::Gemma => {}
-            Some((name, found)) => self.fault(format!("`{name}` is {found:?}, expected `gelu_pytorch_tanh`")),
+            Some((key, found)) => self.fault(format!("`{key}` is {found:?}, expected `gelu_pytorch_tanh`")),
             None => self.fault("`hidden_activation` is missing, expected `gelu_pytorch_tanh`"),
         }
         if raw.attention_bias == Some(true) {
@@ -212,7 +212,7 @@ impl ConfigReader<'_> {
     fn layers(&mut self, raw: &RawModelConfig, family: Family, count: usize) -> Vec<LayerConfig> {
         let global = self.rope(raw, "full_attention", raw.rope_theta, raw.rope_scaling.as_ref());
         let local = match family {
-            // Gemma 2's windowed layers rotate like its full ones; so does Gemma 1, which has no window.
+            // In Gemma 2, layers with and without a window use the same RoPE. Gemma 1 has no windows.
             Family::Gemma | Family::Gemma2 => global,
             Family::Gemma3 => self.rope(raw, "sliding_attention", raw.rope_local_base_freq, None),
         };
@@ -235,8 +235,8 @@ impl ConfigReader<'_> {
         sliding.iter().map(layer).collect()
     }
 
-    /// The rope of one layer type: from `rope_parameters` (transformers 5: flat, or nested by layer
-    /// type), else from the published flat fields.
+    /// Returns the RoPE of one layer type. It comes from `rope_parameters` if that field is set (transformers 5; flat or
+    /// nested by layer type), and from the flat fields of published checkpoints otherwise.
     fn rope(&mut self, raw: &RawModelConfig, layer_type: &str, theta: Option<f64>, scaling: Option<&RawRope>) -> Rope {
         let nested = raw
             .rope_parameters
@@ -268,7 +268,7 @@ impl ConfigReader<'_> {
         Rope { theta, factor }
     }
 
-    /// For each layer whether it is windowed.
+    /// Returns for each layer whether it has a window.
     fn sliding_layers(&mut self, raw: &RawModelConfig, family: Family, count: usize) -> Vec<bool> {
         if family == Family::Gemma {
             return vec![false; count];
@@ -286,7 +286,7 @@ impl ConfigReader<'_> {
             }
             return types.iter().map(|name| name == "sliding_attention").collect();
         }
-        // Gemma 2 alternates, windowed first; Gemma 3 makes every pattern-th layer a full one.
+        // In Gemma 2, every second layer attends without a window; in Gemma 3, every `pattern`-th layer does.
         let pattern = match family {
             Family::Gemma2 => Some(2),
             _ => raw.sliding_window_pattern.or(raw.private_sliding_window_pattern),

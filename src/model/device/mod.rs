@@ -1,7 +1,7 @@
-//! Where a model computes and in what: the settings made true, or refused by name.
+//! Resolves the settings of device and dtype, or explains why they cannot be met; and manages a GPU's memory.
 
 #[cfg(feature = "cuda")]
-pub(super) mod card;
+pub(crate) mod gpu;
 pub(crate) mod footprint;
 
 use candle_core::{DType, Device, Result as CandleResult};
@@ -10,21 +10,21 @@ use tracing::warn;
 use crate::config::{DeviceChoice, DtypeChoice, ModelConfig, Quantize};
 use crate::fault::Fault;
 use crate::model::files::checkpoint::Checkpoint;
-use footprint::bytes_needed;
+use footprint::required_bytes;
 
-/// A device that is there, and a dtype that it computes in.
+/// An open device and the dtype that linear layers use on it.
 #[derive(Debug, Clone)]
 pub struct Placement {
-    /// The device.
+    /// The CPU or an open GPU.
     pub device: Device,
-    /// What linear layers compute in: f32, or bf16 on a GPU.
+    /// The dtype of linear layers: f32, or bf16 on a GPU.
     pub dtype: DType,
-    /// Its GPU's number; none is the CPU.
+    /// The number of the GPU, or `None` for the CPU.
     ordinal: Option<usize>,
 }
 
 impl Placement {
-    /// The CPU, in f32.
+    /// Returns the placement on the CPU in f32, which is always possible.
     pub fn cpu() -> Self {
         Self {
             device: Device::Cpu,
@@ -33,18 +33,18 @@ impl Placement {
         }
     }
 
-    /// What the settings ask for. `auto` takes the first GPU, or the CPU with a warning where a build for
-    /// GPUs finds none; a device that is named must be there.
+    /// Opens the device that the settings ask for. With `auto`, this is the first GPU; if there is none, it is the CPU,
+    /// and a build with CUDA logs a warning.
     ///
     /// # Errors
-    /// No such device, or one that cannot do what is asked of it.
-    pub fn of(model: &ModelConfig) -> Result<Self, Fault> {
+    /// Returns an error if a GPU is required but cannot be used, or if the device does not support the dtype or the
+    /// quantisation.
+    pub fn from_settings(model: &ModelConfig) -> Result<Self, Fault> {
         let placement = match model.device {
             DeviceChoice::Cpu => Self::cpu(),
-            DeviceChoice::Auto => auto(),
-            DeviceChoice::Cuda(ordinal) => {
-                cuda(ordinal).map_err(|reason| Fault::setting("model.device", format!("`cuda:{ordinal}` {reason}")))?
-            }
+            DeviceChoice::Auto => first_gpu_or_cpu(),
+            DeviceChoice::Cuda(ordinal) => open_gpu(ordinal)
+                .map_err(|reason| Fault::setting("model.device", format!("`cuda:{ordinal}` {reason}")))?,
         };
         let is_cpu = placement.device.is_cpu();
         let dtype = match model.dtype {
@@ -53,39 +53,43 @@ impl Placement {
             DtypeChoice::F32 => DType::F32,
         };
         if is_cpu && dtype != DType::F32 {
-            let text = "`bf16` is computed on GPUs only; expected `auto` or `f32` on the CPU";
+            let text = "`bf16` is supported only on a GPU, expected `auto` or `f32` on the CPU";
             return Err(Fault::setting("model.dtype", text.to_owned()));
         }
         if !is_cpu && model.quantize != Quantize::None {
-            let text = "weights are quantised on the CPU only; expected `none` on a GPU";
+            let text = "quantised weights are supported only on the CPU, expected `none` on a GPU";
             return Err(Fault::setting("model.quantize", text.to_owned()));
         }
         Ok(Self { dtype, ..placement })
     }
 
-    /// As [`Placement::of`], for a checkpoint that must fit in what memory is free there. Where it does not, `auto`
-    /// takes the CPU with a warning.
+    /// Opens the device that the settings ask for, as [`Placement::from_settings`] does, and checks that it has enough
+    /// free memory for a checkpoint. If a GPU does not, `auto` falls back to the CPU with a warning.
     ///
     /// # Errors
-    /// As [`Placement::of`]; too little memory on a device that is named.
+    /// Returns an error in the cases of [`Placement::from_settings`], and if a GPU that the settings name has too
+    /// little free memory.
     pub fn for_checkpoint(model: &ModelConfig, checkpoint: &Checkpoint) -> Result<Self, Fault> {
-        let placement = Self::of(model)?;
+        let placement = Self::from_settings(model)?;
         let fault = |text: String| Fault::setting("model.device", format!("`{}` {text}", placement.name()));
-        let free = placement
-            .free_bytes()
-            .map_err(|error| fault(format!("does not tell its free memory: {}", first_line(&error))))?;
+        let free = placement.free_bytes().map_err(|error| {
+            fault(format!(
+                "cannot report its free memory: {}",
+                message_without_backtrace(&error)
+            ))
+        })?;
         let adapter = model.adapter.as_ref();
         let adapter = adapter.and_then(|folder| std::fs::metadata(folder.join("adapter_model.safetensors")).ok());
-        // What is wrong with its file is told when it is read.
-        let needed = bytes_needed(checkpoint, placement.dtype) + adapter.map_or(0, |file| file.len());
-        match (room(free, needed), model.device) {
+        // A problem with the adapter's file is reported when it is read.
+        let needed = required_bytes(checkpoint, placement.dtype) + adapter.map_or(0, |file| file.len());
+        match (check_free_memory(free, needed), model.device) {
             (Ok(()), _) => Ok(placement),
             (Err(reason), DeviceChoice::Auto) => {
                 warn!(
                     device = placement.name(),
                     reason, "no GPU can be used: computing on the CPU"
                 );
-                Self::of(&ModelConfig {
+                Self::from_settings(&ModelConfig {
                     device: DeviceChoice::Cpu,
                     ..model.clone()
                 })
@@ -94,7 +98,7 @@ impl Placement {
         }
     }
 
-    /// `cpu` or `cuda:N`, as decisions name it.
+    /// Returns the device's name as it appears in decisions: `cpu` or `cuda:N`.
     pub fn name(&self) -> String {
         match self.ordinal {
             None => "cpu".to_owned(),
@@ -102,73 +106,63 @@ impl Placement {
         }
     }
 
-    /// The setting that asks for this very place.
-    pub fn choice(&self) -> DeviceChoice {
+    /// Returns the setting that selects this device and never another one.
+    pub(crate) fn choice(&self) -> DeviceChoice {
         self.ordinal.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda)
     }
 
-    /// `f32` or `bf16`.
+    /// Returns the name of the dtype: `f32` or `bf16`.
     pub fn dtype_name(&self) -> &'static str {
         self.dtype.as_str()
     }
 
-    /// Bytes that are free on a GPU; nothing for the CPU, whose memory is the system's to share out.
-    ///
-    /// # Errors
-    /// The driver's.
-    pub fn free_bytes(&self) -> CandleResult<Option<u64>> {
-        free_bytes(&self.device)
+    /// Returns the bytes that can still be allocated on a GPU, or `None` on the CPU, whose memory is shared with the rest
+    /// of the system.
+    pub(crate) fn free_bytes(&self) -> CandleResult<Option<u64>> {
+        match &self.device {
+            #[cfg(feature = "cuda")]
+            Device::Cuda(gpu) => gpu::free_bytes(gpu).map(Some),
+            _ => Ok(None),
+        }
     }
 }
 
-/// As [`Placement::free_bytes`].
-pub(crate) fn free_bytes(device: &Device) -> CandleResult<Option<u64>> {
+/// Waits for a GPU and returns freed memory that this process keeps to the driver. After an allocation has failed, this
+/// leaves room for other processes and for libraries that do not allocate from the pool. Does nothing on the CPU.
+pub(crate) fn release_unused_memory(device: &Device) -> CandleResult<()> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => card::free_bytes(device).map(Some),
-        _ => Ok(None),
-    }
-}
-
-/// Waits for a GPU and gives back what memory is kept there for the next batch; nothing on the CPU.
-///
-/// # Errors
-/// What failed on the device.
-pub(crate) fn release(device: &Device) -> CandleResult<()> {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(device) => card::release(device),
+        Device::Cuda(gpu) => gpu::release_unused_memory(gpu),
         _ => Ok(()),
     }
 }
 
-/// Keeps so much memory of a GPU ready beside what tensors hold now; more goes back when the device is waited for.
-///
-/// # Errors
-/// The driver's.
+/// Sets how much GPU memory this process keeps when tensors are freed: what tensors use now, plus `bytes`. Memory beyond
+/// that is returned to the driver whenever the device is synchronised.
 #[cfg_attr(
     not(feature = "cuda"),
-    expect(unused_variables, reason = "the CPU's memory is the system's")
+    expect(unused_variables, reason = "only memory of a GPU is managed")
 )]
-pub(crate) fn keep_memory(device: &Device, bytes: u64) -> CandleResult<()> {
+pub(crate) fn retain_freed_memory(device: &Device, bytes: u64) -> CandleResult<()> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(device) => card::keep_memory(device, bytes),
+        Device::Cuda(gpu) => gpu::retain_freed_memory(gpu, bytes),
         _ => Ok(()),
     }
 }
 
-/// Called before the last use of a device goes: the libraries' handles panic when a device that has failed cannot
-/// close them, so such a device stays open until the process ends.
-pub(crate) fn keep_open_if_failed(device: &Device) {
+/// Keeps a GPU that has failed open until the process ends; call this before its last handle is dropped. The handles of
+/// CUDA's libraries panic if they cannot be closed.
+pub(crate) fn leak_if_failed(device: &Device) {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(card) if device.synchronize().is_err() => std::mem::forget(card.clone()),
+        Device::Cuda(gpu) if device.synchronize().is_err() => std::mem::forget(gpu.clone()),
         _ => {}
     }
 }
 
-fn room(free: Option<u64>, needed: u64) -> Result<(), String> {
+/// Returns an error that states both numbers if less than `needed` bytes are free.
+fn check_free_memory(free: Option<u64>, needed: u64) -> Result<(), String> {
     let gigabytes = |bytes: u64| bytes as f64 / 1e9;
     match free {
         Some(free) if free < needed => Err(format!(
@@ -181,31 +175,32 @@ fn room(free: Option<u64>, needed: u64) -> Result<(), String> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn auto() -> Placement {
+fn first_gpu_or_cpu() -> Placement {
     Placement::cpu()
 }
 
 #[cfg(feature = "cuda")]
-fn auto() -> Placement {
-    cuda(0).unwrap_or_else(|reason| {
+fn first_gpu_or_cpu() -> Placement {
+    open_gpu(0).unwrap_or_else(|reason| {
         warn!(reason, "no GPU can be used: computing on the CPU");
         Placement::cpu()
     })
 }
 
 #[cfg(not(feature = "cuda"))]
-fn cuda(_ordinal: usize) -> Result<Placement, String> {
-    Err("needs a build with CUDA, which this is not; expected `auto` or `cpu`".to_owned())
+fn open_gpu(_ordinal: usize) -> Result<Placement, String> {
+    Err("needs a build with CUDA, expected `auto` or `cpu`".to_owned())
 }
 
-/// Opens the card and runs one of our kernels on it, which is where a driver that is too old, and a card that
-/// the kernels are not compiled for, show.
+/// Opens a GPU and runs one of our kernels on it. This fails if the driver is too old or if the kernels are not compiled
+/// for the GPU.
 #[cfg(feature = "cuda")]
-fn cuda(ordinal: usize) -> Result<Placement, String> {
-    if let Some(reason) = card::missing_driver() {
-        return Err(format!("needs NVIDIA's driver, and there is none: {reason}"));
+fn open_gpu(ordinal: usize) -> Result<Placement, String> {
+    if let Some(reason) = gpu::driver_load_error() {
+        return Err(format!("needs NVIDIA's driver, which cannot be loaded: {reason}"));
     }
-    let device = card::open(ordinal).map_err(|error| format!("cannot be opened: {}", first_line(&error)))?;
+    let device =
+        gpu::open(ordinal).map_err(|error| format!("cannot be opened: {}", message_without_backtrace(&error)))?;
     let probe = || {
         let x = candle_core::Tensor::ones((1, 32), DType::BF16, &device)?;
         super::kernels::geglu(&x, &x)?
@@ -215,11 +210,11 @@ fn cuda(ordinal: usize) -> Result<Placement, String> {
     };
     match probe() {
         Ok(values) if (values[0] - 0.841_19).abs() < 0.01 => {}
-        Ok(values) => return Err(format!("computes {} where 0.84 is right", values[0])),
+        Ok(values) => return Err(format!("computes a wrong result: {}, expected 0.84", values[0])),
         Err(error) => {
             return Err(format!(
-                "cannot run our kernels (compute capability 8.0 or later and a driver for CUDA 13 are needed): {}",
-                first_line(&error)
+                "cannot run our kernels, which need compute capability 8.0 or later and a driver for CUDA 13: {}",
+                message_without_backtrace(&error)
             ));
         }
     }
@@ -230,8 +225,8 @@ fn cuda(ordinal: usize) -> Result<Placement, String> {
     })
 }
 
-/// candle's errors carry a backtrace where the environment asks for one.
-pub(crate) fn first_line(error: &candle_core::Error) -> String {
+/// Returns the first line of a candle error. A backtrace follows it if the environment enables backtraces.
+pub(crate) fn message_without_backtrace(error: &candle_core::Error) -> String {
     error.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
@@ -240,11 +235,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn too_little_memory_is_told_in_numbers() {
-        assert_eq!(room(None, u64::MAX), Ok(()));
-        assert_eq!(room(Some(5), 5), Ok(()));
+    fn too_little_memory_is_reported_in_numbers() {
+        assert_eq!(check_free_memory(None, u64::MAX), Ok(()));
+        assert_eq!(check_free_memory(Some(5), 5), Ok(()));
         assert_eq!(
-            room(Some(3_100_000_000), 5_250_000_000),
+            check_free_memory(Some(3_100_000_000), 5_250_000_000),
             Err("has 3.10 GB of memory free, expected at least 5.25 GB for this model".to_owned())
         );
     }

@@ -1,11 +1,11 @@
-//! The small checkpoint that this binary carries: what `model.path` stands for when nobody sets it.
+//! The small checkpoint in this binary, which is used if `model.path` is not set.
 //!
-//! Its card, `models/moderatord-mini/README.md`, says what it is for and what not, and how it was made.
+//! Its card, `models/moderatord-mini/README.md`, describes what it can be used for and how it was made.
 
-/// What it is called where a checkpoint's folder would be named.
+/// The name that stands in for the checkpoint's folder in logs and errors.
 pub const NAME: &str = "moderatord-mini";
 
 pub(super) const CONFIG: &str = include_str!("../../../models/moderatord-mini/config.json");
-/// Its `tokenizer.json`.
+/// The bytes of the bundled checkpoint's `tokenizer.json`.
 pub const TOKENIZER: &[u8] = include_bytes!("../../../models/moderatord-mini/tokenizer.json");
 pub(super) const WEIGHTS: &[u8] = include_bytes!("../../../models/moderatord-mini/model.safetensors");

@@ -1,6 +1,6 @@
-//! Files that hold a model: checkpoints in Hugging Face layout, the bundled one, and PEFT adapters.
+//! The files of a model: checkpoints in Hugging Face layout, the bundled checkpoint, and adapters in PEFT's layout.
 
-pub mod tensor_file;
+pub(crate) mod tensor_file;
 pub mod bundled;
 pub mod checkpoint;
 pub mod lora;

@@ -1,8 +1,8 @@
-//! One safetensors file, memory-mapped or carried in the binary: its header is validated on opening, its tensors are read,
-//! converted and checked one at a time.
+//! One safetensors file, memory-mapped or embedded in the binary. Its header is validated when the file is opened; its
+//! tensors are read, checked and converted one at a time.
 //!
-//! A file's numbers are never trusted before the safetensors crate has checked them against the
-//! file's size, so memory is bounded by what the file really holds.
+//! The safetensors crate checks the sizes in the header against the size of the file before anything is allocated, so
+//! memory use is limited by the size of the file.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,14 +15,15 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 
 use crate::fault::Fault;
 
-/// Elements that one task converts: large enough to hide the cost of a task, small enough to share.
+/// The number of elements that one task converts. It is large enough to hide the cost of a task, and small enough to keep
+/// all cores busy.
 const CONVERT_CHUNK: usize = 1 << 16;
 
-/// A safetensors file.
+/// An open safetensors file with a valid header.
 ///
-/// One that is mapped must not be changed in place meanwhile; replace it by renaming, as every package manager
-/// and our own registry do.
-pub struct TensorFile {
+/// A mapped file must not be changed in place while it is open. Replace it by renaming, as package managers and our
+/// registry do.
+pub(crate) struct TensorFile {
     path: PathBuf,
     content: Content,
     metadata: Metadata,
@@ -31,46 +32,47 @@ pub struct TensorFile {
 
 enum Content {
     Mapped(Mmap),
-    Carried(&'static [u8]),
+    Embedded(&'static [u8]),
 }
 
 impl TensorFile {
     /// Maps `path` and validates its header.
     ///
     /// # Errors
-    /// The file cannot be opened, is no regular file, or its header does not describe it.
-    pub fn open(path: &Path) -> Result<Self, Fault> {
+    /// Returns an error if the file cannot be opened, is not a regular file, or has a header that does not match its
+    /// content.
+    pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
         let fault = |text: String| Fault::file(path, text);
         let file = File::open(path).map_err(|error| fault(format!("cannot open: {error}")))?;
         let is_file = file
             .metadata()
-            .map_err(|error| fault(format!("cannot stat: {error}")))?
+            .map_err(|error| fault(format!("cannot read its metadata: {error}")))?
             .is_file();
         if !is_file {
             return Err(fault("is not a regular file".into()));
         }
         #[expect(
             unsafe_code,
-            reason = "memory-mapping is what keeps a checkpoint from being held twice"
+            reason = "reading the file instead of mapping it would hold the checkpoint twice"
         )]
-        // SAFETY: the map is read-only and lives as long as `self`; that nobody truncates the file
-        // meanwhile is the documented contract of every consumer of memory-mapped weights.
-        let map = unsafe { Mmap::map(&file) }.map_err(|error| fault(format!("cannot map: {error}")))?;
+        // SAFETY: the map is read-only and lives as long as `self`. The documentation of this type requires that the
+        // file is not changed in the meantime.
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| fault(format!("cannot map into memory: {error}")))?;
         Self::read(path, Content::Mapped(map))
     }
 
-    /// Validates the header of a file that the binary carries; `path` is only named.
+    /// Validates the header of a file that is embedded in the binary. The path appears only in errors.
     ///
     /// # Errors
-    /// Its header does not describe it.
-    pub fn carried(path: &Path, bytes: &'static [u8]) -> Result<Self, Fault> {
-        Self::read(path, Content::Carried(bytes))
+    /// Returns an error if the header does not match the content.
+    pub(super) fn embedded(path: &Path, bytes: &'static [u8]) -> Result<Self, Fault> {
+        Self::read(path, Content::Embedded(bytes))
     }
 
     fn read(path: &Path, content: Content) -> Result<Self, Fault> {
         let bytes = content.bytes();
         let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| {
-            let text = format!("not a whole safetensors file of {} bytes: {error}", bytes.len());
+            let text = format!("not a complete safetensors file ({} bytes): {error}", bytes.len());
             Fault::file(path, text)
         })?;
         Ok(Self {
@@ -81,37 +83,38 @@ impl TensorFile {
         })
     }
 
-    /// The path it was opened from.
-    pub fn path(&self) -> &Path {
+    /// Returns the path from which the file was opened.
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Names of its tensors, in no particular order.
-    pub fn names(&self) -> Vec<String> {
+    /// Returns the names of the file's tensors, in no particular order.
+    pub(crate) fn names(&self) -> Vec<String> {
         self.metadata.tensors().into_keys().collect()
     }
 
-    /// Shape of a tensor, if the file has it.
-    pub fn shape(&self, name: &str) -> Option<&[usize]> {
+    /// Returns the shape of a tensor, or `None` if the file does not contain it.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
         self.metadata.info(name).map(|info| info.shape.as_slice())
     }
 
-    /// Bytes of a tensor, if the file has it.
-    pub fn tensor_bytes(&self, name: &str) -> Option<usize> {
+    /// Returns the size of a tensor in bytes, or `None` if the file does not contain it.
+    pub(crate) fn tensor_bytes(&self, name: &str) -> Option<usize> {
         let (start, end) = self.metadata.info(name)?.data_offsets;
         Some(end - start)
     }
 
-    /// The whole file.
-    pub fn bytes(&self) -> &[u8] {
+    /// Returns the content of the whole file.
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.content.bytes()
     }
 
-    /// A tensor of the given shape, converted to f32.
+    /// Reads a tensor of the given shape on the CPU and converts it to f32.
     ///
     /// # Errors
-    /// The tensor is missing, has another shape or dtype, or holds a value that is not finite.
-    pub fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Tensor, Fault> {
+    /// Returns an error if the tensor is missing, has another shape or an unsupported dtype, or contains a value that
+    /// is not finite.
+    pub(crate) fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Tensor, Fault> {
         let (info, data) = self.find(name, shape)?;
         let values = match info.dtype {
             Dtype::F32 => convert(data, f32::from_le_bytes),
@@ -128,11 +131,11 @@ impl TensorFile {
         Tensor::from_vec(values, shape, &Device::Cpu).map_err(|error| self.fault(format!("tensor `{name}`: {error}")))
     }
 
-    /// A tensor of the given shape in the file's own dtype, straight from the map to the device.
+    /// Copies a tensor of the given shape from the file to the device without changing its dtype.
     ///
     /// # Errors
-    /// As [`TensorFile::read_f32`].
-    pub fn read_as_stored(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Fault> {
+    /// Returns an error in the cases of [`TensorFile::read_f32`], and if the device has too little memory.
+    pub(crate) fn read_as_stored(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Fault> {
         let (info, data) = self.find(name, shape)?;
         let (dtype, width) = match info.dtype {
             Dtype::F32 => (DType::F32, 4),
@@ -144,7 +147,7 @@ impl TensorFile {
             Dtype::F32 => bytes
                 .chunks_exact(4)
                 .all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
-            // Finite means that the exponent bits are not all set.
+            // A number is finite unless all of its exponent bits are set.
             Dtype::F16 => bytes
                 .chunks_exact(2)
                 .all(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 != 0x7c00),
@@ -161,7 +164,7 @@ impl TensorFile {
             .map_err(|error| self.fault(format!("tensor `{name}`: {error}")))
     }
 
-    /// The tensor's description and bytes, if it has the expected shape.
+    /// Returns the header's entry for a tensor of the expected shape, and the tensor's bytes.
     fn find(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, &[u8]), Fault> {
         let info = self
             .metadata
@@ -192,12 +195,12 @@ impl Content {
     fn bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
-            Self::Carried(bytes) => bytes,
+            Self::Embedded(bytes) => bytes,
         }
     }
 }
 
-/// Little-endian elements of `N` bytes to f32, in parallel.
+/// Converts little-endian elements of `N` bytes to f32, in parallel.
 fn convert<const N: usize>(data: &[u8], to_f32: impl Fn([u8; N]) -> f32 + Sync) -> Vec<f32> {
     let mut values = vec![0f32; data.len() / N];
     values

@@ -1,51 +1,50 @@
-//! A frozen linear layer, dense or quantised, with an optional low-rank delta beside it.
+//! A frozen linear layer, dense or quantised, with an optional low-rank delta.
 
 use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Module, Result, Shape, Tensor, bail};
 
 use crate::model::files::lora::LoraWeights;
 
-/// candle's VNNI kernels for Q8_0 want rows of whole 256-element blocks; narrower rows fall to a
-/// path three to six times slower, so rows are padded with zeros.
+/// candle's VNNI kernels for Q8_0 need rows of whole 256-element blocks. Other rows take a path that is three to six
+/// times slower, so rows are padded with zeros.
 const QUANTIZED_WIDTH: usize = 256;
 
-/// Half-precision matrix products want rows of whole 16-byte pieces.
+/// Half-precision matrix products are fast if rows are multiples of 16 bytes, which are eight elements.
 const RANK_MULTIPLE: usize = 8;
 
-/// How a delta meets the frozen weight.
+/// How a delta is combined with the frozen weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoraMode {
-    /// Added into the weight when it is loaded: no cost per token. Exact enough in f32 only.
+    /// The delta is added to the weight when it is loaded and then costs nothing per token. Only f32 weights are precise
+    /// enough for this.
     Merged,
-    /// Computed beside the weight: `x W' + scale (x A') B'`.
+    /// The delta is computed separately: `x W' + scale (x A') B'`.
     Unmerged,
 }
 
-/// `y = x W'`, plus the delta where one is unmerged.
+/// A linear layer without bias: `y = x W'`, plus the unmerged delta if there is one.
 #[derive(Debug)]
-pub struct Linear {
+pub(crate) struct Linear {
     weight: Weight,
     lora: Option<LoraWeights>,
 }
 
 #[derive(Debug)]
 enum Weight {
-    /// (outputs, inputs).
+    /// (outputs, inputs)
     Dense(Tensor),
-    /// A weight that is not f32 with its delta.
-    Widened(Widened),
-    /// Rows padded to a multiple of [`QUANTIZED_WIDTH`].
+    /// A weight that is not f32, together with its delta.
+    WithDelta(WeightWithDelta),
+    /// A Q8_0 weight with rows padded to a multiple of [`QUANTIZED_WIDTH`].
     Quantized { matmul: QMatMul, padding: usize },
 }
 
 impl Linear {
-    /// A dense layer with weight (outputs, inputs) and an optional delta, which is brought to where the
-    /// weight is. A weight that is not f32 would round a small delta away: there it stays beside the weight,
-    /// whatever `mode` says, in the weight's dtype, which rounds it by its own size only.
+    /// Makes a dense layer of a weight (outputs, inputs) and an optional delta, which is copied to the weight's device.
     ///
-    /// # Errors
-    /// candle's, on shapes that do not fit; callers check shapes first.
-    pub fn dense(weight: Tensor, lora: Option<&LoraWeights>, mode: LoraMode) -> Result<Self> {
+    /// If the weight is not f32, the delta is never merged, whatever `mode` is, because rounding the sum would lose a
+    /// small delta. It is converted to the weight's dtype, which rounds it relative to its own size.
+    pub(crate) fn dense(weight: Tensor, lora: Option<&LoraWeights>, mode: LoraMode) -> Result<Self> {
         let lora = lora.map(|lora| lora.to_device(weight.device())).transpose()?;
         match (lora, mode) {
             (Some(lora), LoraMode::Merged) if weight.dtype() == DType::F32 => {
@@ -56,7 +55,7 @@ impl Linear {
                 })
             }
             (Some(lora), _) if weight.dtype() != DType::F32 => Ok(Self {
-                weight: Weight::Widened(Widened::new(&weight, &lora)?),
+                weight: Weight::WithDelta(WeightWithDelta::new(&weight, &lora)?),
                 lora: None,
             }),
             (lora, _) => Ok(Self {
@@ -66,12 +65,9 @@ impl Linear {
         }
     }
 
-    /// The same in Q8_0. The delta stays beside the weight, in f32: quantising it away is what a
-    /// merge would do to a small one.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn quantized(weight: &Tensor, lora: Option<&LoraWeights>) -> Result<Self> {
+    /// Makes a Q8_0 layer of a weight (outputs, inputs) and an optional delta. The delta is not merged and stays in f32,
+    /// because quantising the sum would lose a small delta.
+    pub(crate) fn quantized(weight: &Tensor, lora: Option<&LoraWeights>) -> Result<Self> {
         let inputs = weight.dims()[1];
         let padding = inputs.next_multiple_of(QUANTIZED_WIDTH) - inputs;
         let padded = if padding == 0 {
@@ -86,19 +82,16 @@ impl Linear {
         })
     }
 
-    /// (tokens, inputs) to (tokens, outputs).
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let (Weight::Dense(weight), Some(live)) = (&self.weight, &self.lora)
+    /// Computes the outputs (tokens, outputs) for `x` (tokens, inputs).
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if let (Weight::Dense(weight), Some(lora)) = (&self.weight, &self.lora)
             && weight.dtype() != DType::F32
         {
-            return Widened::new(weight, live)?.forward(x);
+            return WeightWithDelta::new(weight, lora)?.forward(x);
         }
         let y = match &self.weight {
             Weight::Dense(weight) => x.matmul(&weight.t()?)?,
-            Weight::Widened(widened) => widened.forward(x)?,
+            Weight::WithDelta(weight) => weight.forward(x)?,
             Weight::Quantized { matmul, padding: 0 } => matmul.forward(x)?,
             Weight::Quantized { matmul, padding } => matmul.forward(&x.pad_with_zeros(1, 0, *padding)?)?,
         };
@@ -107,23 +100,19 @@ impl Linear {
             Some(lora) => y + lora.forward(x)?,
         }
     }
-}
 
-impl Linear {
-    /// Puts a delta beside the weight; the tensors may be variables, whose updates it then follows.
+    /// Sets the unmerged delta. If its tensors are variables, later updates of them take effect.
     pub(crate) fn attach(&mut self, lora: LoraWeights) {
         self.lora = Some(lora);
     }
 
-    /// As [`Linear::forward`], with gradients to `x` and to the delta, and none to the weight.
-    ///
-    /// # Errors
-    /// candle's; a quantised weight, or one that was loaded with a delta.
+    /// Computes the same as [`Linear::forward`], with gradients for `x` and the delta but not for the weight. Fails if
+    /// the weight is quantised or was loaded with a delta.
     pub(crate) fn differentiable(&self, x: &Tensor) -> Result<Tensor> {
         let Weight::Dense(weight) = &self.weight else {
-            bail!("training needs plain weights, neither quantised nor joined with a delta")
+            bail!("training needs weights that are not quantised and were loaded without an adapter")
         };
-        let y = x.apply_op1(Frozen { weight: weight.clone() })?;
+        let y = x.apply_op1(FrozenProduct { weight: weight.clone() })?;
         match &self.lora {
             None => Ok(y),
             Some(lora) => y + lora.forward(x)?,
@@ -131,19 +120,20 @@ impl Linear {
     }
 }
 
-/// A weight and its delta as one product, `[x, x A'] [W, scale B]'`, in the weight's dtype.
+/// A weight and its delta, concatenated so that one product computes both: `[x, x A'] [W, scale B]'`, in the weight's
+/// dtype.
 ///
-/// The products are summed in f32 and the sum is rounded once. Added to outputs that were rounded already, a
-/// delta below half of their last place would vanish, as it would in the weight.
+/// The product is summed in f32 and rounded once. If the delta were added to outputs that are already rounded, it would
+/// vanish wherever it is smaller than half a unit in their last place.
 #[derive(Debug)]
-struct Widened {
-    /// (outputs, inputs + rank).
+struct WeightWithDelta {
+    /// (outputs, inputs + rank)
     weight: Tensor,
-    /// (rank, inputs); the rank is padded with zeros.
+    /// (rank, inputs), where the rank is padded with zeros to a multiple of [`RANK_MULTIPLE`].
     a: Tensor,
 }
 
-impl Widened {
+impl WeightWithDelta {
     fn new(weight: &Tensor, lora: &LoraWeights) -> Result<Self> {
         let rank = lora.a.dim(0)?;
         let padding = rank.next_multiple_of(RANK_MULTIPLE) - rank;
@@ -161,25 +151,25 @@ impl Widened {
     }
 }
 
-/// `x W'`, f32 whatever the weight is, whose backward gives the gradient of `x` only: a frozen weight's would be as
-/// large as the weight, computed and thrown away.
-struct Frozen {
+/// Computes `x W'` in f32 for a weight of any dtype. Its backward pass returns only the gradient of `x`, because the
+/// gradient of the weight would be as large as the weight and is not needed.
+struct FrozenProduct {
     weight: Tensor,
 }
 
-impl Frozen {
-    /// Rows, outputs and inputs of the product.
+impl FrozenProduct {
+    /// Returns the numbers of rows, outputs and inputs.
     fn sizes(&self, x: &Layout) -> Result<(usize, usize, usize)> {
         let (m, k) = x.shape().dims2()?;
         let (n, inputs) = self.weight.dims2()?;
         if k != inputs {
-            bail!("a linear layer of {inputs} inputs was given {k}");
+            bail!("a linear layer has {inputs} inputs, but was given {k}");
         }
         Ok((m, n, k))
     }
 }
 
-impl CustomOp1 for Frozen {
+impl CustomOp1 for FrozenProduct {
     fn name(&self) -> &'static str {
         "frozen-linear"
     }
@@ -228,9 +218,9 @@ mod tests {
     use super::*;
     use crate::model::kernels::tests::random;
 
-    /// A delta of a thousandth of the weight, which bf16 would lose in a sum with it.
+    /// The delta is a thousandth of the weight, so rounding their sum to bf16 would lose it.
     #[test]
-    fn a_small_delta_beside_a_bf16_weight_is_kept() -> Result<()> {
+    fn a_small_delta_of_a_bf16_weight_takes_effect() -> Result<()> {
         for (outputs, inputs, rank) in [(96, 64, 4), (64, 96, 8), (64, 64, 3)] {
             let bf16 = |x: Tensor| x.to_dtype(DType::BF16);
             let weight = bf16(random((outputs, inputs), 1)?)?;
@@ -246,7 +236,7 @@ mod tests {
             let found = Linear::dense(weight, Some(&lora), LoraMode::Merged)?.forward(&x)?;
             assert_eq!(found.dtype(), DType::BF16);
             let error = (found.to_dtype(DType::F32)? - expected)?;
-            // Rounding has no direction: along the delta, next to nothing of the delta may be missing.
+            // Rounding errors have no common direction, so projected on the delta they must nearly cancel out.
             let along =
                 (&error * &delta)?.sum_all()?.to_scalar::<f32>()? / delta.sqr()?.sum_all()?.to_scalar::<f32>()?;
             assert!(

@@ -1,56 +1,56 @@
-//! From an opened checkpoint and adapter to a decoder; every tensor that is missing or misshapen is
-//! reported, not only the first.
+//! Loads a decoder from an open checkpoint and adapter. Reports every tensor that is missing or misshapen.
 
 use candle_core::{Result as CandleResult, Tensor};
 
 use super::gemma::{DecoderLayer, Gemma};
 use super::linear::{Linear, LoraMode};
 use super::rope::RopeTables;
-use crate::config::Projection;
-use crate::config::Quantize;
+use crate::config::{Projection, Quantize};
 use crate::fault::{Fault, Faults};
 use crate::model::device::Placement;
 use crate::model::files::checkpoint::Checkpoint;
 use crate::model::files::lora::Adapter;
 use crate::model::transfer::Transfer;
 
-/// How weights are held.
+/// How to load weights.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// How the adapter meets the base; weights that are not f32 keep it unmerged whatever this says.
+    /// How the adapter is combined with the base. Weights that are not f32 are never merged.
     pub lora: LoraMode,
-    /// How frozen weights are held.
+    /// Whether the frozen weights are quantised.
     pub quantize: Quantize,
-    /// Where they are brought, and what linear layers compute in.
+    /// The device, and the dtype of linear layers.
     pub placement: Placement,
 }
 
 impl Gemma {
-    /// Reads the weights.
+    /// Reads the weights to the device, and checks their names, shapes and values.
     ///
     /// # Errors
-    /// Every fault found in the weight files.
+    /// Returns every fault found in the weight files.
     pub fn load(checkpoint: &Checkpoint, adapter: Option<&Adapter>, options: LoadOptions) -> Result<Self, Faults> {
         let config = checkpoint.config();
         let mut loader = Loader {
             checkpoint,
             adapter,
             options,
-            faults: Vec::new(),
+            faults: Faults::default(),
         };
-        loader.refuse_unknown();
+        loader.check_names();
         let table = [config.vocab_size, config.hidden_size];
         let device = loader.options.placement.device.clone();
-        let embed_tokens = loader.keep(checkpoint.read_as_stored("embed_tokens.weight", &table, &device));
+        let embed_tokens = loader
+            .faults
+            .collect(checkpoint.read_as_stored("embed_tokens.weight", &table, &device));
         let lm_head = if config.tie_word_embeddings {
             None
         } else {
-            Some(loader.keep(checkpoint.read_lm_head(&table, &device)))
+            Some(loader.faults.collect(checkpoint.read_lm_head(&table, &device)))
         };
         let norm = loader.norm("norm", config.hidden_size);
         let layers: Vec<Option<DecoderLayer>> = (0..config.num_layers()).map(|index| loader.layer(index)).collect();
         let (Some(embed_tokens), Some(norm), true) = (embed_tokens, norm, loader.faults.is_empty()) else {
-            return Err(loader.faults.into());
+            return Err(loader.faults);
         };
         Ok(Self {
             config: config.clone(),
@@ -70,23 +70,20 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     adapter: Option<&'a Adapter>,
     options: LoadOptions,
-    faults: Vec<Fault>,
+    faults: Faults,
 }
 
 impl Loader<'_> {
-    fn keep<T>(&mut self, result: Result<T, Fault>) -> Option<T> {
-        result.map_err(|fault| self.faults.push(fault)).ok()
-    }
-
-    fn computed<T>(&mut self, thing: &str, result: CandleResult<T>) -> Option<T> {
+    /// Returns a computed tensor or layer, or reports a fault that names it.
+    fn collect_computed<T>(&mut self, name: &str, result: CandleResult<T>) -> Option<T> {
         let folder = self.checkpoint.folder();
-        let result = result.map_err(|error| Fault::file(folder, format!("cannot prepare `{thing}`: {error}")));
-        self.keep(result)
+        let result = result.map_err(|error| Fault::file(folder, format!("cannot prepare `{name}`: {error}")));
+        self.faults.collect(result)
     }
 
-    /// A tensor of the layers that the architecture does not use means that the config describes
-    /// another model than the weights.
-    fn refuse_unknown(&mut self) {
+    /// Reports layer tensors that the architecture does not use: they mean that the config and the weights belong to
+    /// different models.
+    fn check_names(&mut self) {
         let config = self.checkpoint.config();
         let mut known: Vec<String> = Projection::ALL.iter().map(|p| format!("{}.weight", p.path())).collect();
         known.extend([
@@ -102,7 +99,7 @@ impl Loader<'_> {
         if config.family.has_qk_norm() {
             known.extend(["self_attn.q_norm.weight".into(), "self_attn.k_norm.weight".into()]);
         }
-        // Old checkpoints carry the rotary frequencies, which follow from the config.
+        // Old checkpoints contain the rotary frequencies, which also follow from the config.
         known.push("self_attn.rotary_emb.inv_freq".into());
         for name in self.checkpoint.layer_tensors() {
             let parts = name.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
@@ -121,11 +118,13 @@ impl Loader<'_> {
         }
     }
 
-    /// A norm's weight: the file holds `w - 1`.
+    /// Reads the weight of a norm. The file contains `w - 1`.
     fn norm(&mut self, name: &str, width: usize) -> Option<Tensor> {
-        let weight = self.keep(self.checkpoint.read_f32(&format!("{name}.weight"), &[width]))?;
+        let weight = self
+            .faults
+            .collect(self.checkpoint.read_f32(&format!("{name}.weight"), &[width]))?;
         let device = &self.options.placement.device;
-        self.computed(name, (weight + 1.0).and_then(|weight| weight.to_device(device)))
+        self.collect_computed(name, (weight + 1.0).and_then(|weight| weight.to_device(device)))
     }
 
     fn linear(&mut self, layer: usize, projection: Projection) -> Option<Linear> {
@@ -137,18 +136,20 @@ impl Loader<'_> {
             Quantize::None => Linear::dense(weight, lora, self.options.lora),
             Quantize::Q8_0 => Linear::quantized(&weight, lora),
         };
-        self.computed(&name, linear)
+        self.collect_computed(&name, linear)
     }
 
-    /// A linear layer's weight where it computes, in what it computes.
+    /// Reads the weight of a linear layer to the device and converts it to the dtype of the placement.
     fn weight(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
         let Placement { device, dtype, .. } = self.options.placement.clone();
         if device.is_cpu() {
-            return self.keep(self.checkpoint.read_f32(name, shape));
+            return self.faults.collect(self.checkpoint.read_f32(name, shape));
         }
-        // Straight from the map to the card, and made what it computes with there.
-        let weight = self.keep(self.checkpoint.read_as_stored(name, shape, &device))?;
-        self.computed(name, weight.to_dtype(dtype))
+        // Copying first and converting on the GPU avoids an f32 copy on the host.
+        let weight = self
+            .faults
+            .collect(self.checkpoint.read_as_stored(name, shape, &device))?;
+        self.collect_computed(name, weight.to_dtype(dtype))
     }
 
     fn layer(&mut self, index: usize) -> Option<DecoderLayer> {

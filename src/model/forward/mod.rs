@@ -1,10 +1,9 @@
-//! The forward pass over packed rows.
+//! The forward pass over packed rows, and the loading of its weights.
 
 pub mod linear;
-pub mod rope;
-pub mod packing;
+pub(crate) mod rope;
+pub(crate) mod packing;
 #[cfg(test)]
-pub(crate) mod faults;
+pub(crate) mod memory_limit;
 pub mod gemma;
 pub mod load;
-mod random;

@@ -1,32 +1,33 @@
-//! What a forward pass runs over: rows end to end, and what they share.
+//! The input of a forward pass: rows laid end to end, and the prefix that they share.
 
 use candle_core::{Result, Tensor, bail};
 
 use super::gemma::PrefixCache;
-use super::rope::Angles;
+use super::rope::PassAngles;
 use crate::model::kernels::{CachedKeysValues, Span, Spans};
 
-/// A row for the forward pass: its own token ids, after `shared` ids of the prefix.
+/// A row in a forward pass: its own tokens, preceded by the first `shared` tokens of the prefix.
 #[derive(Debug, Clone, Copy)]
 pub struct PackedRow<'a> {
-    /// The ids that are not shared; at least one.
+    /// The token ids that are not shared, at least one.
     pub own: &'a [u32],
-    /// Leading ids of the prefix that come before them.
+    /// The number of leading tokens of the prefix that come before the own tokens.
     pub shared: usize,
 }
 
-/// Where the keys and values come from that rows share.
+/// The source of the keys and values that rows share.
 #[derive(Clone, Copy)]
-pub(crate) enum Prefix<'a> {
-    /// Rows share nothing.
+pub(crate) enum SharedPrefix<'a> {
+    /// No prefix; the rows share nothing.
     None,
-    /// Computed before.
+    /// A prefix whose keys and values have been computed.
     Cached(&'a PrefixCache),
     /// The first row of the pass is the prefix of the others.
     FirstRow,
 }
 
-impl Prefix<'_> {
+impl SharedPrefix<'_> {
+    /// Returns the number of tokens of the prefix.
     pub(crate) fn tokens(&self, rows: &[PackedRow<'_>]) -> usize {
         match self {
             Self::None => 0,
@@ -35,6 +36,8 @@ impl Prefix<'_> {
         }
     }
 
+    /// Returns the prefix's keys and values in one layer, given those of the whole pass: (tokens, kv_heads * head_dim)
+    /// each.
     pub(crate) fn keys_values(
         &self,
         layer: usize,
@@ -56,31 +59,31 @@ impl Prefix<'_> {
     }
 }
 
-/// What a pass is run for; the last layer does only the work that this needs.
+/// The positions whose output is needed. In the last layer, nothing else is computed.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Wanted {
-    /// Every position.
+pub(crate) enum OutputPositions {
+    /// All positions.
     All,
-    /// The last position of each row after the first `skip`.
+    /// The last position of each row, leaving out the first `skip` rows.
     Last { skip: usize },
-    /// No position: keys and values only.
+    /// No positions; only keys and values are needed.
     KeysValues,
 }
 
-/// The end of the residual stream, and that normed: (positions, hidden) each.
+/// The residual stream after the last layer, and the same normed: (positions, hidden) each.
 pub(crate) struct PassOutput {
     pub(crate) residual: Tensor,
     pub(crate) normed: Tensor,
 }
 
-/// Rows end to end.
-pub(crate) struct Packed {
+/// Rows laid end to end, without padding.
+pub(crate) struct PackedRows {
     pub(crate) tokens: Vec<u32>,
     pub(crate) positions: Vec<usize>,
     pub(crate) spans: Vec<Span>,
 }
 
-impl Packed {
+impl PackedRows {
     pub(crate) fn new(rows: &[PackedRow<'_>]) -> Result<Self> {
         let total = rows.iter().map(|row| row.own.len()).sum();
         let mut packed = Self {
@@ -111,18 +114,18 @@ impl Packed {
     }
 }
 
-/// What a pass is given, where it computes.
-pub(crate) struct Inputs {
-    /// (tokens) of u32.
+/// The input of a pass on the device.
+pub(crate) struct PassInputs {
+    /// (tokens), u32
     pub(crate) tokens: Tensor,
-    pub(crate) angles: Angles,
+    pub(crate) angles: PassAngles,
     pub(crate) spans: Spans,
-    /// Where only each row's last position is wanted: the last layer's rows, and the indices of those positions.
+    /// For [`OutputPositions::Last`], the spans of the last layer and the indices of the positions, (positions), u32.
     pub(crate) last: Option<(Spans, Tensor)>,
 }
 
-/// The spans after the first `skip`, narrowed to their last query, and the indices of those queries.
-pub(crate) fn keep_last(spans: &[Span], skip: usize) -> (Vec<Span>, Vec<u32>) {
+/// Narrows each span after the first `skip` to its last query, and returns the indices of those queries too.
+pub(crate) fn last_queries(spans: &[Span], skip: usize) -> (Vec<Span>, Vec<u32>) {
     let last = |(row, span): (usize, &Span)| {
         let end = span.query_start + span.queries - 1;
         let span = Span {

@@ -1,32 +1,33 @@
-//! Rotary position embedding: the angles of the packed tokens.
+//! Rotary position embedding: the angles by which packed tokens are rotated.
 
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{Device, Result, Tensor, bail};
 
 use crate::model::config::{GemmaConfig, Rope};
-use crate::model::kernels::Turn;
+use crate::model::kernels::RopeAngles;
 
-/// Cosines and sines by position, for each distinct rope of the model.
+/// The frequencies of each distinct RoPE of a model, and on a GPU the angles of all positions used so far.
 ///
-/// Computed in f32 as the reference does: `1 / theta^(2i/d)` rounded to f32, then position times
-/// frequency in f32 (`transformers/modeling_rope_utils.py`).
+/// Angles are computed in f32 as in transformers (`modeling_rope_utils.py`): `1 / theta^(2i/d)` is rounded to f32 and
+/// then multiplied by the position in f32.
 #[derive(Debug)]
 pub(crate) struct RopeTables {
     frequencies: Vec<(Rope, Vec<f32>)>,
     max_positions: usize,
-    /// On a GPU, where tokens take their own: cosines and sines of the positions that were seen so far.
-    tables: Mutex<Tables>,
+    /// Empty on the CPU, where angles are computed for each pass.
+    device_tables: Mutex<DeviceTables>,
 }
 
+/// Angles of all positions below a limit, in GPU memory.
 #[derive(Debug, Default)]
-struct Tables {
+struct DeviceTables {
     positions: usize,
-    /// By rope, in the order of the frequencies.
-    turns: Vec<(Tensor, Tensor)>,
+    /// Cosines and sines, (positions, head_dim / 2) each, in the order of `RopeTables::frequencies`.
+    angles: Vec<(Tensor, Tensor)>,
 }
 
-/// Positions of the first table: prompts are shorter, checkpoints' limits far higher.
+/// The number of positions of the first table. Prompts are shorter, and the limits of checkpoints are far higher.
 const FIRST_POSITIONS: usize = 1024;
 
 impl RopeTables {
@@ -40,61 +41,61 @@ impl RopeTables {
         Self {
             frequencies,
             max_positions: config.max_position_embeddings,
-            tables: Mutex::default(),
+            device_tables: Mutex::default(),
         }
     }
 
-    /// Angles at the given positions; `there` are the same positions on the GPU, whose kernels look them up by
-    /// themselves.
-    pub(crate) fn gather(&self, positions: &[usize], there: Option<&Tensor>) -> Result<Angles> {
+    /// Returns the angles at the given positions. On a GPU, `on_device` contains the same positions, because the kernels
+    /// look up the angles.
+    pub(crate) fn angles(&self, positions: &[usize], on_device: Option<&Tensor>) -> Result<PassAngles> {
         let max = self.max_positions;
         let highest = positions.iter().copied().max().unwrap_or(0);
         if highest >= max {
             bail!("position {highest} is beyond the checkpoint's {max} positions");
         }
-        let turns = match there {
-            Some(there) => self.tables(highest + 1, there.device())?,
-            None => self.turns(positions)?,
+        let angles = match on_device {
+            Some(on_device) => self.device_tables(highest + 1, on_device.device())?,
+            None => self.compute(positions)?,
         };
-        let ropes = self.frequencies.iter().zip(turns).map(|((rope, _), (cos, sin))| {
-            let positions = there.cloned();
-            (*rope, Turn { cos, sin, positions })
+        let ropes = self.frequencies.iter().zip(angles).map(|((rope, _), (cos, sin))| {
+            let positions = on_device.cloned();
+            (*rope, RopeAngles { cos, sin, positions })
         });
-        Ok(Angles { ropes: ropes.collect() })
+        Ok(PassAngles { ropes: ropes.collect() })
     }
 
-    /// Tables of at least so many positions.
-    fn tables(&self, positions: usize, device: &Device) -> Result<Vec<(Tensor, Tensor)>> {
-        let mut tables = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns tables of at least the given number of positions, and extends them first if they are too short.
+    fn device_tables(&self, positions: usize, device: &Device) -> Result<Vec<(Tensor, Tensor)>> {
+        let mut tables = self.device_tables.lock().unwrap_or_else(PoisonError::into_inner);
         if tables.positions < positions {
             let positions = positions
                 .next_power_of_two()
                 .max(FIRST_POSITIONS)
                 .min(self.max_positions);
             let all: Vec<usize> = (0..positions).collect();
-            let turns = self.turns(&all)?.into_iter();
-            let turns: Result<_> = turns
+            let angles = self.compute(&all)?.into_iter();
+            let angles: Result<_> = angles
                 .map(|(cos, sin)| Ok((cos.to_device(device)?, sin.to_device(device)?)))
                 .collect();
-            *tables = Tables {
+            *tables = DeviceTables {
                 positions,
-                turns: turns?,
+                angles: angles?,
             };
         }
-        Ok(tables.turns.clone())
+        Ok(tables.angles.clone())
     }
 
-    /// Cosines and sines by rope, on the CPU.
-    fn turns(&self, positions: &[usize]) -> Result<Vec<(Tensor, Tensor)>> {
+    /// Computes cosines and sines for each RoPE, on the CPU.
+    fn compute(&self, positions: &[usize]) -> Result<Vec<(Tensor, Tensor)>> {
         let frequencies = self.frequencies.iter();
         frequencies
-            .map(|(_, frequencies)| angles(positions, frequencies))
+            .map(|(_, frequencies)| cos_sin(positions, frequencies))
             .collect()
     }
 }
 
-/// Cosines and sines, (positions, head_dim / 2) each, on the CPU.
-fn angles(positions: &[usize], frequencies: &[f32]) -> Result<(Tensor, Tensor)> {
+/// Computes cosines and sines, (positions, head_dim / 2) each, on the CPU.
+fn cos_sin(positions: &[usize], frequencies: &[f32]) -> Result<(Tensor, Tensor)> {
     let shape = (positions.len(), frequencies.len());
     let angles = positions
         .iter()
@@ -111,15 +112,16 @@ fn inverse_frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
         .collect()
 }
 
-/// How the packed tokens turn, by rope.
-pub(crate) struct Angles {
-    ropes: Vec<(Rope, Turn)>,
+/// The angles of one pass for each RoPE of the model.
+pub(crate) struct PassAngles {
+    ropes: Vec<(Rope, RopeAngles)>,
 }
 
-impl Angles {
-    pub(crate) fn of(&self, rope: &Rope) -> &Turn {
+impl PassAngles {
+    /// Returns the angles for layers with this RoPE, which must be one of the model's.
+    pub(crate) fn of(&self, rope: &Rope) -> &RopeAngles {
         let index = self.ropes.iter().position(|(other, _)| other == rope);
-        // The tables were built from the same layers that ask here.
+        // `RopeTables::new` has an entry for the RoPE of every layer.
         &self.ropes[index.unwrap_or_default()].1
     }
 }

@@ -1,9 +1,8 @@
 //! Attention for packed rows over a shared prefix.
 //!
-//! Every row brings its own tokens; before them it sees the leading part of one cached prefix that
-//! its token ids share. Nothing is padded and the prefix is stored once, whatever the number of
-//! rows. Grouped heads, a sliding window and a soft-cap as in Gemma 2
-//! (`transformers/models/gemma2/modeling_gemma2.py`, `eager_attention_forward`).
+//! Each row attends to its own tokens and to the leading part of the cached prefix that it shares. Rows are not padded,
+//! and the prefix is stored once for any number of rows. Grouped heads, the sliding window and the soft-cap work as in
+//! Gemma 2 (`transformers/models/gemma2/modeling_gemma2.py`, `eager_attention_forward`).
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -13,41 +12,44 @@ use super::norm::cpu_elements;
 use super::simd::{axpy, dispatch, dot, exp, tanh};
 use super::spans::{Span, Spans};
 
-/// Keys and values of the prefix in one layer: (prefix tokens, kv_heads * head_dim), keys rotated.
+/// The keys and values of the prefix in one layer.
 #[derive(Debug, Clone)]
 pub struct CachedKeysValues {
-    /// Keys.
+    /// Keys with rotary position embedding applied: (prefix tokens, kv_heads * head_dim).
     pub keys: Tensor,
-    /// Values.
+    /// Values: (prefix tokens, kv_heads * head_dim).
     pub values: Tensor,
 }
 
-/// One layer's attention over packed rows.
+/// The attention of one layer over packed rows.
 pub struct PackedAttention<'a> {
-    /// The rows; their queries stand in order and without gaps.
+    /// The positions of the rows, whose queries are in order and without gaps.
     pub spans: &'a Spans,
-    /// The shared prefix, if any row sees one.
+    /// The shared prefix, if any row attends to one.
     pub prefix: Option<&'a CachedKeysValues>,
-    /// Query heads.
+    /// Number of query heads.
     pub heads: usize,
-    /// Key and value heads.
+    /// Number of key-value heads.
     pub kv_heads: usize,
-    /// Width of a head.
+    /// Number of elements in a head.
     pub head_dim: usize,
-    /// Scores are multiplied by this.
+    /// Factor that the attention scores are multiplied by.
     pub scale: f64,
-    /// Scores become `cap * tanh(score / cap)`.
+    /// Soft-cap, if the architecture has one: scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f64>,
-    /// A query sees itself and the `window - 1` positions before it.
+    /// Sliding window, if the layer has one: a query attends to itself and to the `window - 1` positions before it.
     pub window: Option<usize>,
 }
 
 impl PackedAttention<'_> {
-    /// `q` (queries, heads * head_dim), `k` and `v` (keys, kv_heads * head_dim), rotated, to
-    /// (queries, heads * head_dim).
+    /// Returns the attention output: (queries, heads * head_dim).
+    ///
+    /// `q` is (queries, heads * head_dim); `k` and `v` are (keys, kv_heads * head_dim). Rotary position embedding is
+    /// already applied to `q` and `k`.
     ///
     /// # Errors
-    /// candle's, on other shapes and dtypes.
+    /// Returns an error if the tensors do not fit the spans or each other, have an unsupported dtype, or cannot be
+    /// computed.
     pub fn forward(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         #[cfg(feature = "cuda")]
         if q.device().is_cuda() {
@@ -62,7 +64,7 @@ impl PackedAttention<'_> {
         let kv_width = self.kv_heads * self.head_dim;
         let queries: usize = self.spans.iter().map(|span| span.queries).sum();
         if q != [queries, self.heads * self.head_dim] || k.len() != 2 || k[1] != kv_width || k != v {
-            bail!("attention of {queries} queries does not fit q {q:?}, k {k:?}, v {v:?}");
+            bail!("attention over {queries} queries does not fit q {q:?}, k {k:?}, v {v:?}");
         }
         let mut next = 0;
         for span in self.spans.iter() {
@@ -72,7 +74,7 @@ impl PackedAttention<'_> {
                 && span.shared <= prefix_tokens;
             if !fits {
                 bail!(
-                    "attention span {span:?} does not fit {} keys and a prefix of {prefix_tokens}",
+                    "attention span {span:?} does not fit {} keys and a prefix of {prefix_tokens} tokens",
                     k[0]
                 );
             }
@@ -82,16 +84,16 @@ impl PackedAttention<'_> {
     }
 }
 
-/// What one query sees, as slices.
-struct HeadView<'a> {
+/// The elements of all keys and values that queries attend to.
+struct KeysValues<'a> {
     keys: &'a [f32],
     values: &'a [f32],
     prefix_keys: &'a [f32],
     prefix_values: &'a [f32],
 }
 
-/// Queries of one task.
-const QUERIES: usize = 8;
+/// Number of queries that one parallel task computes.
+const QUERIES_PER_TASK: usize = 8;
 
 impl CustomOp3 for PackedAttention<'_> {
     fn name(&self) -> &'static str {
@@ -132,7 +134,7 @@ impl CustomOp3 for PackedAttention<'_> {
             prefix_keys.len() / (self.kv_heads * self.head_dim),
         )?;
         let q = elements(name, s1, l1)?;
-        let view = HeadView {
+        let view = KeysValues {
             keys: elements(name, s2, l2)?,
             values: elements(name, s3, l3)?,
             prefix_keys,
@@ -140,17 +142,18 @@ impl CustomOp3 for PackedAttention<'_> {
         };
         let width = self.heads * self.head_dim;
         let mut out = vec![0f32; q.len()];
-        out.par_chunks_mut(QUERIES * width)
+        out.par_chunks_mut(QUERIES_PER_TASK * width)
             .enumerate()
             .for_each(|(chunk, out)| {
-                let first = chunk * QUERIES;
+                let first = chunk * QUERIES_PER_TASK;
                 dispatch(
                     #[inline(always)]
                     || {
                         let mut scores = Vec::new();
                         for (index, out) in out.chunks_exact_mut(width).enumerate() {
                             let query = first + index;
-                            // Spans cover the queries in order, so the last that starts at or before it owns it.
+                            // Spans cover the queries in order, so this is the last one that starts at or before the
+                            // query.
                             let span = self.spans[self.spans.partition_point(|span| span.query_start <= query) - 1];
                             self.attend(&span, query, &q[query * width..][..width], &view, &mut scores, out);
                         }
@@ -162,19 +165,19 @@ impl CustomOp3 for PackedAttention<'_> {
 }
 
 impl PackedAttention<'_> {
-    /// All heads of one query.
+    /// Adds the output of all heads of one query to `out`, which is zero. `scores` is scratch space.
     #[inline(always)]
     fn attend(
         &self,
         span: &Span,
         query: usize,
         q: &[f32],
-        view: &HeadView<'_>,
+        view: &KeysValues<'_>,
         scores: &mut Vec<f32>,
         out: &mut [f32],
     ) {
         let kv_width = self.kv_heads * self.head_dim;
-        // Own keys up to and including the query itself.
+        // The number of own keys up to and including the query itself.
         let own = span.keys - span.queries + (query - span.query_start) + 1;
         let position = span.shared + own - 1;
         let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
@@ -192,7 +195,7 @@ impl PackedAttention<'_> {
             for index in own_range.clone() {
                 scores.push(self.score(dot(q, &view.keys[at(span.key_start + index)])));
             }
-            let inverse = softmax_numerators(scores);
+            let inverse = exponentiate(scores);
             let (prefix_weights, own_weights) = scores.split_at(prefix_range.len());
             for (index, weight) in prefix_range.clone().zip(prefix_weights) {
                 axpy(weight * inverse, &view.prefix_values[at(index)], out);
@@ -213,9 +216,9 @@ impl PackedAttention<'_> {
     }
 }
 
-/// Replaces scores by `e^(score - max)` and gives one over their sum.
+/// Replaces each score by `e^(score - max)`, the numerator of its softmax, and returns one over their sum.
 #[inline(always)]
-fn softmax_numerators(scores: &mut [f32]) -> f32 {
+fn exponentiate(scores: &mut [f32]) -> f32 {
     let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     for score in scores.iter_mut() {
         *score = exp(*score - max);
@@ -231,7 +234,8 @@ mod tests {
     use super::super::tests::{assert_close, random};
     use super::*;
 
-    /// One row in candle's plain operations: `keys` and `values` are prefix and own, concatenated.
+    /// Computes one row in candle's plain operations. `keys` and `values` are those of the prefix followed by the row's
+    /// own.
     fn plain(op: &PackedAttention<'_>, q: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
         let heads = |x: &Tensor, count: usize| {
             x.reshape((x.dim(0)?, count, op.head_dim))?
@@ -270,7 +274,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(24))]
 
-        /// Packed rows over a shared prefix equal each row alone over its concatenated keys.
+        /// Packed rows over a shared prefix give the same output as each row alone with its keys and values
+        /// concatenated.
         #[test]
         fn packed_rows_equal_rows_alone(
             rows in prop::collection::vec((1usize..40, 0usize..=13, any::<bool>()), 1..6),
@@ -289,7 +294,8 @@ mod tests {
                 key_start += keys;
             }
             let tensor = |rows: usize, heads: usize, salt| random((rows, heads * head_dim), seed * 8 + salt).unwrap();
-            let (q, k, v) = (tensor(query_start, heads, 0), tensor(key_start, kv_heads, 1), tensor(key_start, kv_heads, 2));
+            let q = tensor(query_start, heads, 0);
+            let (k, v) = (tensor(key_start, kv_heads, 1), tensor(key_start, kv_heads, 2));
             let prefix = CachedKeysValues { keys: tensor(13, kv_heads, 3), values: tensor(13, kv_heads, 4) };
             let spans = Spans::new(spans, heads / kv_heads, &Device::Cpu).unwrap();
             let op = PackedAttention {

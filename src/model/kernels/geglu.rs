@@ -1,7 +1,7 @@
-//! The gated activation of the MLP: `gelu(gate) * up`, in one pass.
+//! The gated activation of the MLP, `gelu(gate) * up`, in one pass.
 //!
-//! GELU in the tanh form (Hendrycks & Gimpel, 2016), written as a logistic:
-//! `x (1 + tanh z) / 2 = x / (1 + e^(-2z))` with `z = sqrt(2/pi) (x + 0.044715 x^3)`.
+//! GELU is computed in its tanh approximation (Hendrycks & Gimpel, 2016), rewritten as a logistic function:
+//! `x (1 + tanh z) / 2 = x / (1 + e^(-2z))`, where `z = sqrt(2/pi) (x + 0.044715 x^3)`.
 
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -9,10 +9,10 @@ use rayon::prelude::*;
 use super::elements;
 use super::simd::{dispatch, exp};
 
-/// `gelu_tanh(gate) * up`, element by element.
+/// Returns `gelu_tanh(gate) * up` for each element, in the shape and dtype of the two tensors.
 ///
 /// # Errors
-/// candle's, on shapes that differ and other dtypes.
+/// Returns an error if the shapes or dtypes differ, the dtype is not supported, or the computation fails.
 pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if gate.device().is_cuda() {
@@ -23,8 +23,8 @@ pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 
 struct Geglu;
 
-/// Elements of one task.
-const CHUNK: usize = 1 << 14;
+/// Number of elements that one parallel task computes.
+const ELEMENTS_PER_TASK: usize = 1 << 14;
 
 impl CustomOp2 for Geglu {
     fn name(&self) -> &'static str {
@@ -34,24 +34,26 @@ impl CustomOp2 for Geglu {
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         if l1.shape() != l2.shape() {
             bail!(
-                "geglu expects two tensors of one shape, found {:?} and {:?}",
+                "geglu expects two tensors of the same shape, found {:?} and {:?}",
                 l1.shape(),
                 l2.shape()
             );
         }
         let (gate, up) = (elements(self.name(), s1, l1)?, elements(self.name(), s2, l2)?);
         let mut out = vec![0f32; gate.len()];
-        let inputs = gate.par_chunks(CHUNK).zip(up.par_chunks(CHUNK));
-        out.par_chunks_mut(CHUNK).zip(inputs).for_each(|(out, (gate, up))| {
-            dispatch(
-                #[inline(always)]
-                || {
-                    for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
-                        *out = gelu(gate) * up;
-                    }
-                },
-            );
-        });
+        let inputs = gate.par_chunks(ELEMENTS_PER_TASK).zip(up.par_chunks(ELEMENTS_PER_TASK));
+        out.par_chunks_mut(ELEMENTS_PER_TASK)
+            .zip(inputs)
+            .for_each(|(out, (gate, up))| {
+                dispatch(
+                    #[inline(always)]
+                    || {
+                        for ((out, &gate), &up) in out.iter_mut().zip(gate).zip(up) {
+                            *out = gelu(gate) * up;
+                        }
+                    },
+                );
+            });
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 }
@@ -77,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn gelu_has_its_limits() {
+    fn gelu_is_zero_at_zero_and_approaches_its_limits() {
         assert_eq!(gelu(0.0), 0.0);
         assert_eq!(gelu(100.0), 100.0);
         assert!(gelu(-100.0).abs() < 1e-30);

@@ -1,8 +1,8 @@
-//! The fused operations of the forward pass: what candle lacks or does slowly.
+//! Fused operations of the forward pass that candle lacks or computes slowly.
 //!
-//! Each file holds the formula, the code for the CPU (a candle custom op without a backward, on contiguous
-//! f32 tensors) and a test against the same formula in candle's plain operations. With the feature
-//! `cuda`, tensors on a GPU go to the kernels of `cuda/`.
+//! Each file states a formula, implements it for the CPU as a candle custom op on contiguous f32 tensors, and tests it
+//! against the same formula in candle's plain operations. The ops have no backward pass. With the feature `cuda`,
+//! tensors on a GPU are computed by the kernels in `cuda/`.
 
 mod attention;
 #[cfg(feature = "cuda")]
@@ -17,12 +17,13 @@ use candle_core::{CpuStorage, Layout, Result, bail};
 
 pub use attention::{CachedKeysValues, PackedAttention};
 pub use geglu::geglu;
-pub use norm::{add_rms_norm, rms_norm};
-pub use norm_rope::{Turn, norm_rope};
+pub use norm::add_rms_norm;
+pub(crate) use norm::rms_norm;
+pub use norm_rope::{RopeAngles, norm_rope};
 pub(super) use spans::PackedSpans;
 pub use spans::{Span, Spans};
 
-/// The elements of a contiguous f32 tensor.
+/// Returns the elements of a contiguous f32 tensor on the CPU; `op` names the operation in errors.
 fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("{op} expects a contiguous tensor")
@@ -40,8 +41,8 @@ fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> R
 pub(super) mod tests {
     use candle_core::{Device, Result, Shape, Tensor};
 
-    /// Values in -1 to 1 that depend on the seed only (a 64-bit linear congruential generator with
-    /// Knuth's MMIX constants).
+    /// Returns values from -1 to 1 that depend only on the shape and the seed. They come from a 64-bit linear
+    /// congruential generator with the constants of Knuth's MMIX.
     pub fn random(shape: impl Into<Shape>, seed: u64) -> Result<Tensor> {
         let shape = shape.into();
         let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add(1);
@@ -56,7 +57,7 @@ pub(super) mod tests {
         Tensor::from_vec(values, shape, &Device::Cpu)
     }
 
-    /// Panics unless every element is within `tolerance`.
+    /// Panics unless every element of `found` is within `tolerance` of the one in `expected`.
     pub fn assert_close(found: &Tensor, expected: &Tensor, tolerance: f32) {
         assert_eq!(found.dims(), expected.dims());
         let values = |x: &Tensor| x.flatten_all().and_then(|x| x.to_vec1::<f32>()).unwrap();

@@ -1,6 +1,6 @@
 //! RMSNorm, alone and fused with the residual addition before it.
 //!
-//! `rms_norm(x, w) = x / sqrt(mean(x^2) + eps) * w`, over the last dimension. Gemma stores `w - 1`;
+//! `rms_norm(x, w) = x / sqrt(mean(x^2) + eps) * w`, over the last dimension. Gemma's checkpoints store `w - 1`, and
 //! the loader adds the one.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, bail};
@@ -9,17 +9,19 @@ use rayon::prelude::*;
 use super::elements;
 use super::simd::{dispatch, dot};
 
-/// Norms each row of `x` (rows, width), f32, with `weight` (width); the result has the given dtype.
+/// Returns each row of `x` normalised with `weight`, in the given dtype.
+///
+/// `x` is (rows, width) and `weight` is (width); both are f32. On the CPU, the result must be f32 too.
 ///
 /// # Errors
-/// candle's, on other shapes and dtypes; on the CPU all is f32.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
+/// Returns an error if a shape or dtype does not fit, or the computation fails.
+pub(crate) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
         return super::cuda::rms_norm(x, weight, eps, dtype);
     }
     if dtype != DType::F32 {
-        bail!("rms-norm on the CPU gives f32, not {dtype:?}");
+        bail!("rms-norm on the CPU returns f32, not {dtype:?}");
     }
     x.apply_op1_no_bwd(&RmsNorm {
         weight: weight.clone(),
@@ -27,13 +29,14 @@ pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<T
     })
 }
 
-/// What a block's output does to the residual stream, and the norm that the next one starts with:
-/// `residual + rms_norm(y, post)` (or `residual + y` where the architecture has no post-norm), and
-/// that sum normed with `next`. All (rows, width); the residual stream is f32, and what is normed has
-/// the dtype of `y`.
+/// Adds a block's output `y` to the residual stream, and normalises the sum for the next block.
+///
+/// Returns `sum = residual + rms_norm(y, post)`, or `sum = residual + y` if the architecture has no post-norm, and
+/// `rms_norm(sum, next)`. All of these are (rows, width), and both weights are (width). The residual stream and the
+/// weights are f32; the normalised sum has the dtype of `y`.
 ///
 /// # Errors
-/// candle's, on other shapes and dtypes.
+/// Returns an error if a shape or dtype does not fit, or the computation fails.
 pub fn add_rms_norm(
     residual: &Tensor,
     y: &Tensor,
@@ -65,8 +68,8 @@ struct AddRmsNorm {
     eps: f32,
 }
 
-/// Rows that one task norms: some tens of microseconds of work.
-const ROWS: usize = 16;
+/// Number of rows that one parallel task normalises, which takes some tens of microseconds.
+const ROWS_PER_TASK: usize = 16;
 
 #[inline(always)]
 fn norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
@@ -87,11 +90,11 @@ impl CustomOp1 for RmsNorm {
         let weight = cpu_elements(self.name(), &weight, weight_layout)?;
         let width = weight.len();
         if layout.dims().last() != Some(&width) {
-            bail!("rms-norm expects rows of {width}, found {:?}", layout.shape());
+            bail!("rms-norm expects rows of {width} elements, found {:?}", layout.shape());
         }
         let mut out = vec![0f32; x.len()];
-        out.par_chunks_mut(ROWS * width)
-            .zip(x.par_chunks(ROWS * width))
+        out.par_chunks_mut(ROWS_PER_TASK * width)
+            .zip(x.par_chunks(ROWS_PER_TASK * width))
             .for_each(|(out, x)| {
                 dispatch(
                     #[inline(always)]
@@ -117,7 +120,7 @@ impl CustomOp2 for AddRmsNorm {
         let (rows, width) = l1.shape().dims2()?;
         if l2.dims() != [rows, width] {
             bail!(
-                "add-rms-norm expects two tensors of {:?}, found {:?}",
+                "add-rms-norm expects two tensors of the same shape, found {:?} and {:?}",
                 l1.shape(),
                 l2.shape()
             );
@@ -130,11 +133,11 @@ impl CustomOp2 for AddRmsNorm {
             .map(|(post, layout)| cpu_elements(self.name(), post, layout))
             .transpose()?;
         if next.len() != width || post.is_some_and(|post| post.len() != width) {
-            bail!("add-rms-norm expects weights of {width}");
+            bail!("add-rms-norm expects weights of {width} elements");
         }
         let mut out = vec![0f32; 2 * rows * width];
         let (sums, normed) = out.split_at_mut(rows * width);
-        let chunk = ROWS * width;
+        let chunk = ROWS_PER_TASK * width;
         let inputs = residual.par_chunks(chunk).zip(y.par_chunks(chunk));
         let outputs = sums.par_chunks_mut(chunk).zip(normed.par_chunks_mut(chunk));
         outputs.zip(inputs).for_each(|((sums, normed), (residual, y))| {
@@ -163,7 +166,7 @@ impl CustomOp2 for AddRmsNorm {
     }
 }
 
-/// The elements behind a tensor that an op holds as its parameter.
+/// Returns the elements of a contiguous f32 tensor that the operation `op` holds as a parameter.
 pub(super) fn cpu_elements<'a>(
     op: &'static str,
     storage: &'a candle_core::Storage,
@@ -214,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn a_misshapen_input_is_an_error() -> Result<()> {
+    fn unsupported_shapes_and_dtypes_are_errors() -> Result<()> {
         let (x, weight) = (random((2, 8), 1)?, random(7, 2)?);
         assert!(rms_norm(&x, &weight, 1e-6, DType::F32).is_err());
         assert!(rms_norm(&x, &random(8, 2)?, 1e-6, DType::BF16).is_err());

@@ -1,7 +1,8 @@
-//! Per-head RMSNorm (where the architecture has it) and rotary position embedding, in one pass.
+//! RMSNorm of each head, if the architecture has it, and rotary position embedding, in one pass.
 //!
-//! Su et al., "RoFormer", 2021, in the half-split layout of Hugging Face checkpoints: element `i` of
-//! the first half turns with element `i` of the second by `position * frequency_i`.
+//! Rotary position embedding (Su et al., "RoFormer", 2021) is applied in the half-split layout of Hugging Face
+//! checkpoints: element `i` of a head's first half and element `i` of its second half form a pair, which is rotated by
+//! the angle `position * frequency_i`.
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -10,23 +11,24 @@ use super::elements;
 use super::norm::cpu_elements;
 use super::simd::{dispatch, dot};
 
-/// By which angles tokens turn.
+/// The angles that rotate each token, as cosines and sines.
 #[derive(Debug, Clone)]
-pub struct Turn {
-    /// (tokens, head_dim / 2), or (all positions, head_dim / 2) where `positions` says which a token takes.
+pub struct RopeAngles {
+    /// Cosines: (tokens, head_dim / 2), or a table of (positions, head_dim / 2) if `positions` is set.
     pub cos: Tensor,
-    /// As `cos`.
+    /// Sines, with the same shape as the cosines.
     pub sin: Tensor,
-    /// (tokens) of u32; on the CPU each token's angles are gathered beforehand, on a GPU by the kernel.
+    /// The index of each token's row in the tables, (tokens) of u32, which the GPU kernel uses to look the angles up.
+    /// It is `None` on the CPU, where `cos` and `sin` already have one row per token.
     pub positions: Option<Tensor>,
 }
 
-impl Turn {
-    /// Of the tokens at these indices.
+impl RopeAngles {
+    /// Returns the angles of the tokens at these indices.
     ///
     /// # Errors
-    /// candle's.
-    pub fn select(&self, indices: &Tensor) -> Result<Self> {
+    /// Returns an error if the selection fails on the device.
+    pub(crate) fn select(&self, indices: &Tensor) -> Result<Self> {
         Ok(match &self.positions {
             None => Self {
                 cos: self.cos.index_select(indices, 0)?,
@@ -40,11 +42,11 @@ impl Turn {
         })
     }
 
-    /// (cos, sin) of each token, (tokens, head_dim / 2) each.
+    /// Returns the cosines and the sines of each token: (tokens, head_dim / 2) each.
     ///
     /// # Errors
-    /// candle's.
-    pub fn gathered(&self) -> Result<(Tensor, Tensor)> {
+    /// Returns an error if the selection fails on the device.
+    pub(crate) fn of_tokens(&self) -> Result<(Tensor, Tensor)> {
         Ok(match &self.positions {
             None => (self.cos.clone(), self.sin.clone()),
             Some(positions) => (
@@ -55,27 +57,27 @@ impl Turn {
     }
 }
 
-/// Norms and rotates every head of every token.
+/// Normalises and rotates each head of each token of `x`: (tokens, heads * head_dim).
 ///
-/// `x` (tokens, heads * head_dim); `norm` is the weight (head_dim) and the epsilon.
+/// `norm` is the weight (head_dim) and the epsilon of the RMSNorm; without it, heads are only rotated.
 ///
 /// # Errors
-/// candle's, on other shapes and dtypes.
-pub fn norm_rope(x: &Tensor, turn: &Turn, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
+/// Returns an error if a shape or dtype does not fit, or the computation fails.
+pub fn norm_rope(x: &Tensor, angles: &RopeAngles, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if x.device().is_cuda() {
-        return super::cuda::norm_rope(x, turn, norm);
+        return super::cuda::norm_rope(x, angles, norm);
     }
     let norm = norm.map(|(weight, eps)| (weight.clone(), eps as f32));
-    x.apply_op3_no_bwd(&turn.cos, &turn.sin, &NormRope { norm })
+    x.apply_op3_no_bwd(&angles.cos, &angles.sin, &NormRope { norm })
 }
 
 struct NormRope {
     norm: Option<(Tensor, f32)>,
 }
 
-/// Tokens of one task.
-const TOKENS: usize = 8;
+/// Number of tokens that one parallel task computes.
+const TOKENS_PER_TASK: usize = 8;
 
 impl CustomOp3 for NormRope {
     fn name(&self) -> &'static str {
@@ -95,7 +97,7 @@ impl CustomOp3 for NormRope {
         let (cos_tokens, half) = l2.shape().dims2()?;
         if cos_tokens != tokens || l3.shape() != l2.shape() || half == 0 || width % (2 * half) != 0 {
             bail!(
-                "norm-rope expects one angle a token, found {:?} for {:?}",
+                "norm-rope expects the angles of each token, found {:?} for {:?}",
                 l2.shape(),
                 l1.shape()
             );
@@ -111,11 +113,15 @@ impl CustomOp3 for NormRope {
             None => None,
         };
         if norm.is_some_and(|(weight, _)| weight.len() != 2 * half) {
-            bail!("norm-rope expects a weight of {}", 2 * half);
+            bail!("norm-rope expects a weight of {} elements", 2 * half);
         }
         let mut out = vec![0f32; x.len()];
-        let angles = cos.par_chunks(TOKENS * half).zip(sin.par_chunks(TOKENS * half));
-        let rows = out.par_chunks_mut(TOKENS * width).zip(x.par_chunks(TOKENS * width));
+        let angles = cos
+            .par_chunks(TOKENS_PER_TASK * half)
+            .zip(sin.par_chunks(TOKENS_PER_TASK * half));
+        let rows = out
+            .par_chunks_mut(TOKENS_PER_TASK * width)
+            .zip(x.par_chunks(TOKENS_PER_TASK * width));
         rows.zip(angles).for_each(|((out, x), (cos, sin))| {
             dispatch(
                 #[inline(always)]
@@ -124,7 +130,7 @@ impl CustomOp3 for NormRope {
                     let tokens = out.chunks_exact_mut(width).zip(x.chunks_exact(width));
                     for ((out, x), (cos, sin)) in tokens.zip(angles) {
                         for (out, x) in out.chunks_exact_mut(2 * half).zip(x.chunks_exact(2 * half)) {
-                            turn_head(x, cos, sin, norm, out);
+                            rotate_head(x, cos, sin, norm, out);
                         }
                     }
                 },
@@ -134,8 +140,9 @@ impl CustomOp3 for NormRope {
     }
 }
 
+/// Normalises one head if `norm` is set, and rotates it.
 #[inline(always)]
-fn turn_head(x: &[f32], cos: &[f32], sin: &[f32], norm: Option<(&[f32], f32)>, out: &mut [f32]) {
+fn rotate_head(x: &[f32], cos: &[f32], sin: &[f32], norm: Option<(&[f32], f32)>, out: &mut [f32]) {
     match norm {
         Some((weight, eps)) => {
             let inverse = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
@@ -160,7 +167,8 @@ mod tests {
     use super::super::tests::{assert_close, random};
     use super::*;
 
-    /// `rope_slow` of candle-nn on (1, heads, tokens, head_dim), norm in plain operations.
+    /// Computes the norm in plain operations and rotates with candle-nn's `rope_slow`, which takes
+    /// (1, heads, tokens, head_dim).
     fn plain(x: &Tensor, heads: usize, cos: &Tensor, sin: &Tensor, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
         let (tokens, width) = x.dims2()?;
         let mut x = x.reshape((tokens, heads, width / heads))?;
@@ -177,15 +185,15 @@ mod tests {
     fn norm_rope_equals_the_plain_formula() -> Result<()> {
         for (tokens, heads, head_dim) in [(1, 1, 32), (19, 4, 64), (9, 3, 10)] {
             let x = random((tokens, heads * head_dim), 1)?;
-            let turn = Turn {
+            let angles = RopeAngles {
                 cos: random((tokens, head_dim / 2), 2)?,
                 sin: random((tokens, head_dim / 2), 3)?,
                 positions: None,
             };
             let weight = random(head_dim, 4)?;
             for norm in [None, Some((&weight, 1e-6))] {
-                let found = norm_rope(&x, &turn, norm)?;
-                assert_close(&found, &plain(&x, heads, &turn.cos, &turn.sin, norm)?, 3e-6);
+                let found = norm_rope(&x, &angles, norm)?;
+                assert_close(&found, &plain(&x, heads, &angles.cos, &angles.sin, norm)?, 3e-6);
             }
         }
         Ok(())

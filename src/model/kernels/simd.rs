@@ -1,17 +1,20 @@
-//! Inner loops that the compiler vectorises once [`dispatch`] has chosen the machine's instructions.
+//! Inner loops that the compiler vectorises for the instruction set that [`dispatch`] selects.
 //!
-//! The binary is built for the oldest x86-64; pulp picks AVX2 or AVX-512 at run time. Functions
-//! here are inlined into the dispatched closure, where a multiply-add is one instruction.
+//! The binary is built for baseline x86-64, and pulp selects AVX2 or AVX-512 at run time. The functions of this module
+//! are inlined into the dispatched closure, where a multiply-add is a single instruction.
 
-/// Runs `work` compiled for the best instruction set of this machine.
+/// Runs `work`, compiled for the best instruction set that this machine supports.
 pub fn dispatch<R>(work: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(work)
 }
 
-/// Independent partial sums: enough to hide the latency of four 512-bit accumulators.
+/// Number of independent partial sums: four 512-bit accumulators, which is enough to hide the latency of a
+/// multiply-add.
 const LANES: usize = 64;
 
-/// Inner product; the order of additions depends on the length only.
+/// Returns the inner product of `x` and `y`, which have the same length.
+///
+/// The order of the additions depends only on the length, so the result does not change from run to run.
 #[inline(always)]
 pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     let (x_blocks, x_rest) = x.as_chunks::<LANES>();
@@ -35,7 +38,7 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     sums[0]
 }
 
-/// `y += factor * x`.
+/// Adds `factor * x` to `y`, element by element.
 #[inline(always)]
 pub fn axpy(factor: f32, x: &[f32], y: &mut [f32]) {
     for (y, x) in y.iter_mut().zip(x) {
@@ -43,15 +46,15 @@ pub fn axpy(factor: f32, x: &[f32], y: &mut [f32]) {
     }
 }
 
-/// `e^x` within 2 units in the last place over the range where it is a normal number; clamped
-/// outside of it.
+/// Returns `e^x` within 2 units in the last place. `x` is clamped to the range in which the result is a normal number.
 ///
-/// Cephes `expf` (Moshier, 1992): `2^n * p(r)` with `x = n ln 2 + r`, `ln 2` split in two.
+/// This is `expf` from Cephes (Moshier, 1992): `2^n * p(r)`, where `x = n ln 2 + r`. The constant `ln 2` is split into
+/// two parts for accuracy.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {
     const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
-    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low mantissa bits.
+    // Adding 1.5 * 2^23 rounds to the nearest integer and leaves that integer in the low bits of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     let x = x.clamp(-87.3, 88.3);
     let rounded = x.mul_add(std::f32::consts::LOG2_E, ROUND);
@@ -69,10 +72,10 @@ pub fn exp(x: f32) -> f32 {
     p * f32::from_bits(((exponent + 127) as u32) << 23)
 }
 
-/// `tanh x`, accurate to a few units in the last place of 1; through [`exp`].
+/// Returns `tanh x`, computed with [`exp`], with an absolute error below 3e-7.
 #[inline(always)]
 pub fn tanh(x: f32) -> f32 {
-    // Beyond 9 the result rounds to one.
+    // Beyond 9.1, the result rounds to 1 or -1.
     let e = exp(2.0 * x.clamp(-9.1, 9.1));
     (e - 1.0) / (e + 1.0)
 }
@@ -95,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn tanh_is_accurate_and_saturates() {
+    fn tanh_is_accurate_also_where_it_saturates() {
         let worst = (-12_000..=12_000)
             .map(|step| step as f32 * 1e-3)
             .map(|x| (f64::from(tanh(x)) - f64::from(x).tanh()).abs())
@@ -104,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn dot_covers_blocks_and_rest() {
+    fn dot_includes_full_blocks_and_the_remainder() {
         for length in [0, 1, 31, 63, 64, 65, 127, 200] {
             let x: Vec<f32> = (0..length).map(|i| i as f32 * 0.5).collect();
             let expected: f64 = x.iter().map(|&x| f64::from(x) * f64::from(x)).sum();

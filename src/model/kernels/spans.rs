@@ -1,60 +1,60 @@
-//! Where packed rows stand, on the host and as a GPU's kernels read it.
+//! The positions of packed rows in their tensors, on the host and in the form that the GPU kernels read.
 
 use candle_core::{Device, Result, Tensor, bail};
 
-use crate::model::transfer::{List, Lists, Sent};
+use crate::model::transfer::{DeviceBuffer, UploadBuffer, UploadRange};
 
-/// (query, head) pairs that a block of the bf16 attention kernel takes, as in attention.cu.
+/// Number of (query, head) pairs that a block of the bf16 attention kernel computes, as in attention.cu.
 const TILE_PAIRS: usize = 48;
 
-/// Where one row stands in the packed tensors.
+/// The position of one row in the packed tensors. All fields count tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
-    /// First of its queries.
+    /// Index of the row's first query in the packed queries.
     pub query_start: usize,
-    /// Queries: the last tokens of the row; all of them, or only those whose output is needed.
+    /// Number of queries. They are the last of the row's own tokens: all of them, or only those whose output is needed.
     pub queries: usize,
-    /// First of its own keys.
+    /// Index of the row's first own key in the packed keys.
     pub key_start: usize,
-    /// Its own keys.
+    /// Number of own keys, one for each own token.
     pub keys: usize,
-    /// Keys of the prefix that it sees before its own.
+    /// Number of leading keys of the shared prefix that the row attends to, in addition to its own.
     pub shared: usize,
 }
 
-/// The rows of a pass, in order and without gaps between their queries.
+/// The rows of a pass, in order and without gaps between their queries, available on the device that computes.
 #[derive(Debug, Clone)]
 pub struct Spans {
     list: Vec<Span>,
-    /// The same on the GPU, where the tensors are there.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "read by kernels alone"))]
+    /// The same spans in GPU memory, if the pass runs on a GPU.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only kernels read it"))]
     pub(super) device: Option<DeviceSpans>,
 }
 
-/// Rows as kernels read them.
+/// Spans in the form that the GPU kernels read.
 #[derive(Debug, Clone)]
-#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "read by kernels alone"))]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only kernels read it"))]
 pub(super) struct DeviceSpans {
-    /// (rows * 5) of u32: [`Span`]'s fields.
+    /// The fields of each [`Span`], in the order of their declaration: (rows * 5), u32.
     pub(super) fields: Tensor,
-    /// (queries) of u32: each query's row.
-    pub(super) span_of: Tensor,
-    /// (tiles * 2) of u32: each block's row and the first of its (query, head) pairs.
+    /// The index of the row that each query belongs to: (queries), u32.
+    pub(super) row_of_query: Tensor,
+    /// For each block of the bf16 kernel, the index of its row and of its first (query, head) pair: (tiles * 2), u32.
     pub(super) tiles: Tensor,
 }
 
 impl Spans {
-    /// Brings rows to where the tensors are; `group` is the query heads of one key and value head.
+    /// Copies the spans to `device` if that is a GPU. `group` is the number of query heads per key-value head.
     ///
     /// # Errors
-    /// candle's; more than a GPU's kernels can count.
+    /// Returns an error if a number does not fit in 32 bits or the copy fails.
     pub fn new(list: Vec<Span>, group: usize, device: &Device) -> Result<Self> {
         if device.is_cpu() {
             return Ok(Self { list, device: None });
         }
-        let mut lists = Lists::default();
-        let packed = PackedSpans::new(list, group, device, &mut lists)?;
-        packed.arrived(&Sent::new(lists, device)?)
+        let mut upload = UploadBuffer::default();
+        let packed = PackedSpans::new(list, group, device, &mut upload)?;
+        packed.on_device(&DeviceBuffer::new(upload, device)?)
     }
 }
 
@@ -66,45 +66,50 @@ impl std::ops::Deref for Spans {
     }
 }
 
-/// Rows before they are sent, with other lists of the pass, to where the tensors are.
+/// Spans that are sent to the device in one copy with the other numbers of the pass.
 pub(in crate::model) struct PackedSpans {
     list: Vec<Span>,
-    /// Fields, rows of queries, tiles; where there is anything to send.
-    lists: Option<[List; 3]>,
+    /// The fields of [`DeviceSpans`] in their order, or nothing if the pass runs on the CPU.
+    ranges: Option<[UploadRange; 3]>,
 }
 
 impl PackedSpans {
-    /// Adds to `lists` what a GPU needs; see [`Spans::new`].
-    pub(in crate::model) fn new(list: Vec<Span>, group: usize, device: &Device, lists: &mut Lists) -> Result<Self> {
+    /// Adds the numbers that a GPU needs to `upload`; see [`Spans::new`].
+    pub(in crate::model) fn new(
+        list: Vec<Span>,
+        group: usize,
+        device: &Device,
+        upload: &mut UploadBuffer,
+    ) -> Result<Self> {
         if device.is_cpu() {
-            return Ok(Self { list, lists: None });
+            return Ok(Self { list, ranges: None });
         }
-        let (mut fields, mut span_of, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut fields, mut row_of_query, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
         for (index, span) in list.iter().enumerate() {
-            let index = number(index)?;
+            let index = to_u32(index)?;
             for field in [span.query_start, span.queries, span.key_start, span.keys, span.shared] {
-                fields.push(number(field)?);
+                fields.push(to_u32(field)?);
             }
-            span_of.extend(std::iter::repeat_n(index, span.queries));
+            row_of_query.extend(std::iter::repeat_n(index, span.queries));
             for first in (0..span.queries * group).step_by(TILE_PAIRS) {
-                tiles.extend([index, number(first)?]);
+                tiles.extend([index, to_u32(first)?]);
             }
         }
-        let lists = [fields, span_of, tiles].map(|numbers| lists.push(numbers));
+        let ranges = [fields, row_of_query, tiles].map(|numbers| upload.push(numbers));
         Ok(Self {
             list,
-            lists: Some(lists),
+            ranges: Some(ranges),
         })
     }
 
-    /// With what was sent.
-    pub(in crate::model) fn arrived(self, sent: &Sent) -> Result<Spans> {
-        let device = match &self.lists {
+    /// Returns the spans as the device reads them, given the buffer that holds the upload.
+    pub(in crate::model) fn on_device(self, buffer: &DeviceBuffer) -> Result<Spans> {
+        let device = match &self.ranges {
             None => None,
-            Some([fields, span_of, tiles]) => Some(DeviceSpans {
-                fields: sent.get(fields)?,
-                span_of: sent.get(span_of)?,
-                tiles: sent.get(tiles)?,
+            Some([fields, row_of_query, tiles]) => Some(DeviceSpans {
+                fields: buffer.get(fields)?,
+                row_of_query: buffer.get(row_of_query)?,
+                tiles: buffer.get(tiles)?,
             }),
         };
         Ok(Spans {
@@ -114,9 +119,9 @@ impl PackedSpans {
     }
 }
 
-fn number(value: usize) -> Result<u32> {
+fn to_u32(value: usize) -> Result<u32> {
     match u32::try_from(value) {
         Ok(value) => Ok(value),
-        Err(_) => bail!("attention is given {value} elements, expected less than 2^32"),
+        Err(_) => bail!("attention got {value} elements, expected fewer than 2^32"),
     }
 }

@@ -1,36 +1,36 @@
-//! Losses over the unembedding and their gradients, in closed form.
+//! Cross-entropy losses over the unembedding, and their gradients in closed form.
 //!
-//! A vocabulary has 262,144 rows and a training batch needs its whole-vocabulary cross-entropy at a
-//! few positions. Autograd would keep the widened table and several copies of the logits; in closed
-//! form the gradient is `softmax - target`, and the table is widened a chunk at a time.
+//! A training batch needs the cross-entropy over the whole vocabulary (up to 262,144 tokens) at a few positions.
+//! Automatic differentiation would keep an f32 copy of the unembedding table and several copies of the logits. In
+//! closed form, the gradient is `softmax - target`, and only a chunk of the table is converted to f32 at a time.
 
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::model::forward::gemma::Gemma;
 
-/// A target distribution over a few vocabulary rows, for one hidden state.
+/// A target distribution over a few tokens, for one hidden state.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LossTarget {
-    /// Index into the hidden states.
-    pub position: usize,
-    /// Vocabulary rows and their probabilities, which add up to one.
-    pub distribution: Vec<(u32, f32)>,
-    /// Factor of this target's cross-entropy in the loss.
-    pub weight: f32,
+pub(super) struct LossTarget {
+    /// Index of the hidden state.
+    pub(super) position: usize,
+    /// Token ids and their probabilities, which add up to one.
+    pub(super) distribution: Vec<(u32, f32)>,
+    /// Weight of this target's cross-entropy in the loss.
+    pub(super) weight: f32,
 }
 
-/// Rows of the unembedding that are widened to f32 at a time: 32 MB at a width of 1024.
+/// Number of rows of the unembedding that are converted to f32 at a time: 32 MiB if the hidden size is 1024.
 const VOCABULARY_CHUNK: usize = 8192;
-/// Logits held at a time: 64 MB.
+/// Number of logits held in memory at a time: 64 MiB.
 const MAX_LOGITS: usize = 1 << 24;
 
 impl Gemma {
-    /// The weighted sum of cross-entropies over the whole vocabulary, and its gradient by `hidden`
-    /// (positions, hidden).
+    /// Returns the weighted sum of the cross-entropies over the whole vocabulary, and its gradient with respect to
+    /// `hidden`: (positions, hidden size).
     ///
     /// # Errors
-    /// candle's; a target outside of the positions or the vocabulary.
+    /// Returns an error if a target is outside the positions or the vocabulary, or the computation fails.
     pub(super) fn vocabulary_cross_entropy(&self, hidden: &Tensor, targets: &[LossTarget]) -> Result<(f64, Tensor)> {
         let vocabulary = self.config.vocab_size;
         let (positions, width) = hidden.dims2()?;
@@ -51,33 +51,36 @@ impl Gemma {
             let logits = self.all_logits(&chunk)?;
             let (chunk_loss, gradient) = self.logit_gradient(logits, vocabulary, &targets)?;
             loss += chunk_loss;
-            gradients.push(self.through_unembedding(&gradient)?);
+            gradients.push(self.unembedding_backward(&gradient)?);
         }
         if let Some(target) = targets.iter().find(|target| target.position >= positions) {
-            bail!("a target is at position {} of {positions}", target.position);
+            bail!(
+                "a target is at position {}, expected less than {positions}",
+                target.position
+            );
         }
         Ok((loss, Tensor::cat(&gradients, 0)?))
     }
 
-    /// The weighted sum of cross-entropies over the two label logits only, and its gradient. Targets'
-    /// distributions are over indices 0 and 1 of `labels`.
+    /// Returns the weighted sum of the cross-entropies over only the two label logits, and its gradient with respect to
+    /// `hidden`: (positions, hidden size). The distributions of the targets are over the indices 0 and 1 of `labels`.
     ///
     /// # Errors
-    /// As [`Gemma::vocabulary_cross_entropy`].
+    /// Returns an error if a label is outside the vocabulary, a target is not 0 or 1, or the computation fails.
     pub(super) fn pair_cross_entropy(
         &self,
         hidden: &Tensor,
         labels: [u32; 2],
         targets: &[LossTarget],
     ) -> Result<(f64, Tensor)> {
-        let rows = self.unembedding_of(&labels)?;
+        let rows = self.unembedding_rows(&labels)?;
         let logits = hidden.matmul(&rows.t()?)?.flatten_all()?.to_vec1::<f32>()?;
         let targets: Vec<(usize, &LossTarget)> = targets.iter().map(|target| (target.position, target)).collect();
         let (loss, gradient) = self.logit_gradient(logits, 2, &targets)?;
         Ok((loss, gradient.matmul(&rows)?))
     }
 
-    /// Uncapped logits of the whole vocabulary, row after row.
+    /// Returns the logits of the whole vocabulary before the soft-cap, in the order of (positions, vocabulary).
     fn all_logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
         let (positions, vocabulary) = (hidden.dim(0)?, self.config.vocab_size);
         let mut logits = vec![0f32; positions * vocabulary];
@@ -92,8 +95,9 @@ impl Gemma {
         Ok(logits)
     }
 
-    /// `gradient` (positions, vocabulary) of the logits to that of the hidden states.
-    fn through_unembedding(&self, gradient: &Tensor) -> Result<Tensor> {
+    /// Returns the gradient with respect to the hidden states, (positions, hidden size), given that of the logits,
+    /// (positions, vocabulary).
+    fn unembedding_backward(&self, gradient: &Tensor) -> Result<Tensor> {
         let (positions, vocabulary) = gradient.dims2()?;
         let mut sum = Tensor::zeros((positions, self.config.hidden_size), DType::F32, &self.device)?;
         for start in (0..vocabulary).step_by(VOCABULARY_CHUNK) {
@@ -104,8 +108,10 @@ impl Gemma {
         Ok(sum)
     }
 
-    /// Loss and gradient by uncapped logits: `weight * (softmax - target)`, times the soft-cap's
-    /// slope `1 - (capped / cap)^2`.
+    /// Returns the loss and its gradient with respect to the logits before the soft-cap: (positions, width).
+    ///
+    /// The gradient is `weight * (softmax - target)`, times the derivative of the soft-cap, `1 - (capped / cap)^2`, if
+    /// the model has one.
     fn logit_gradient(
         &self,
         mut logits: Vec<f32>,
@@ -133,7 +139,7 @@ impl Gemma {
             }
             for &(id, probability) in &target.distribution {
                 let Some(&logit) = row.get(id as usize) else {
-                    bail!("target {id} is outside of {width} logits")
+                    bail!("target {id} is outside the {width} logits")
                 };
                 loss += f64::from(target.weight) * f64::from(probability) * (log_sum - f64::from(logit));
                 gradient[id as usize] -= target.weight * probability;

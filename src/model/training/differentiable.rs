@@ -1,32 +1,33 @@
-//! One layer again, in operations that have a backward.
+//! A decoder layer in operations that have a backward pass.
 //!
-//! The same weights and the same layer description as the serving pass in [`super::gemma`]; a parity
-//! test ties the two. candle's fused operations, and ours, stop gradients silently, so everything
-//! here is composed of plain ones, and every adapter tensor's gradient is tested.
+//! It uses the same weights and layer description as the serving pass in [`crate::model::forward::gemma`], and a test
+//! compares the two. Fused operations, candle's and ours, drop gradients silently. This module therefore uses only
+//! plain operations, and `tests/it/training_parity.rs` checks that every adapter tensor gets a gradient.
 
 use candle_core::{D, Device, Result, Tensor};
 
 use crate::model::forward::gemma::{DecoderLayer, Gemma};
-use crate::model::kernels::{Span, Turn};
+use crate::model::kernels::{RopeAngles, Span};
 
-/// How the packed rows of a pass stand, and which positions it wants.
-pub(super) struct Rows<'a> {
-    /// One span a row that has queries.
+/// The layout of the packed rows of a pass, and the positions whose output is needed.
+pub(super) struct RowLayout<'a> {
+    /// The span of each row that has queries.
     pub(super) spans: &'a [Span],
-    /// Positions whose output is wanted, if not all.
+    /// The positions whose output is needed, (positions) of u32, or `None` for all of them.
     pub(super) ends: Option<&'a Tensor>,
-    /// How tokens turn under the layer's rope.
-    pub(super) turn: &'a Turn,
-    /// Tokens of the first row, which is the prefix of the others.
+    /// The rotary angles of the tokens in this layer.
+    pub(super) angles: &'a RopeAngles,
+    /// Number of tokens in the first row, which is the prefix of the others.
     pub(super) prefix: usize,
 }
 
 impl Gemma {
-    /// The residual stream after layer `index`: (tokens, hidden) to (wanted positions, hidden).
+    /// Returns the residual stream after layer `index`, (positions, hidden size), given the one before it,
+    /// (tokens, hidden size).
     ///
     /// # Errors
-    /// candle's.
-    pub(super) fn differentiable_layer(&self, index: usize, x: &Tensor, rows: &Rows<'_>) -> Result<Tensor> {
+    /// Returns an error if the computation fails.
+    pub(super) fn differentiable_layer(&self, index: usize, x: &Tensor, rows: &RowLayout<'_>) -> Result<Tensor> {
         let layer = &self.layers[index];
         let eps = self.config.rms_norm_eps;
         let normed = rms_norm(x, &layer.input_layernorm, eps)?;
@@ -34,20 +35,20 @@ impl Gemma {
             Some((q_norm, k_norm)) => (Some(q_norm), Some(k_norm)),
             None => (None, None),
         };
-        let (cos, sin) = &rows.turn.gathered()?;
-        let k = self.turned_heads(&layer.k_proj.differentiable(&normed)?, k_norm, cos, sin)?;
+        let (cos, sin) = &rows.angles.of_tokens()?;
+        let k = self.normed_and_rotated_heads(&layer.k_proj.differentiable(&normed)?, k_norm, cos, sin)?;
         let v = self.heads(&layer.v_proj.differentiable(&normed)?)?;
         let (x, q) = match rows.ends {
             None => (
                 x.clone(),
-                self.turned_heads(&layer.q_proj.differentiable(&normed)?, q_norm, cos, sin)?,
+                self.normed_and_rotated_heads(&layer.q_proj.differentiable(&normed)?, q_norm, cos, sin)?,
             ),
             Some(ends) => {
                 let at_ends = |tensor: &Tensor| tensor.index_select(ends, 0);
                 let q = layer.q_proj.differentiable(&at_ends(&normed)?)?;
                 (
                     at_ends(x)?,
-                    self.turned_heads(&q, q_norm, &at_ends(cos)?, &at_ends(sin)?)?,
+                    self.normed_and_rotated_heads(&q, q_norm, &at_ends(cos)?, &at_ends(sin)?)?,
                 )
             }
         };
@@ -67,7 +68,7 @@ impl Gemma {
         x + y
     }
 
-    /// (tokens, heads * head_dim) to (heads, tokens, head_dim).
+    /// Splits (tokens, heads * head_dim) into (heads, tokens, head_dim).
     fn heads(&self, x: &Tensor) -> Result<Tensor> {
         let (tokens, width) = x.dims2()?;
         let head_dim = self.config.head_dim;
@@ -76,8 +77,14 @@ impl Gemma {
             .contiguous()
     }
 
-    /// As [`Gemma::heads`], normed and rotated.
-    fn turned_heads(&self, x: &Tensor, norm: Option<&Tensor>, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    /// Splits `x` as [`Gemma::heads`] does, then normalises each head if `norm` is set, and rotates it.
+    fn normed_and_rotated_heads(
+        &self,
+        x: &Tensor,
+        norm: Option<&Tensor>,
+        cos: &Tensor,
+        sin: &Tensor,
+    ) -> Result<Tensor> {
         let x = self.heads(x)?;
         let x = match norm {
             Some(norm) => rms_norm(&x, norm, self.config.rms_norm_eps)?,
@@ -85,21 +92,22 @@ impl Gemma {
         };
         let half = self.config.head_dim / 2;
         let (first, second) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
-        let turned = [
+        let rotated = [
             (first.broadcast_mul(cos)? - second.broadcast_mul(sin)?)?,
             (second.broadcast_mul(cos)? + first.broadcast_mul(sin)?)?,
         ];
-        Tensor::cat(&turned, 2)
+        Tensor::cat(&rotated, 2)
     }
 
-    /// Attention row by row: (heads, tokens, head_dim) each to (queries, heads * head_dim).
-    fn attend(&self, layer: &DecoderLayer, q: &Tensor, k: &Tensor, v: &Tensor, rows: &Rows<'_>) -> Result<Tensor> {
+    /// Computes the attention row by row. The inputs are (heads, tokens, head_dim) each, the output is
+    /// (queries, heads * head_dim).
+    fn attend(&self, layer: &DecoderLayer, q: &Tensor, k: &Tensor, v: &Tensor, rows: &RowLayout<'_>) -> Result<Tensor> {
         let config = &self.config;
         let (heads, kv_heads, head_dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let group = heads / kv_heads;
         let mut outputs = Vec::with_capacity(rows.spans.len());
         for span in rows.spans {
-            let seen = |x: &Tensor| {
+            let with_prefix = |x: &Tensor| {
                 let own = x.narrow(1, span.key_start, span.keys)?;
                 if span.shared == 0 {
                     Ok(own)
@@ -109,10 +117,10 @@ impl Gemma {
             };
             let tokens = span.shared + span.keys;
             debug_assert!(span.shared <= rows.prefix);
-            // Grouped heads as one longer batch of queries: (kv_heads, group * queries, head_dim).
+            // The query heads of a group become one longer list of queries: (kv_heads, group * queries, head_dim).
             let q = q.narrow(1, span.query_start, span.queries)?.contiguous()?;
             let q = q.reshape((kv_heads, group * span.queries, head_dim))?;
-            let scores = (q.matmul(&seen(k)?.transpose(1, 2)?.contiguous()?)? * config.query_scale)?;
+            let scores = (q.matmul(&with_prefix(k)?.transpose(1, 2)?.contiguous()?)? * config.query_scale)?;
             let scores = match config.attn_logit_softcapping {
                 Some(cap) => ((scores / cap)?.tanh()? * cap)?,
                 None => scores,
@@ -122,7 +130,7 @@ impl Gemma {
             let weights = candle_nn::ops::softmax(&scores, D::Minus1)?;
             let weights = weights.reshape((kv_heads, group * span.queries, tokens))?;
             let output = weights
-                .matmul(&seen(v)?.contiguous()?)?
+                .matmul(&with_prefix(v)?.contiguous()?)?
                 .reshape((heads, span.queries, head_dim))?;
             outputs.push(output.transpose(0, 1)?.reshape((span.queries, heads * head_dim))?);
         }
@@ -130,13 +138,14 @@ impl Gemma {
     }
 }
 
-/// `x / sqrt(mean(x^2) + eps) * weight` over the last dimension.
+/// Returns `x / sqrt(mean(x^2) + eps) * weight`, with the mean over the last dimension.
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
     let mean = x.sqr()?.mean_keepdim(D::Minus1)?;
     x.broadcast_div(&(mean + eps)?.sqrt()?)?.broadcast_mul(weight)
 }
 
-/// (1, 1, queries, shared + keys): zero where a query sees a key, else minus infinity.
+/// Returns the attention mask of a row, (1, 1, queries, shared + keys): zero where a query attends to a key, and minus
+/// infinity elsewhere.
 fn mask(span: &Span, window: Option<usize>, device: &Device) -> Result<Tensor> {
     let tokens = span.shared + span.keys;
     let mut mask = Vec::with_capacity(span.queries * tokens);
@@ -161,10 +170,10 @@ mod tests {
     use crate::model::files::lora::Adapter;
     use crate::model::forward::linear::LoraMode;
     use crate::model::forward::load::LoadOptions;
-    use crate::model::forward::packing::{Packed, PackedRow, Prefix, Wanted};
+    use crate::model::forward::packing::{OutputPositions, PackedRow, PackedRows, SharedPrefix};
 
-    /// Train = serve: every layer gives the same residual stream in both forms, within 1e-5 of
-    /// values of order one.
+    /// Training and serving agree: every layer gives the same residual stream in both forms. The difference is at most
+    /// 1e-5 of the largest value.
     #[test]
     fn each_layer_equals_the_serving_pass() -> Result<()> {
         for family in ["gemma", "gemma2", "gemma3", "gemma3_linear8"] {
@@ -184,18 +193,21 @@ mod tests {
             let row = |own, shared| PackedRow { own, shared };
             let rows = [row(prefix, 0), row(first, 20), row(second, 13)];
             let mut inputs = Vec::new();
-            let output = model.run(&rows, Prefix::FirstRow, Wanted::All, &mut |input, _, _| {
-                inputs.push(input.clone())
-            })?;
+            let output = model.run(
+                &rows,
+                SharedPrefix::FirstRow,
+                OutputPositions::All,
+                &mut |input, _, _| inputs.push(input.clone()),
+            )?;
             inputs.push(output.residual);
-            let packed = Packed::new(&rows)?;
-            let angles = model.ropes.gather(&packed.positions, None)?;
+            let packed = PackedRows::new(&rows)?;
+            let angles = model.ropes.angles(&packed.positions, None)?;
             for (index, pair) in inputs.windows(2).enumerate() {
-                let turn = angles.of(&model.layers[index].config.rope);
-                let rows = Rows {
+                let angles = angles.of(&model.layers[index].config.rope);
+                let rows = RowLayout {
                     spans: &packed.spans,
                     ends: None,
-                    turn,
+                    angles,
                     prefix: prefix.len(),
                 };
                 let found = model.differentiable_layer(index, &pair[0], &rows)?;

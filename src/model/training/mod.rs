@@ -1,10 +1,10 @@
-//! The loss of an adapter on a batch and its gradients.
+//! The loss of an adapter on a batch, and its gradients.
 //!
-//! The forward pass is the serving one, over the live adapter. The backward pass goes layer by
-//! layer: each is run again from its recorded input in differentiable operations, so memory holds
-//! one layer's graph at a time, and frozen weights get no gradients (Chen et al., "Training Deep
-//! Nets with Sublinear Memory Cost", 2016). Rows share the prompt's prefix in training too: it is
-//! computed once a batch, and gradients flow through its keys and values.
+//! The forward pass is the same as in serving, with the adapter in training applied. The backward pass goes through the
+//! layers from last to first and computes each one again from its recorded input, in differentiable operations. Memory
+//! therefore holds the graph of one layer at a time (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
+//! 2016). Frozen weights get no gradients. Rows share the prompt's prefix in training too: it is computed once per
+//! batch, and gradients flow through its keys and values.
 
 mod cross_entropy;
 mod differentiable;
@@ -13,56 +13,56 @@ use std::collections::BTreeMap;
 
 use candle_core::{DType, Result, Tensor, Var, bail};
 
+use self::cross_entropy::LossTarget;
+use self::differentiable::{RowLayout, rms_norm};
 use super::files::lora::LoraWeights;
 use super::forward::gemma::Gemma;
-use super::forward::packing::{Packed, PackedRow, Prefix, Wanted};
+use super::forward::packing::{OutputPositions, PackedRow, PackedRows, SharedPrefix};
 use crate::config::{Loss, Projection};
-use crate::model::training::cross_entropy::LossTarget;
-use crate::model::training::differentiable::{Rows, rms_norm};
 
-/// One example: the prompt's ids and what should follow them.
+/// One example: the token ids of a prompt, and the label that should follow them.
 #[derive(Debug, Clone, Copy)]
 pub struct Example<'a> {
-    /// Ids of the whole prompt, `<bos>` first.
+    /// Token ids of the whole prompt, starting with `<bos>`.
     pub tokens: &'a [u32],
-    /// Probability that it is hateful; [`Loss::Sequence`] takes it as 0 or 1 at one half.
+    /// Probability that the text is hateful. [`Loss::Sequence`] counts one half or more as hateful.
     pub hateful: f32,
-    /// Weight beside the other examples of the batch.
+    /// Weight of the example relative to the others in its batch.
     pub weight: f32,
 }
 
-/// An adapter's tensors in training, by layer and projection: (A, B, scale).
+/// The tensors of an adapter in training, by layer and projection.
 pub type Variables = BTreeMap<(usize, Projection), LoraVariables>;
 
-/// One linear layer's delta in training.
+/// The delta of one linear layer in training: `scale * B A`.
 #[derive(Debug, Clone)]
 pub struct LoraVariables {
-    /// (rank, inputs).
+    /// The matrix A: (rank, inputs).
     pub a: Var,
-    /// (outputs, rank).
+    /// The matrix B: (outputs, rank).
     pub b: Var,
-    /// `alpha / rank`, or `alpha / sqrt(rank)` for rslora.
+    /// Factor of the delta: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scale: f64,
 }
 
-/// Gradients of A and B, by layer and projection.
+/// The gradients of A and B, by layer and projection.
 pub type Gradients = BTreeMap<(usize, Projection), (Tensor, Tensor)>;
 
-/// A base with a live adapter.
+/// A base model with an adapter that is being trained.
 pub struct Trainable {
     model: Gemma,
     variables: Variables,
-    /// Ids of the hateful label, the other, and `<eos>`.
+    /// Token ids of the hateful label and of the other label.
     labels: [u32; 2],
     eos: u32,
     prefix: Vec<u32>,
 }
 
 impl Trainable {
-    /// Puts `variables` beside the base's weights, which must be loaded without an adapter and
-    /// unquantised.
+    /// Attaches the adapter in `variables` to a base model that was loaded without an adapter and is not quantised.
     ///
-    /// `prefix` is what prompts share; `labels` are the ids of the hateful label and the other.
+    /// `prefix` holds the token ids that prompts may share; `labels` are the ids of the hateful label and of the other
+    /// label.
     pub fn new(mut model: Gemma, variables: Variables, prefix: &[u32], labels: [u32; 2], eos: u32) -> Self {
         for (&(layer, projection), lora) in &variables {
             let (a, b) = (lora.a.as_tensor().clone(), lora.b.as_tensor().clone());
@@ -81,60 +81,65 @@ impl Trainable {
         }
     }
 
-    /// The adapter's tensors.
+    /// Returns the tensors of the adapter.
     pub fn variables(&self) -> &Variables {
         &self.variables
     }
 
-    /// The base with the live adapter, as it serves.
-    pub fn model(&self) -> &Gemma {
+    /// Returns the base model with the adapter applied, which computes as it does when it serves.
+    pub(crate) fn model(&self) -> &Gemma {
         &self.model
     }
 
-    /// Loss of the batch and the gradients of every A and B.
+    /// Returns the loss on a batch, and the gradients of every A and B.
     ///
-    /// The loss is the weighted mean over examples; for [`Loss::Sequence`] over all next tokens.
+    /// The loss is the weighted mean over the examples or, for [`Loss::Sequence`], over all tokens to be predicted.
     ///
     /// # Errors
-    /// candle's; an empty batch.
+    /// Returns an error if the batch is empty, a token id or a label is outside the vocabulary, a gradient is missing,
+    /// or the computation fails.
     pub fn loss_and_gradients(&self, loss: Loss, batch: &[Example<'_>]) -> Result<(f64, Gradients)> {
         let batch = TrainingBatch::new(self, loss, batch)?;
         let rows = batch.rows(&self.prefix);
         let mut inputs = Vec::with_capacity(self.model.layers.len());
         let output = self
             .model
-            .run(&rows, Prefix::FirstRow, batch.wanted, &mut |input, _, _| {
+            .run(&rows, SharedPrefix::FirstRow, batch.outputs, &mut |input, _, _| {
                 inputs.push(input.detach())
             })?;
         let hidden = output.normed.detach().to_dtype(DType::F32)?;
-        let (value, gradient) = self.top(loss, &hidden, &batch.targets)?;
-        let gradient = self.through_final_norm(&output.residual.detach(), &gradient)?;
-        Ok((value, self.backward(&rows, batch.wanted, inputs, gradient)?))
+        let (value, gradient) = self.cross_entropy(loss, &hidden, &batch.targets)?;
+        let gradient = self.final_norm_backward(&output.residual.detach(), &gradient)?;
+        Ok((value, self.layers_backward(&rows, batch.outputs, inputs, gradient)?))
     }
 
-    fn top(&self, loss: Loss, hidden: &Tensor, targets: &[LossTarget]) -> Result<(f64, Tensor)> {
+    /// Returns the loss, and its gradient with respect to the normalised hidden states.
+    fn cross_entropy(&self, loss: Loss, hidden: &Tensor, targets: &[LossTarget]) -> Result<(f64, Tensor)> {
         match loss {
             Loss::Pair => self.model.pair_cross_entropy(hidden, self.labels, targets),
             Loss::Label | Loss::Sequence => self.model.vocabulary_cross_entropy(hidden, targets),
         }
     }
 
-    fn through_final_norm(&self, residual: &Tensor, gradient: &Tensor) -> Result<Tensor> {
+    /// Returns the gradient with respect to the input of the final norm, given that of its output.
+    fn final_norm_backward(&self, residual: &Tensor, gradient: &Tensor) -> Result<Tensor> {
         let x = Var::from_tensor(residual)?;
         let normed = rms_norm(x.as_tensor(), &self.model.norm, self.model.config.rms_norm_eps)?;
         let gradients = (normed * gradient)?.sum_all()?.backward()?;
-        found(gradients.get(x.as_tensor()), "final norm")
+        require_gradient(gradients.get(x.as_tensor()), "the input of the final norm")
     }
 
-    fn backward(
+    /// Returns the adapter's gradients, given the recorded input of each layer and the gradient of the last one's
+    /// output.
+    fn layers_backward(
         &self,
         rows: &[PackedRow<'_>],
-        wanted: Wanted,
+        outputs: OutputPositions,
         mut inputs: Vec<Tensor>,
         mut gradient: Tensor,
     ) -> Result<Gradients> {
-        let pass = self.model.inputs(Packed::new(rows)?, wanted)?;
-        let mut all = Gradients::new();
+        let pass = self.model.inputs(PackedRows::new(rows)?, outputs)?;
+        let mut adapter_gradients = Gradients::new();
         let count = self.model.layers.len();
         for index in (0..count).rev() {
             let Some(input) = inputs.pop() else {
@@ -144,10 +149,10 @@ impl Trainable {
                 Some((spans, ends)) if index + 1 == count => (spans, Some(ends)),
                 _ => (&pass.spans, None),
             };
-            let rows = Rows {
+            let rows = RowLayout {
                 spans,
                 ends,
-                turn: pass.angles.of(&self.model.layers[index].config.rope),
+                angles: pass.angles.of(&self.model.layers[index].config.rope),
                 prefix: self.prefix.len(),
             };
             let x = Var::from_tensor(&input)?;
@@ -157,29 +162,32 @@ impl Trainable {
                 let Some(lora) = self.variables.get(&(index, projection)) else {
                     continue;
                 };
-                let a = found(gradients.get(lora.a.as_tensor()), projection.name())?;
-                let b = found(gradients.get(lora.b.as_tensor()), projection.name())?;
-                all.insert((index, projection), (a, b));
+                let name = |matrix: char| format!("layer {index} {} lora_{matrix}", projection.name());
+                let a = require_gradient(gradients.get(lora.a.as_tensor()), &name('A'))?;
+                let b = require_gradient(gradients.get(lora.b.as_tensor()), &name('B'))?;
+                adapter_gradients.insert((index, projection), (a, b));
             }
-            gradient = found(gradients.get(x.as_tensor()), "layer input")?;
+            gradient = require_gradient(gradients.get(x.as_tensor()), &format!("the input of layer {index}"))?;
         }
-        Ok(all)
+        Ok(adapter_gradients)
     }
 }
 
-/// candle drops a gradient without a word where an operation has no backward.
-fn found(gradient: Option<&Tensor>, name: &str) -> Result<Tensor> {
+/// Returns a gradient, or an error that names it if it is missing, because candle drops gradients silently at an
+/// operation that has no backward pass.
+fn require_gradient(gradient: Option<&Tensor>, name: &str) -> Result<Tensor> {
     match gradient {
         Some(gradient) => Ok(gradient.clone()),
-        None => bail!("the gradient of {name} was lost"),
+        None => bail!("the gradient of {name} is missing"),
     }
 }
 
-/// Rows behind the prefix and what each position should predict.
+/// The rows of a batch, and what each of their positions should predict.
 struct TrainingBatch {
+    /// The own tokens of each row, and the number of prefix tokens that it shares.
     own: Vec<(Vec<u32>, usize)>,
     targets: Vec<LossTarget>,
-    wanted: Wanted,
+    outputs: OutputPositions,
 }
 
 impl TrainingBatch {
@@ -198,19 +206,23 @@ impl TrainingBatch {
                 .count();
             let shared = common.min(tokens.len().saturating_sub(1));
             if loss == Loss::Sequence {
-                // The last token, `<eos>`, predicts nothing: it is a target only.
+                // `<eos>` follows the label, but is not appended: it is a target and predicts nothing.
                 tokens.push(trainable.label(example));
             }
             own.push((tokens.split_off(shared), shared));
         }
-        let (targets, wanted) = match loss {
-            Loss::Sequence => (sequence_targets(trainable, examples, &own), Wanted::All),
-            Loss::Label => (label_targets(examples, trainable.labels), Wanted::Last { skip: 1 }),
-            Loss::Pair => (label_targets(examples, [0, 1]), Wanted::Last { skip: 1 }),
+        let (targets, outputs) = match loss {
+            Loss::Sequence => (sequence_targets(trainable, examples, &own), OutputPositions::All),
+            Loss::Label => (
+                label_targets(examples, trainable.labels),
+                OutputPositions::Last { skip: 1 },
+            ),
+            Loss::Pair => (label_targets(examples, [0, 1]), OutputPositions::Last { skip: 1 }),
         };
-        Ok(Self { own, targets, wanted })
+        Ok(Self { own, targets, outputs })
     }
 
+    /// Returns the prefix as the first row, followed by the rows of the examples.
     fn rows<'a>(&'a self, prefix: &'a [u32]) -> Vec<PackedRow<'a>> {
         let own = self.own.iter().map(|(own, shared)| PackedRow { own, shared: *shared });
         std::iter::once(PackedRow { own: prefix, shared: 0 })
@@ -220,11 +232,13 @@ impl TrainingBatch {
 }
 
 impl Trainable {
+    /// Returns the token id of the likelier label of an example.
     fn label(&self, example: &Example<'_>) -> u32 {
         self.labels[usize::from(example.hateful < 0.5)]
     }
 }
 
+/// Returns one target per example: the distribution over the two labels after the prompt.
 fn label_targets(examples: &[Example<'_>], [hateful, other]: [u32; 2]) -> Vec<LossTarget> {
     let total: f32 = examples.iter().map(|example| example.weight).sum();
     let target = |(position, example): (usize, &Example<'_>)| LossTarget {
@@ -235,8 +249,9 @@ fn label_targets(examples: &[Example<'_>], [hateful, other]: [u32; 2]) -> Vec<Lo
     examples.iter().enumerate().map(target).collect()
 }
 
-/// Every next token of every example; positions that rows share with the prefix predict once for
-/// each of them.
+/// Returns one target for each token of each example after its first one.
+///
+/// A position of the prefix that several rows share has one target for each of these rows.
 fn sequence_targets(trainable: &Trainable, examples: &[Example<'_>], own: &[(Vec<u32>, usize)]) -> Vec<LossTarget> {
     let mut targets = Vec::new();
     let mut start = trainable.prefix.len();

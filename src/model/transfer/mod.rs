@@ -1,10 +1,10 @@
-//! What goes between the host and a device in each pass: a few lists of numbers there, the logits back.
+//! Copies between host and device for each pass: token ids and indices to the device, logits back.
 //!
-//! On a GPU both go through page-locked memory and neither is waited for, so that a pass can be prepared and
-//! begun while another runs.
+//! On a GPU, both directions use page-locked memory and neither is waited for, so that a pass can be prepared and begun
+//! while another one runs.
 
 #[cfg(feature = "cuda")]
-pub(super) mod held;
+pub(super) mod cuda_tensor;
 #[cfg(feature = "cuda")]
 mod pinned;
 
@@ -12,117 +12,107 @@ use std::ops::Range;
 
 use candle_core::{Device, Result, Tensor};
 
-/// Lists of numbers that go to a device in one copy.
+/// Lists of numbers on the host, end to end, so that one copy moves them all to a device.
 #[derive(Debug, Default)]
-pub struct Lists(Vec<u32>);
+pub(in crate::model) struct UploadBuffer(Vec<u32>);
 
-/// Where one of them stands.
+/// The position of one list in an [`UploadBuffer`], and in the [`DeviceBuffer`] made from it.
 #[derive(Debug, Clone)]
-pub struct List(Range<usize>);
+pub(in crate::model) struct UploadRange(Range<usize>);
 
-impl Lists {
-    /// Adds one, which is not empty.
-    pub fn push(&mut self, numbers: impl IntoIterator<Item = u32>) -> List {
+impl UploadBuffer {
+    /// Appends a list, which must not be empty.
+    pub(in crate::model) fn push(&mut self, numbers: impl IntoIterator<Item = u32>) -> UploadRange {
         let start = self.0.len();
         self.0.extend(numbers);
-        List(start..self.0.len())
+        UploadRange(start..self.0.len())
     }
 }
 
-/// Lists that are on their way to a device, or there: work that is given to it later finds them.
+/// The device's copy of an [`UploadBuffer`]. On a GPU the copy may still be in progress, but work that is queued later
+/// runs after it.
 #[derive(Debug)]
-pub struct Sent(Tensor);
+pub(in crate::model) struct DeviceBuffer(Tensor);
 
-impl Sent {
-    /// Copies lists from where they are.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn new(lists: Lists, device: &Device) -> Result<Self> {
-        Ok(Self(Tensor::new(lists.0, device)?))
+impl DeviceBuffer {
+    /// Copies the lists to a device and waits for the copy.
+    pub(in crate::model) fn new(buffer: UploadBuffer, device: &Device) -> Result<Self> {
+        Ok(Self(Tensor::new(buffer.0, device)?))
     }
 
-    /// (numbers) of u32.
-    ///
-    /// # Errors
-    /// candle's, for a list of others.
-    pub fn get(&self, List(range): &List) -> Result<Tensor> {
+    /// Returns one list as a tensor (numbers) of u32.
+    pub(in crate::model) fn get(&self, UploadRange(range): &UploadRange) -> Result<Tensor> {
         self.0.narrow(0, range.start, range.len())
     }
 }
 
-/// Moves numbers between the host and one device.
+/// Copies numbers between the host and one device.
 #[derive(Debug)]
-pub struct Transfer {
+pub(in crate::model) struct Transfer {
     device: Device,
     #[cfg(feature = "cuda")]
-    pinned: pinned::Pinned,
+    pinned: pinned::PinnedMemory,
 }
 
 impl Transfer {
-    /// To and from a device.
-    pub fn new(device: &Device) -> Self {
+    pub(in crate::model) fn new(device: &Device) -> Self {
         Self {
             device: device.clone(),
             #[cfg(feature = "cuda")]
-            pinned: pinned::Pinned::default(),
+            pinned: pinned::PinnedMemory::default(),
         }
     }
 
-    /// Sends lists; on a GPU without waiting.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn send(&self, lists: Lists) -> Result<Sent> {
+    /// Copies lists to the device. On a GPU, this does not wait for the copy.
+    pub(in crate::model) fn upload(&self, buffer: UploadBuffer) -> Result<DeviceBuffer> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = &self.device {
-            return Ok(Sent(self.pinned.send(&lists.0, device)?));
+            return Ok(DeviceBuffer(self.pinned.upload(&buffer.0, device)?));
         }
-        Sent::new(lists, &self.device)
+        DeviceBuffer::new(buffer, &self.device)
     }
 
-    /// Asks for a contiguous f32 tensor's elements; on a GPU without waiting.
-    ///
-    /// # Errors
-    /// candle's.
-    pub fn fetch(&self, tensor: &Tensor) -> Result<PendingLogits> {
+    /// Copies the elements of a contiguous f32 tensor to the host. On a GPU, this does not wait for the copy.
+    pub(in crate::model) fn download(&self, tensor: &Tensor) -> Result<PendingLogits> {
         #[cfg(feature = "cuda")]
         if let Device::Cuda(device) = &self.device {
-            return Ok(PendingLogits::PinnedRead(self.pinned.fetch(tensor, device)?));
+            return Ok(PendingLogits(Download::Pinned(self.pinned.download(tensor, device)?)));
         }
-        Ok(PendingLogits::Here(tensor.flatten_all()?.to_vec1()?))
+        Ok(PendingLogits(Download::Ready(tensor.flatten_all()?.to_vec1()?)))
     }
 }
 
-/// Numbers that a device was asked for.
+/// The logits of a pass that may still be running.
 #[derive(Debug)]
-pub enum PendingLogits {
-    /// They are here.
-    Here(Vec<f32>),
-    /// A GPU writes them when all work that it was given before is done.
+pub struct PendingLogits(Download);
+
+#[derive(Debug)]
+enum Download {
+    Ready(Vec<f32>),
+    /// A GPU writes the logits once it has done all work that was queued before.
     #[cfg(feature = "cuda")]
-    PinnedRead(pinned::PinnedRead),
+    Pinned(pinned::PinnedDownload),
 }
 
 impl PendingLogits {
-    /// Whether [`PendingLogits::wait`] would not wait. True also of one that failed.
-    pub fn is_here(&self) -> bool {
-        match self {
-            Self::Here(_) => true,
+    /// Returns whether [`PendingLogits::wait`] returns at once. This is also the case after a failure.
+    pub fn is_ready(&self) -> bool {
+        match &self.0 {
+            Download::Ready(_) => true,
             #[cfg(feature = "cuda")]
-            Self::PinnedRead(read) => read.is_here(),
+            Download::Pinned(download) => download.is_ready(),
         }
     }
 
-    /// The elements, in order.
+    /// Waits for the pass and returns its logits, row by row.
     ///
     /// # Errors
-    /// What failed on the device since the pass was begun.
+    /// Returns an error if the device has failed since the pass was begun.
     pub fn wait(self) -> Result<Vec<f32>> {
-        match self {
-            Self::Here(values) => Ok(values),
+        match self.0 {
+            Download::Ready(values) => Ok(values),
             #[cfg(feature = "cuda")]
-            Self::PinnedRead(read) => read.wait(),
+            Download::Pinned(download) => download.wait(),
         }
     }
 }

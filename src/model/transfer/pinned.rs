@@ -1,4 +1,4 @@
-//! Page-locked host memory: what a card reads and writes by itself while the CPU goes on.
+//! Page-locked host memory, which a GPU reads and writes on its own while the CPU does other work.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,157 +7,158 @@ use candle_core::cuda_backend::cudarc::driver::sys::CUevent_flags;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, DeviceRepr, PinnedHostSlice, ValidAsZeroBits};
 use candle_core::{CudaDevice, Result, Tensor};
 
-use crate::model::transfer::held::{Held, wrap};
+use crate::model::transfer::cuda_tensor::{CudaTensor, wrap};
 
-/// The smallest buffer: most passes fit, and page-locked memory comes in pages anyway.
-const SMALLEST: usize = 1 << 14;
+/// The smallest number of elements of a buffer. Most passes need no more, and page-locked memory is allocated in whole
+/// pages anyway.
+const MIN_ELEMENTS: usize = 1 << 14;
 
-/// Buffers that are used again; there are as many as passes were ever under way at once.
+/// Reusable page-locked buffers for both directions. Their number is the largest number of passes that have ever been
+/// in progress at once.
 #[derive(Debug, Default)]
-pub struct Pinned {
-    outgoing: BufferPool<u32>,
-    incoming: Arc<BufferPool<f32>>,
+pub(super) struct PinnedMemory {
+    uploads: IdleBuffers<u32>,
+    downloads: Arc<IdleBuffers<f32>>,
 }
 
-impl Pinned {
-    /// Numbers to a tensor on the card, which work given to it later finds there.
-    pub fn send(&self, numbers: &[u32], device: &CudaDevice) -> Result<Tensor> {
+impl PinnedMemory {
+    /// Queues a copy of the numbers to the GPU and returns the tensor that work queued later can read.
+    pub(super) fn upload(&self, numbers: &[u32], device: &CudaDevice) -> Result<Tensor> {
         let stream = device.cuda_stream();
-        let mut buffer = self.outgoing.take(numbers.len(), device)?;
+        let mut buffer = self.uploads.take(numbers.len(), device)?;
         let host = &mut buffer.host.as_mut_slice().w()?[..numbers.len()];
         host.copy_from_slice(numbers);
-        #[expect(unsafe_code, reason = "the copy writes every element before anybody reads it")]
-        // SAFETY: as the reason says.
+        #[expect(unsafe_code, reason = "the copy writes every element before anything reads it")]
+        // SAFETY: the memory is uninitialised, and the copy below writes all of it before any kernel reads it.
         let mut slice = unsafe { device.alloc::<u32>(numbers.len())? };
-        // A plain slice, since the wrapper of a whole buffer would copy all of it; that the memory is
-        // page-locked the driver knows by its address.
+        // This copies from a plain slice because copying from a `PinnedHostSlice` always copies the whole buffer. The
+        // driver recognises page-locked memory by its address.
         stream.memcpy_htod(&*host, &mut slice).w()?;
-        buffer.used_by(&stream)?;
-        self.outgoing.put(buffer);
+        buffer.record_use(&stream)?;
+        self.uploads.put(buffer);
         Ok(wrap(slice, device, numbers.len()))
     }
 
-    /// A tensor's elements, once the card has done all that it was given before.
-    pub fn fetch(&self, tensor: &Tensor, device: &CudaDevice) -> Result<PinnedRead> {
+    /// Queues a copy of a contiguous tensor to the host, which runs after all work that was queued before.
+    pub(super) fn download(&self, tensor: &Tensor, device: &CudaDevice) -> Result<PinnedDownload> {
         let stream = device.cuda_stream();
-        let held = Held::new("fetch", tensor)?;
-        let (view, count) = (held.view::<f32>()?, tensor.elem_count());
-        let mut buffer = self.incoming.take(count, device)?;
+        let source = CudaTensor::new("download", tensor)?;
+        let (view, count) = (source.view::<f32>()?, tensor.elem_count());
+        let mut buffer = self.downloads.take(count, device)?;
         stream
             .memcpy_dtoh(&view, &mut buffer.host.as_mut_slice().w()?[..count])
             .w()?;
-        buffer.used_by(&stream)?;
-        Ok(PinnedRead {
+        buffer.record_use(&stream)?;
+        Ok(PinnedDownload {
             buffer: Some(buffer),
             count,
-            pool: Arc::clone(&self.incoming),
+            idle: Arc::clone(&self.downloads),
         })
     }
 }
 
-/// Elements that the card will write.
+/// A copy from the GPU that may still be in progress.
 #[derive(Debug)]
-pub struct PinnedRead {
-    /// Taken out when it goes back to its pool.
-    buffer: Option<Buffer<f32>>,
+pub(super) struct PinnedDownload {
+    /// `None` once the buffer has been returned to `idle`.
+    buffer: Option<PinnedBuffer<f32>>,
     count: usize,
-    pool: Arc<BufferPool<f32>>,
+    idle: Arc<IdleBuffers<f32>>,
 }
 
-impl PinnedRead {
-    pub fn is_here(&self) -> bool {
-        self.buffer.as_ref().is_none_or(Buffer::is_free)
+impl PinnedDownload {
+    pub(super) fn is_ready(&self) -> bool {
+        self.buffer.as_ref().is_none_or(PinnedBuffer::is_unused)
     }
 
-    pub fn wait(mut self) -> Result<Vec<f32>> {
+    pub(super) fn wait(mut self) -> Result<Vec<f32>> {
         let Some(buffer) = self.buffer.take() else {
             return Ok(Vec::new());
         };
         buffer.wait()?;
         let values = buffer.host.as_slice().w()?[..self.count].to_vec();
-        self.pool.put(buffer);
+        self.idle.put(buffer);
         Ok(values)
     }
 }
 
-/// Buffers that nobody holds; the card may still be at work on them.
+/// Buffers that no download owns. The GPU may still be reading some of them.
 #[derive(Debug)]
-struct BufferPool<T>(Mutex<Vec<Buffer<T>>>);
+struct IdleBuffers<T>(Mutex<Vec<PinnedBuffer<T>>>);
 
-impl<T> Default for BufferPool<T> {
+impl<T> Default for IdleBuffers<T> {
     fn default() -> Self {
         Self(Mutex::default())
     }
 }
 
-impl<T: DeviceRepr + ValidAsZeroBits> BufferPool<T> {
-    /// One of at least so many elements.
-    fn take(&self, count: usize, device: &CudaDevice) -> Result<Buffer<T>> {
-        // Events are asked for in the context of the thread.
+impl<T: DeviceRepr + ValidAsZeroBits> IdleBuffers<T> {
+    /// Removes a buffer with at least `count` elements that the GPU does not use, or allocates one.
+    fn take(&self, count: usize, device: &CudaDevice) -> Result<PinnedBuffer<T>> {
+        // Events are created and queried in the context that is bound to the calling thread.
         device.cuda_stream().context().bind_to_thread().w()?;
         let mut buffers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let fits = |buffer: &Buffer<T>| buffer.host.len() >= count && buffer.is_free();
+        let fits = |buffer: &PinnedBuffer<T>| buffer.host.len() >= count && buffer.is_unused();
         match buffers.iter().position(fits) {
-            Some(at) => Ok(buffers.swap_remove(at)),
-            None => Buffer::new(count.next_power_of_two().max(SMALLEST), device),
+            Some(index) => Ok(buffers.swap_remove(index)),
+            None => PinnedBuffer::new(count.next_power_of_two().max(MIN_ELEMENTS), device),
         }
     }
 
-    fn put(&self, buffer: Buffer<T>) {
+    fn put(&self, buffer: PinnedBuffer<T>) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).push(buffer);
     }
 }
 
 #[derive(Debug)]
-struct Buffer<T> {
+struct PinnedBuffer<T> {
     host: PinnedHostSlice<T>,
-    /// Comes to pass when the card has no more to do with it. The slice's own event is recorded in cudarc's
-    /// many-stream mode only.
-    used: CudaEvent,
+    /// Completes when the GPU no longer uses the buffer. `host` has an event of its own, but cudarc records it only in
+    /// its multi-stream mode.
+    last_use: CudaEvent,
 }
 
-impl<T: DeviceRepr + ValidAsZeroBits> Buffer<T> {
+impl<T: DeviceRepr + ValidAsZeroBits> PinnedBuffer<T> {
     fn new(count: usize, device: &CudaDevice) -> Result<Self> {
-        #[expect(
-            unsafe_code,
-            reason = "page-locked memory is unset until it is written, which is done here"
-        )]
-        // SAFETY: zeros are a value of `T`, and all of it is set to zero before anybody reads it.
+        #[expect(unsafe_code, reason = "page-locked memory is allocated uninitialised")]
+        // SAFETY: all of it is set to zero before anything reads it, and zero is a valid value of `T`.
         let host = unsafe {
             let mut host: PinnedHostSlice<T> = device.cuda_stream().context().alloc_pinned_with_flags(count, 0).w()?;
             host.as_mut_ptr().w()?.write_bytes(0, count);
             host
         };
         let context = host.context();
-        let used = context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?;
-        Ok(Self { host, used })
+        let last_use = context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?;
+        Ok(Self { host, last_use })
     }
 }
 
-impl<T> Buffer<T> {
-    /// Work that `stream` was given uses it.
-    fn used_by(&self, stream: &CudaStream) -> Result<()> {
-        let recorded = self.used.record(stream);
+impl<T> PinnedBuffer<T> {
+    /// Marks the buffer as used by all work that has been queued on `stream`.
+    fn record_use(&self, stream: &CudaStream) -> Result<()> {
+        let recorded = self.last_use.record(stream);
         if recorded.is_err() {
-            // Nobody will know when that work is done, so it is waited for; if that fails, the card is dead.
+            // Without the event, waiting for the whole stream is the only way to know that the work is done. If that
+            // fails too, the GPU has failed and uses no memory.
             let _ = stream.synchronize();
         }
         recorded.w()
     }
 
-    /// Whether the card is through with it, or nothing is to be expected of the card any more.
-    fn is_free(&self) -> bool {
-        !matches!(self.used.try_is_complete(), Ok(false))
+    /// Returns whether the GPU has finished using the buffer, or has failed.
+    fn is_unused(&self) -> bool {
+        !matches!(self.last_use.try_is_complete(), Ok(false))
     }
 
     fn wait(&self) -> Result<()> {
-        self.used.synchronize().w()
+        self.last_use.synchronize().w()
     }
 }
 
-impl<T> Drop for Buffer<T> {
+impl<T> Drop for PinnedBuffer<T> {
     fn drop(&mut self) {
-        // The memory must outlive the card's use of it; if the card failed, there is none.
+        // The memory must stay valid until the GPU has finished using it. An error means that the GPU has failed and
+        // no longer uses it.
         let _ = self.wait();
     }
 }

@@ -1,8 +1,9 @@
-//! From labelled rows to three parts that do not leak into each other.
+//! Splits labelled rows into a training, a validation and a test part that do not overlap.
 //!
-//! A text's side is decided by a keyed hash of what it says and by nothing else, so it never changes
-//! as data grows: what judged one adapter never trains the next. Training rows that nearly repeat a
-//! held-out row are dropped and counted; users' reports train, within a cap, but never judge.
+//! The part of a text depends only on a keyed hash of its wording. It therefore never changes as feedback accumulates,
+//! and a text that tested one adapter never trains a later one. Training rows that are near-duplicates of a validation
+//! or test row are left out. Users' reports are used only for training, with a capped share of the weight. All rows
+//! that are left out are counted by reason.
 
 use std::collections::BTreeMap;
 
@@ -10,74 +11,73 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 use super::feedback::{Feedback, LabelSource};
-use super::near_duplicates::{Index, Signature, fold};
+use super::near_duplicates::{NearDuplicateIndex, Signature, fold};
 use crate::hash::content_hash;
 
-/// Where a text belongs, for ever.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum SplitPart {
-    /// Fitted.
+/// The part that a text belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum SplitPart {
     Train,
-    /// Early stopping, calibration, thresholds.
     Validation,
-    /// The gate only.
     Test,
 }
 
-/// How data becomes parts.
+/// How rows are split into parts.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SplitConfig {
-    /// Share of texts that validate.
+    /// Share of the texts in the validation part.
     pub validation: f64,
-    /// Share of texts that judge.
+    /// Share of the texts in the test part.
     pub test: f64,
-    /// Highest share of the training weight that users' reports may have.
+    /// The largest share of the training weight that users' reports may have.
     pub max_user_share: f64,
 }
 
-/// One row of a part.
+/// A labelled text in one of the parts, with its weight in training.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LabelledRow {
-    /// The label as it came.
+    /// The feedback, with its original weight.
     pub feedback: Feedback,
-    /// Weight in training, after the cap.
+    /// Weight in training, after users' reports have been scaled down to their share.
     pub weight: f32,
 }
 
-/// How many rows there were and where they went. All counted, none dropped silently.
+/// The number of rows before the split, and how many of them were left out for each reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SplitCounts {
-    /// Rows that stood after the latest word on each content.
+    /// Rows before the split, one for each content.
     pub rows: usize,
-    /// Rows left out because their wording stands there already with the same label.
+    /// Rows left out because another row has the same wording and class.
     pub repeated: usize,
-    /// Rows left out because the same wording has opposite labels.
+    /// Rows left out because their wording was labelled both hateful and not hateful.
     pub contradicting: usize,
-    /// Training rows left out because they nearly repeat a held-out row.
+    /// Training rows left out because they are near-duplicates of a validation or test row.
     pub near_held_out: usize,
-    /// Held-out rows that do not judge because they nearly repeat what the champion was trained on.
+    /// Test rows left out because they are near-duplicates of rows that the champion was trained on.
     pub near_champion: usize,
-    /// Users' reports that would have fallen on a held-out side.
+    /// Users' reports left out because their wording belongs to the validation or the test part.
     pub user_held_out: usize,
 }
 
-/// The three parts.
+/// The three parts of the labelled rows.
 #[derive(Debug, Default)]
 pub struct Dataset {
-    /// Fitted.
+    /// Rows that the adapter is trained on.
     pub train: Vec<LabelledRow>,
-    /// Early stopping, calibration, thresholds.
+    /// Rows for early stopping, calibration and thresholds.
     pub validation: Vec<LabelledRow>,
-    /// The gate only.
+    /// Rows that only the gate uses, to compare the adapters.
     pub test: Vec<LabelledRow>,
-    /// Where all rows went.
+    /// The number of rows, and of those that were left out.
     pub counts: SplitCounts,
 }
 
 impl Dataset {
-    /// Splits rows; `key` is the registry's split key, `champion` the signatures of what the adapter
-    /// in service was trained on.
-    pub fn split(rows: Vec<Feedback>, key: &[u8], config: SplitConfig, champion: &Index) -> Self {
+    /// Splits the rows into parts.
+    ///
+    /// `key` is the registry's split key, and `champion` holds the signatures of the rows that the adapter in service
+    /// was trained on.
+    pub fn split(rows: Vec<Feedback>, key: &[u8], config: SplitConfig, champion: &NearDuplicateIndex) -> Self {
         let mut dataset = Self {
             counts: SplitCounts {
                 rows: rows.len(),
@@ -85,11 +85,11 @@ impl Dataset {
             },
             ..Self::default()
         };
-        let mut held_out = Index::default();
+        let mut held_out = NearDuplicateIndex::default();
         let mut training = Vec::new();
-        for (folded, row) in dataset.without_repetitions(rows) {
-            let side = side(key, &folded, config);
-            if side == SplitPart::Train {
+        for (folded, row) in dataset.deduplicate(rows) {
+            let part = part_of(key, &folded, config);
+            if part == SplitPart::Train {
                 training.push(row);
                 continue;
             }
@@ -98,33 +98,33 @@ impl Dataset {
                 continue;
             }
             let signature = Signature::new(&row.text);
-            if side == SplitPart::Test && champion.has_near(&signature) {
+            if part == SplitPart::Test && champion.contains_near_duplicate(&signature) {
                 dataset.counts.near_champion += 1;
-                // It still keeps its like out of training.
+                // Its near-duplicates are still kept out of training.
                 held_out.insert(signature);
                 continue;
             }
             held_out.insert(signature);
-            let part = if side == SplitPart::Test {
+            let rows = if part == SplitPart::Test {
                 &mut dataset.test
             } else {
                 &mut dataset.validation
             };
-            part.push(LabelledRow {
+            rows.push(LabelledRow {
                 weight: row.weight,
                 feedback: row,
             });
         }
         let before = training.len();
-        training.retain(|row| !held_out.has_near(&Signature::new(&row.text)));
+        training.retain(|row| !held_out.contains_near_duplicate(&Signature::new(&row.text)));
         dataset.counts.near_held_out = before - training.len();
-        dataset.train = capped(training, config.max_user_share);
+        dataset.train = cap_user_weight(training, config.max_user_share);
         dataset
     }
 
-    /// One row for each wording, by its folded text. A wording with labels on both sides of one half
-    /// teaches nothing and is left out whole.
-    fn without_repetitions(&mut self, rows: Vec<Feedback>) -> Vec<(String, Feedback)> {
+    /// Returns one row for each wording, with its folded text. A wording that was labelled both hateful and not hateful
+    /// is left out entirely.
+    fn deduplicate(&mut self, rows: Vec<Feedback>) -> Vec<(String, Feedback)> {
         let mut wordings: BTreeMap<String, Vec<Feedback>> = BTreeMap::new();
         for row in rows {
             wordings
@@ -132,22 +132,22 @@ impl Dataset {
                 .or_default()
                 .push(row);
         }
-        let mut kept = Vec::with_capacity(wordings.len());
+        let mut unique = Vec::with_capacity(wordings.len());
         for (folded, mut group) in wordings {
             let hateful = group.iter().filter(|row| row.hateful >= 0.5).count();
             if hateful != 0 && hateful != group.len() {
                 self.counts.contradicting += group.len();
                 continue;
             }
-            // The most trusted label speaks for the wording, the latest among equals.
+            // The label of the most trusted source is used or, among several, the latest.
             group.sort_by_key(|row| (row.source, std::cmp::Reverse(row.position)));
             self.counts.repeated += group.len() - 1;
-            kept.push((folded, group.swap_remove(0)));
+            unique.push((folded, group.swap_remove(0)));
         }
-        kept
+        unique
     }
 
-    /// Signatures of the training part, for the version's manifest.
+    /// Returns the signatures of the training rows, which are published with the version.
     pub fn training_signatures(&self) -> Vec<Signature> {
         self.train
             .iter()
@@ -155,7 +155,7 @@ impl Dataset {
             .collect()
     }
 
-    /// Hash of what was trained on and judged by: the identity of this data.
+    /// Returns a hash that identifies the rows of all parts, with their labels and weights.
     pub fn content_hash(&self) -> String {
         let mut lines = Vec::new();
         for (name, part) in [
@@ -177,8 +177,11 @@ impl Dataset {
     }
 }
 
-/// A text's side: HMAC-SHA256 of its folded wording under the split key, as a fraction of one.
-fn side(key: &[u8], folded: &str, config: SplitConfig) -> SplitPart {
+/// Returns the part that a text belongs to.
+///
+/// The HMAC-SHA256 of the folded text under the split key is read as a number from 0 to 1 and compared with the shares
+/// of the parts.
+fn part_of(key: &[u8], folded: &str, config: SplitConfig) -> SplitPart {
     let mut mac = Hmac::<Sha256>::new_from_slice(key).expect("HMAC takes keys of any length");
     mac.update(folded.as_bytes());
     let bytes = mac.finalize().into_bytes();
@@ -194,8 +197,9 @@ fn side(key: &[u8], folded: &str, config: SplitConfig) -> SplitPart {
     }
 }
 
-/// Scales users' reports down so that they have at most this share of the weight.
-fn capped(rows: Vec<Feedback>, max_user_share: f64) -> Vec<LabelledRow> {
+/// Scales the weights of users' reports down so that their share of the total weight is at most `max_user_share`. Rows
+/// whose weight becomes 0 are left out.
+fn cap_user_weight(rows: Vec<Feedback>, max_user_share: f64) -> Vec<LabelledRow> {
     let sum = |user: bool| -> f64 {
         let rows = rows.iter().filter(|row| (row.source == LabelSource::User) == user);
         rows.map(|row| f64::from(row.weight)).sum()
@@ -251,7 +255,7 @@ mod tests {
         }
     }
 
-    /// Sentences that share no shingles: words of random letters.
+    /// Returns texts of random letters, which have hardly any shingles in common.
     fn sentences(count: usize) -> Vec<String> {
         let mut state = 1u64;
         let mut letter = || {
@@ -268,30 +272,36 @@ mod tests {
     }
 
     fn split(rows: Vec<Feedback>) -> Dataset {
-        Dataset::split(rows, KEY, CONFIG, &Index::default())
+        Dataset::split(rows, KEY, CONFIG, &NearDuplicateIndex::default())
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(16))]
 
-        /// However the data grows, and in whatever order it comes, a text stays where it was.
+        /// A text stays in its part when rows are added, whatever the order of the rows.
         #[test]
-        fn a_text_never_changes_sides(first in 1usize..150, more in 0usize..150, turn in 0usize..300) {
+        fn a_text_never_changes_its_part(first in 1usize..150, more in 0usize..150, rotation in 0usize..300) {
             let all = sentences(300);
-            let rows = |texts: &[String]| texts.iter().map(|text| row(text, 1.0, LabelSource::Moderator)).collect::<Vec<_>>();
+            let moderated = |text: &String| row(text, 1.0, LabelSource::Moderator);
+            let rows = |texts: &[String]| texts.iter().map(moderated).collect::<Vec<_>>();
             let small = split(rows(&all[..first]));
             let mut grown = rows(&all[..first + more]);
-            let turn = turn % grown.len();
-            grown.rotate_left(turn);
+            let rotation = rotation % grown.len();
+            grown.rotate_left(rotation);
             let grown = split(grown);
-            for (small, grown) in [(&small.train, &grown.train), (&small.validation, &grown.validation), (&small.test, &grown.test)] {
+            let parts = [
+                (&small.train, &grown.train),
+                (&small.validation, &grown.validation),
+                (&small.test, &grown.test),
+            ];
+            for (small, grown) in parts {
                 prop_assert!(texts(small).is_subset(&texts(grown)));
             }
         }
     }
 
     #[test]
-    fn shares_are_about_as_asked_and_depend_on_the_key() {
+    fn parts_have_the_configured_shares_and_depend_on_the_key() {
         let rows: Vec<_> = sentences(2000)
             .iter()
             .map(|text| row(text, 1.0, LabelSource::Moderator))
@@ -304,60 +314,60 @@ mod tests {
                 part.len()
             );
         }
-        let other = Dataset::split(rows, b"another key", CONFIG, &Index::default());
+        let other = Dataset::split(rows, b"another key", CONFIG, &NearDuplicateIndex::default());
         assert_ne!(texts(&dataset.test), texts(&other.test));
     }
 
     #[test]
-    fn training_keeps_clear_of_what_judges() {
+    fn near_duplicates_of_held_out_rows_are_not_trained_on() {
         let all = sentences(300);
         let moderated: Vec<_> = all.iter().map(|text| row(text, 1.0, LabelSource::Moderator)).collect();
         let held_out = split(moderated.clone());
-        // A near copy of every text: those of held-out rows may land on either side.
+        // Each text gets a near-duplicate, whose hash may assign it to another part.
         let copies = all
             .iter()
             .map(|text| row(&format!("{text} indeed"), 1.0, LabelSource::Moderator));
         let both = split(moderated.into_iter().chain(copies).collect());
         assert!(both.counts.near_held_out > 0);
-        let held: Vec<Signature> = both
+        let signatures: Vec<Signature> = both
             .test
             .iter()
             .chain(&both.validation)
             .map(|row| Signature::new(&row.feedback.text))
             .collect();
-        let mut index = Index::default();
-        held.into_iter().for_each(|signature| index.insert(signature));
+        let mut index = NearDuplicateIndex::default();
+        signatures.into_iter().for_each(|signature| index.insert(signature));
         assert!(
             both.train
                 .iter()
-                .all(|row| !index.has_near(&Signature::new(&row.feedback.text)))
+                .all(|row| !index.contains_near_duplicate(&Signature::new(&row.feedback.text)))
         );
         assert!(texts(&held_out.test).is_subset(&texts(&both.test)));
     }
 
     #[test]
-    fn what_the_champion_was_trained_on_does_not_judge() {
+    fn near_duplicates_of_the_champions_training_rows_are_not_tested_on() {
         let rows: Vec<_> = sentences(100)
             .iter()
             .map(|text| row(text, 1.0, LabelSource::Moderator))
             .collect();
         let plain = split(rows.clone());
-        let mut champion = Index::default();
+        let mut champion = NearDuplicateIndex::default();
         plain
             .test
             .iter()
             .take(3)
             .for_each(|row| champion.insert(Signature::new(&row.feedback.text)));
-        let judged = Dataset::split(rows, KEY, CONFIG, &champion);
+        let filtered = Dataset::split(rows, KEY, CONFIG, &champion);
         assert_eq!(
-            (judged.test.len(), judged.counts.near_champion),
+            (filtered.test.len(), filtered.counts.near_champion),
             (plain.test.len() - 3, 3)
         );
-        assert_eq!(judged.train.len(), plain.train.len());
+        assert_eq!(filtered.train.len(), plain.train.len());
     }
 
     #[test]
-    fn users_train_within_the_cap_and_never_judge() {
+    fn user_reports_are_capped_in_training_and_never_held_out() {
         let all = sentences(200);
         let rows = all.iter().enumerate().map(|(index, text)| {
             row(
@@ -384,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wording_counts_once_and_contradictions_not_at_all() {
+    fn a_repeated_wording_is_used_once_and_a_contradictory_one_never() {
         let moderator = |text, hateful| row(text, hateful, LabelSource::Moderator);
         let dataset = split(vec![
             moderator("A fine day", 0.0),

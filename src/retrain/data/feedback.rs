@@ -1,21 +1,20 @@
-//! Labelled feedback: decoding, and which record of a content counts.
+//! Decodes labelled feedback, and selects the latest label of each content.
 //!
-//! Pure: lines or topic records in, labelled rows and a list of what was refused out. Nothing is
-//! dropped without a reason and a place.
+//! This module performs no I/O. A record that cannot be used gives an error with a reason.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 use serde_json::{Map, Value};
 
-/// Who gave a label.
+/// Who gave a label. The order is that of trust: the first is trusted most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LabelSource {
     /// A moderator's decision.
     Moderator,
     /// The outcome of an appeal.
     Appeal,
-    /// A user's report: capped in training, and never judges.
+    /// A user's report. Reports have a capped weight in training, and are never used for validation or tests.
     User,
 }
 
@@ -33,30 +32,30 @@ impl LabelSource {
 /// One labelled text.
 #[derive(Clone, PartialEq)]
 pub struct Feedback {
-    /// The platform's id of this label, where it gives one.
+    /// The platform's id of this label, if it gives one.
     pub feedback_id: Option<String>,
-    /// What was labelled.
+    /// The platform's id of the labelled content.
     pub content_id: String,
-    /// Its text.
+    /// The text of the content.
     pub text: String,
-    /// Probability that it is hateful: 0 or 1, or a soft label between.
+    /// Probability that the text is hateful: 0 or 1, or a soft label in between.
     pub hateful: f32,
-    /// Who says so.
+    /// Who gave the label.
     pub source: LabelSource,
     /// The feedback id that this label replaces.
     pub supersedes: Option<String>,
-    /// Weight in training, above 0.
+    /// Weight in training, greater than 0.
     pub weight: f32,
-    /// Probability with which this content was chosen to be labelled, where it was sampled.
+    /// Probability with which this content was selected for labelling, if it was sampled.
     pub inclusion: Option<f32>,
-    /// The community it was posted in.
+    /// The community that the content was posted in.
     pub community_id: Option<String>,
-    /// Offset or line, for people.
+    /// Offset in the topic or line number in the file.
     pub position: u64,
 }
 
 impl fmt::Debug for Feedback {
-    /// Leaves the text out: comment text is never logged.
+    /// Omits the text, because comment text is never logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Feedback")
             .field("content_id", &self.content_id)
@@ -68,37 +67,37 @@ impl fmt::Debug for Feedback {
     }
 }
 
-/// Why a record is no feedback. Never quotes a text.
+/// Why a record cannot be used as feedback. Its message never quotes a text.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum FeedbackError {
-    /// Not UTF-8, not JSON, or no JSON object.
+    /// The record is not UTF-8, not JSON, or not a JSON object.
     #[error("is not a JSON object in UTF-8")]
     NotJson,
-    /// Larger than allowed.
+    /// The record is larger than allowed.
     #[error("has {bytes} bytes, expected at most {limit}")]
     TooLarge {
-        /// Size found.
+        /// Size of the record in bytes.
         bytes: usize,
-        /// Size allowed.
+        /// Largest allowed size in bytes.
         limit: usize,
     },
-    /// A field that must be there is not.
+    /// A required field is missing.
     #[error("`{0}` is missing")]
     Missing(&'static str),
-    /// A field has another type or value.
+    /// A field has a wrong type or value.
     #[error("`{field}` is {found}, expected {expected}")]
     Wrong {
-        /// The field.
+        /// Name of the field.
         field: &'static str,
-        /// Its type, or a short value that cannot be a text.
+        /// The type of its value, or the value itself if it is a number.
         found: String,
-        /// What would do.
+        /// The values that are allowed.
         expected: &'static str,
     },
 }
 
 impl FeedbackError {
-    /// A short name to count by.
+    /// Returns the short name of the reason, by which refused records are counted.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NotJson => "not_json",
@@ -109,21 +108,21 @@ impl FeedbackError {
     }
 }
 
-/// How a source of feedback differs from the topic.
+/// How records of a topic or a file are decoded.
 #[derive(Debug, Clone, Copy)]
-pub struct Rules {
-    /// Largest record.
+pub struct FeedbackRules {
+    /// Size of the largest allowed record in bytes.
     pub max_bytes: usize,
-    /// A file of labelled lines may leave out ids and sources: the line names the content, and a
-    /// moderator is taken to have labelled it.
+    /// Whether records may omit the content id and the source, as lines of a file may. The line number then serves as
+    /// the content id, and the label counts as a moderator's.
     pub lenient: bool,
 }
 
-/// Decodes one record's value.
+/// Decodes the value of one record, whose offset or line number is `position`.
 ///
 /// # Errors
-/// [`FeedbackError`].
-pub fn decode(bytes: &[u8], position: u64, rules: Rules) -> Result<Feedback, FeedbackError> {
+/// Returns an error if the record is too large or not a JSON object, or if a field is missing or wrong.
+pub fn decode(bytes: &[u8], position: u64, rules: FeedbackRules) -> Result<Feedback, FeedbackError> {
     if bytes.len() > rules.max_bytes {
         return Err(FeedbackError::TooLarge {
             bytes: bytes.len(),
@@ -139,7 +138,9 @@ pub fn decode(bytes: &[u8], position: u64, rules: Rules) -> Result<Feedback, Fee
         None => return Err(FeedbackError::Missing("content_id")),
     };
     let source = match optional_string(&fields, "source")? {
-        Some(name) => LabelSource::parse(&name).ok_or(wrong("source", "another name", "moderator, appeal or user"))?,
+        Some(name) => {
+            LabelSource::parse(&name).ok_or(wrong("source", "an unknown name", "`moderator`, `appeal` or `user`"))?
+        }
         None if rules.lenient => LabelSource::Moderator,
         None => return Err(FeedbackError::Missing("source")),
     };
@@ -148,7 +149,7 @@ pub fn decode(bytes: &[u8], position: u64, rules: Rules) -> Result<Feedback, Fee
         return Err(wrong(
             "weight",
             &weight.to_string(),
-            "a number above 0, at most 1000000",
+            "a number above 0 and at most 1000000",
         ));
     }
     Ok(Feedback {
@@ -206,7 +207,7 @@ fn label(value: Option<&Value>) -> Result<f32, FeedbackError> {
         None => Err(FeedbackError::Missing("label")),
         Some(Value::String(name)) if name == "hateful" => Ok(1.0),
         Some(Value::String(name)) if name == "ok" => Ok(0.0),
-        Some(Value::String(_)) => Err(wrong("label", "another name", EXPECTED)),
+        Some(Value::String(_)) => Err(wrong("label", "an unknown name", EXPECTED)),
         Some(Value::Number(number)) => match number.as_f64() {
             Some(value) if (0.0..=1.0).contains(&value) => Ok(value as f32),
             _ => Err(wrong("label", &number.to_string(), EXPECTED)),
@@ -216,56 +217,56 @@ fn label(value: Option<&Value>) -> Result<f32, FeedbackError> {
 }
 
 fn inclusion(sample: Option<&Value>) -> Result<Option<f32>, FeedbackError> {
-    const EXPECTED: &str = "an object with `rate` above 0, at most 1";
+    const EXPECTED: &str = "an object with a `rate` above 0 and at most 1";
     match sample {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Object(sample)) => match sample.get("rate").and_then(Value::as_f64) {
             Some(rate) if rate > 0.0 && rate <= 1.0 => Ok(Some(rate as f32)),
-            _ => Err(wrong("sample", "an object without such a rate", EXPECTED)),
+            _ => Err(wrong("sample", "an object without a valid `rate`", EXPECTED)),
         },
         Some(other) => Err(wrong("sample", type_of(other), EXPECTED)),
     }
 }
 
-/// The latest word on every content, built up in the order of the topic.
+/// The latest label of each content, updated record by record in the order of the topic.
 #[derive(Debug, Default)]
-pub struct Latest {
+pub struct LatestLabels {
     contents: BTreeMap<String, Feedback>,
-    /// Feedback id to the content it labels.
-    ids: HashMap<String, String>,
+    /// The content id that each feedback id labels.
+    content_ids: HashMap<String, String>,
     superseded: usize,
     forgotten: usize,
 }
 
-impl Latest {
-    /// A label: the highest position of a content wins, and takes the place of what it supersedes.
-    pub fn label(&mut self, feedback: Feedback) {
-        if let Some(old) = feedback.supersedes.as_ref().and_then(|id| self.ids.remove(id)) {
-            let replaces = self
+impl LatestLabels {
+    /// Adds a label. It replaces the previous label of the same content, and the label that it supersedes.
+    pub fn insert(&mut self, feedback: Feedback) {
+        if let Some(old) = feedback.supersedes.as_ref().and_then(|id| self.content_ids.remove(id)) {
+            let is_in_effect = self
                 .contents
                 .get(&old)
                 .is_some_and(|old| old.feedback_id == feedback.supersedes);
-            if replaces && old != feedback.content_id {
+            if is_in_effect && old != feedback.content_id {
                 self.contents.remove(&old);
                 self.superseded += 1;
             }
         }
         if let Some(id) = &feedback.feedback_id {
-            self.ids.insert(id.clone(), feedback.content_id.clone());
+            self.content_ids.insert(id.clone(), feedback.content_id.clone());
         }
         if self.contents.insert(feedback.content_id.clone(), feedback).is_some() {
             self.superseded += 1;
         }
     }
 
-    /// A tombstone: the platform wants this content forgotten.
-    pub fn forget(&mut self, content_id: &str) {
+    /// Removes the label of a content, for which the topic holds a tombstone.
+    pub fn remove(&mut self, content_id: &str) {
         if self.contents.remove(content_id).is_some() {
             self.forgotten += 1;
         }
     }
 
-    /// What stands, by content id; how many labels were superseded, and how many contents forgotten.
+    /// Returns the latest labels by content id, the number of superseded labels, and the number of removed contents.
     pub fn finish(self) -> (Vec<Feedback>, usize, usize) {
         (self.contents.into_values().collect(), self.superseded, self.forgotten)
     }
@@ -275,11 +276,11 @@ impl Latest {
 mod tests {
     use super::*;
 
-    const STRICT: Rules = Rules {
+    const STRICT: FeedbackRules = FeedbackRules {
         max_bytes: 1000,
         lenient: false,
     };
-    const LENIENT: Rules = Rules {
+    const LENIENT: FeedbackRules = FeedbackRules {
         max_bytes: 1000,
         lenient: true,
     };
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_label() {
+    fn labels_are_names_or_numbers_from_0_to_1() {
         let check = |label: &str, expected: Result<f32, &str>| {
             let json = format!(r#"{{"content_id": "c", "text": "t", "source": "appeal", "label": {label}}}"#);
             let found = decode(json.as_bytes(), 7, STRICT).map(|feedback| feedback.hateful);
@@ -322,11 +323,11 @@ mod tests {
         check("-1", Err("`label` is -1"));
         check("true", Err("`label` is a boolean"));
         check("null", Err("`label` is null"));
-        check(r#""spam""#, Err("`label` is another name"));
+        check(r#""spam""#, Err("`label` is an unknown name"));
     }
 
     #[test]
-    fn what_is_missing_or_wrong_is_named_without_the_text() {
+    fn errors_name_the_field_and_never_quote_the_text() {
         let check = |json: &str, rules, expected: &str, reason: &str| {
             let error = decode(json.as_bytes(), 7, rules).unwrap_err();
             assert_eq!((error.to_string().as_str(), error.reason()), (expected, reason));
@@ -360,7 +361,7 @@ mod tests {
         check(
             r#"{"text": "t", "label": 1, "weight": 0}"#,
             LENIENT,
-            "`weight` is 0, expected a number above 0, at most 1000000",
+            "`weight` is 0, expected a number above 0 and at most 1000000",
             "wrong_type",
         );
         let large = format!(r#"{{"text": "{}"}}"#, "a".repeat(2000));
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_may_leave_ids_and_sources_out() {
+    fn lines_of_a_file_may_omit_ids_and_sources() {
         let row = decode(
             br#"{"text": "t", "label": 1, "sample": {"kind": "random", "rate": 0.1}}"#,
             3,
@@ -388,18 +389,18 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_word_counts() {
-        let mut latest = Latest::default();
-        latest.label(feedback("a", "1", None, 1.0));
-        latest.label(feedback("b", "2", None, 1.0));
-        latest.label(feedback("c", "3", None, 1.0));
-        latest.label(feedback("a", "4", None, 0.0));
-        latest.forget("b");
-        latest.forget("never seen");
-        // A label that replaces another content's.
-        latest.label(feedback("d", "5", Some("3"), 0.0));
-        // What it replaces was replaced before.
-        latest.label(feedback("e", "6", Some("1"), 0.0));
+    fn the_latest_label_of_each_content_applies() {
+        let mut latest = LatestLabels::default();
+        latest.insert(feedback("a", "1", None, 1.0));
+        latest.insert(feedback("b", "2", None, 1.0));
+        latest.insert(feedback("c", "3", None, 1.0));
+        latest.insert(feedback("a", "4", None, 0.0));
+        latest.remove("b");
+        latest.remove("never seen");
+        // This label supersedes the label of another content.
+        latest.insert(feedback("d", "5", Some("3"), 0.0));
+        // The label that this one supersedes has already been replaced.
+        latest.insert(feedback("e", "6", Some("1"), 0.0));
         let (rows, superseded, forgotten) = latest.finish();
         let found: Vec<_> = rows.iter().map(|row| (row.content_id.as_str(), row.hateful)).collect();
         assert_eq!(found, [("a", 0.0), ("d", 0.0), ("e", 0.0)]);

@@ -1,104 +1,112 @@
-//! Feedback from records or lines: the latest word on each content, and a list of what was refused.
+//! Collects feedback from topic records or lines of a file: the latest label of each content, and the refused records.
 
 use std::collections::BTreeMap;
 
-use super::feedback::{Feedback, FeedbackError, Latest, Rules, decode};
+use super::feedback::{Feedback, FeedbackError, FeedbackRules, LatestLabels, decode};
 
-/// Refusals that are listed by their place; the rest is only counted.
-const LISTED: usize = 100;
+/// Number of refused records that are listed with their positions. Further ones are only counted.
+const MAX_LISTED: usize = 100;
 
-/// Builds up feedback in the order of its source.
+/// Collects feedback, in the order of the topic or file that it comes from.
 #[derive(Debug)]
-pub struct Gatherer {
-    rules: Rules,
-    latest: Latest,
-    refused: Refused,
+pub struct FeedbackGatherer {
+    rules: FeedbackRules,
+    labels: LatestLabels,
+    refused: RefusedRecords,
     records: usize,
 }
 
-/// What could not be used, and why.
+/// The records that could not be used.
 #[derive(Debug, Default)]
-pub struct Refused {
-    /// By reason.
+pub struct RefusedRecords {
+    /// Number of refused records by reason.
     pub counts: BTreeMap<&'static str, usize>,
-    /// Where, and what was wrong; the first hundred.
+    /// The positions and errors of the first hundred refused records.
     pub listed: Vec<String>,
 }
 
-impl Refused {
-    /// All of them.
+impl RefusedRecords {
+    /// Returns the number of refused records.
     pub fn total(&self) -> usize {
         self.counts.values().sum()
     }
 }
 
-/// What stands at the end.
+/// The feedback that was gathered.
 #[derive(Debug)]
-pub struct Gathered {
-    /// The latest word on each content.
+pub struct GatheredFeedback {
+    /// The latest label of each content.
     pub rows: Vec<Feedback>,
-    /// Records or lines seen.
+    /// Number of records or lines that were read.
     pub records: usize,
-    /// Labels that a later one took the place of.
+    /// Number of labels that a later label replaced.
     pub superseded: usize,
-    /// Contents that the platform wants forgotten.
+    /// Number of contents that a tombstone removed.
     pub forgotten: usize,
-    /// What could not be used.
-    pub refused: Refused,
+    /// The records that could not be used.
+    pub refused: RefusedRecords,
 }
 
-impl Gatherer {
-    /// Nothing yet.
-    pub fn new(rules: Rules) -> Self {
+impl FeedbackGatherer {
+    /// Creates a gatherer that decodes records by these rules.
+    pub fn new(rules: FeedbackRules) -> Self {
         Self {
             rules,
-            latest: Latest::default(),
-            refused: Refused::default(),
+            labels: LatestLabels::default(),
+            refused: RefusedRecords::default(),
             records: 0,
         }
     }
 
-    /// A record of the topic, whose key is the content's id; `place` is for people.
-    pub fn record(&mut self, place: impl Fn() -> String, position: u64, key: Option<&[u8]>, value: Option<&[u8]>) {
+    /// Adds a record of the topic, whose key is the content id; a null value removes that content.
+    ///
+    /// `describe` returns the position of the record in words, for the list of refused records.
+    pub fn add_record(
+        &mut self,
+        describe: impl Fn() -> String,
+        position: u64,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+    ) {
         self.records += 1;
         match (value, key) {
-            (Some(value), _) => self.decode(place, position, value),
-            (None, Some(key)) => self.latest.forget(&String::from_utf8_lossy(key)),
-            (None, None) => self.refuse(place, &FeedbackError::Missing("key of a tombstone")),
+            (Some(value), _) => self.decode(describe, position, value),
+            (None, Some(key)) => self.labels.remove(&String::from_utf8_lossy(key)),
+            (None, None) => self.refuse(describe, &FeedbackError::Missing("key of a tombstone")),
         }
     }
 
-    /// A line of a file.
-    pub fn line(&mut self, number: u64, line: &[u8]) {
+    /// Adds a line of a file. Lines are numbered from 1.
+    pub fn add_line(&mut self, number: u64, line: &[u8]) {
         self.records += 1;
         self.decode(|| format!("line {number}"), number, line);
     }
 
-    /// A line that was too long to be held.
-    pub fn long_line(&mut self, number: u64, bytes: usize) {
+    /// Counts a line as refused that was not read into memory because its length exceeds the limit.
+    pub fn refuse_long_line(&mut self, number: u64, bytes: usize) {
         self.records += 1;
         let limit = self.rules.max_bytes;
         self.refuse(|| format!("line {number}"), &FeedbackError::TooLarge { bytes, limit });
     }
 
-    fn decode(&mut self, place: impl Fn() -> String, position: u64, value: &[u8]) {
+    fn decode(&mut self, describe: impl Fn() -> String, position: u64, value: &[u8]) {
         match decode(value, position, self.rules) {
-            Ok(feedback) => self.latest.label(feedback),
-            Err(error) => self.refuse(place, &error),
+            Ok(feedback) => self.labels.insert(feedback),
+            Err(error) => self.refuse(describe, &error),
         }
     }
 
-    fn refuse(&mut self, place: impl Fn() -> String, error: &FeedbackError) {
+    fn refuse(&mut self, describe: impl Fn() -> String, error: &FeedbackError) {
         *self.refused.counts.entry(error.reason()).or_default() += 1;
-        if self.refused.listed.len() < LISTED {
-            self.refused.listed.push(format!("{}: {error}", place()));
+        if self.refused.listed.len() < MAX_LISTED {
+            self.refused.listed.push(format!("{}: {error}", describe()));
         }
     }
 
-    /// What stands.
-    pub fn finish(self) -> Gathered {
-        let (rows, superseded, forgotten) = self.latest.finish();
-        Gathered {
+    /// Returns the feedback that was gathered.
+    pub fn finish(self) -> GatheredFeedback {
+        let (rows, superseded, forgotten) = self.labels.finish();
+        GatheredFeedback {
             rows,
             records: self.records,
             superseded,
@@ -113,19 +121,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_latest_word_counts_and_nothing_is_dropped_silently() {
-        let rules = Rules {
+    fn the_latest_label_applies_and_every_refused_record_is_counted() {
+        let rules = FeedbackRules {
             max_bytes: 200,
             lenient: false,
         };
-        let mut gatherer = Gatherer::new(rules);
+        let mut gatherer = FeedbackGatherer::new(rules);
         let label = |content: &str, label: &str| {
             format!(r#"{{"content_id":"{content}","text":"a text","label":"{label}","source":"moderator"}}"#)
         };
         let mut offset = 0;
         let mut add = |key: Option<&str>, value: Option<&str>| {
-            let place = move || format!("offset {offset}");
-            gatherer.record(place, offset, key.map(str::as_bytes), value.map(str::as_bytes));
+            let describe = move || format!("offset {offset}");
+            gatherer.add_record(describe, offset, key.map(str::as_bytes), value.map(str::as_bytes));
             offset += 1;
         };
         add(Some("a"), Some(&label("a", "ok")));
@@ -135,7 +143,7 @@ mod tests {
         add(Some("c"), Some("no json"));
         add(Some("c"), Some(&label("c", "nasty")));
         add(None, None);
-        gatherer.long_line(8, 1 << 30);
+        gatherer.refuse_long_line(8, 1 << 30);
         let gathered = gatherer.finish();
         assert_eq!((gathered.records, gathered.superseded, gathered.forgotten), (8, 1, 1));
         assert_eq!(gathered.rows.len(), 1);
@@ -147,7 +155,7 @@ mod tests {
             gathered.refused.listed,
             [
                 "offset 4: is not a JSON object in UTF-8",
-                "offset 5: `label` is another name, expected `hateful`, `ok`, or a number from 0 to 1",
+                "offset 5: `label` is an unknown name, expected `hateful`, `ok`, or a number from 0 to 1",
                 "offset 6: `key of a tombstone` is missing",
                 "line 8: has 1073741824 bytes, expected at most 200",
             ]

@@ -1,4 +1,4 @@
-//! Labelled rows: read from feedback, and split into parts that do not leak into each other.
+//! Reads labelled feedback, and splits it into training, validation and test parts that do not overlap.
 
 pub mod near_duplicates;
 pub mod feedback;

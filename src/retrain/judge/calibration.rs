@@ -1,12 +1,15 @@
-//! Fits the line that turns margins into probabilities.
+//! Fits the calibration, a line that maps margins to log-odds.
 //!
-//! Platt, "Probabilistic outputs for support vector machines", 1999, with the targets of its section
-//! 2.2 and Newton's method as in Lin, Lin and Weng, "A note on Platt's probabilistic outputs", 2007.
-//! Rows count by their weight, one over the probability of having been chosen.
+//! The method is that of Platt, "Probabilistic Outputs for Support Vector Machines" (1999), with the targets of its
+//! section 2.2, and Newton's method as in Lin, Lin and Weng, "A Note on Platt's Probabilistic Outputs for Support
+//! Vector Machines" (2007). Rows are weighted by the inverse of the probability with which they were sampled.
 //!
-//! The rule: with at least [`MIN_PLATT`] effective rows of each class slope and intercept are fitted
-//! (Platt); with at least [`MIN_TEMPERATURE`] of each the slope alone (temperature); with fewer, or
-//! where the fit gives no rising line, the model's own probability stays and the reason is told.
+//! What is fitted depends on the effective number of rows in the smaller class:
+//!
+//! - at least [`MIN_PLATT`]: slope and intercept (Platt scaling);
+//! - at least [`MIN_TEMPERATURE`]: the slope alone (temperature scaling);
+//! - fewer, or if the fitted line does not rise: nothing. The probability then equals the score, and the reason is
+//!   reported.
 
 use serde::{Deserialize, Serialize};
 
@@ -14,84 +17,88 @@ use super::logistic::{MAX_STEPS, Parameters, Regression, softplus};
 use super::sampling::effective_rows;
 use crate::decide::Calibration;
 
-/// The intercept's standard error is at least `sqrt(1/n + 1/m)` for classes of n and m rows: 0.37
-/// at 15 each, already a factor of 1.4 in the odds. Fewer rows than that do not earn a second
-/// parameter.
+/// Minimum effective number of rows in each class for fitting an intercept.
+///
+/// The standard error of the intercept is at least `sqrt(1/n + 1/m)` for classes of n and m rows. With 15 rows in each,
+/// it is 0.37, a factor of 1.4 in the odds; with fewer, a second parameter would be too uncertain.
 pub const MIN_PLATT: f64 = 15.0;
 
-/// One parameter, held back by the targets; with fewer rows they decide more than the data does.
+/// Minimum effective number of rows in each class for fitting a slope.
+///
+/// Platt's targets keep the slope moderate in small samples. With fewer rows, they would influence it more than the
+/// data does.
 pub const MIN_TEMPERATURE: f64 = 5.0;
 
-/// One row to calibrate on.
+/// One labelled row of the validation part, with its margin.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CalibrationRow {
-    /// As scored, with the windows and normaliser of serving.
+    /// The margin, scored with the windows and the normaliser that are used in service.
     pub margin: f64,
-    /// Probability that it is hateful, 0 to 1.
+    /// The label: the probability that the row is hateful, from 0 to 1.
     pub hateful: f64,
-    /// How many rows of the traffic it stands for.
+    /// The number of comments in the traffic that the row represents; above 0.
     pub weight: f64,
 }
 
-/// A fitted calibration and what it rests on.
+/// A fitted calibration, with the evidence for it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Fitted {
-    /// To be served.
+pub struct FittedCalibration {
+    /// The calibration to apply in service.
     pub calibration: Calibration,
-    /// Which kind it is, or why there is none.
-    pub method: Method,
-    /// Rows it was fitted on.
+    /// How it was fitted, or why it was not.
+    pub method: CalibrationMethod,
+    /// Number of rows it was fitted to.
     pub rows: usize,
-    /// Effective number of hateful rows.
+    /// Effective number of hateful rows, `(sum w)^2 / sum w^2` over their weights.
     pub effective_hateful: f64,
-    /// Effective number of the others.
+    /// Effective number of rows that are not hateful.
     pub effective_ok: f64,
-    /// Mean log-loss of the model's own probability on these rows.
+    /// Mean log-loss of the uncalibrated score on these rows, in nats.
     pub log_loss_before: f64,
-    /// Mean log-loss of the calibrated one on the same rows.
+    /// Mean log-loss of the calibrated probability on the same rows, in nats.
     pub log_loss_after: f64,
 }
 
-/// How a calibration came about.
+/// How a calibration was fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Method {
-    /// Slope and intercept.
+pub enum CalibrationMethod {
+    /// Slope and intercept were fitted.
     Platt,
-    /// Slope alone.
+    /// The slope was fitted, with an intercept of 0.
     Temperature,
-    /// None: the model's own probability stays.
+    /// Nothing was fitted, and the probability equals the score.
     Identity {
-        /// Why.
-        reason: Reason,
+        /// Why no calibration was fitted.
+        reason: UncalibratedReason,
     },
 }
 
-/// Why nothing was fitted.
+/// Why no calibration was fitted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Reason {
-    /// Too few rows of a class.
+pub enum UncalibratedReason {
+    /// There are too few rows of one class.
     #[error("the smaller class has {effective:.1} effective rows, expected at least {MIN_TEMPERATURE}")]
     TooFew {
         /// Effective rows of the smaller class.
         effective: f64,
     },
-    /// A larger margin would mean a smaller probability, or none other.
-    #[error("the fitted slope is {slope:.3}, expected one above 0")]
+    /// The probability would not increase with the margin.
+    #[error("the fitted slope is {slope:.3}, expected a slope above 0")]
     NotRising {
-        /// The slope found.
+        /// The fitted slope.
         slope: f64,
     },
-    /// All margins are equal.
-    #[error("all margins are equal, expected some spread")]
+    /// All margins are equal, so that no line is determined.
+    #[error("all margins are equal, expected different ones")]
     NoSpread,
-    /// The method did not come to an end.
+    /// Newton's method did not converge.
     #[error("the fit did not converge in {MAX_STEPS} steps")]
     NotConverged,
 }
 
-/// A row that nothing can be fitted on.
+/// A row has a margin, label or weight outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("row {row}: {what} is {value}, expected {expected}")]
 pub struct CalibrationRowError {
@@ -101,30 +108,33 @@ pub struct CalibrationRowError {
     expected: &'static str,
 }
 
-/// Fits a calibration by the rule above.
+/// Fits a calibration. The module's documentation describes the method.
 ///
 /// # Errors
-/// [`CalibrationRowError`]: a margin, label or weight outside of its range.
-pub fn fit(rows: &[CalibrationRow]) -> Result<Fitted, CalibrationRowError> {
+/// Returns an error if a margin, label or weight is outside its range.
+pub fn fit(rows: &[CalibrationRow]) -> Result<FittedCalibration, CalibrationRowError> {
     check(rows)?;
     let effective_hateful = effective_rows(rows.iter().map(|row| (row.weight, row.hateful)));
     let effective_ok = effective_rows(rows.iter().map(|row| (row.weight, 1.0 - row.hateful)));
     let smaller = effective_hateful.min(effective_ok);
     let (calibration, method) = if smaller < MIN_TEMPERATURE {
-        (Err(Reason::TooFew { effective: smaller }), Method::Temperature)
+        (
+            Err(UncalibratedReason::TooFew { effective: smaller }),
+            CalibrationMethod::Temperature,
+        )
     } else {
         let line = |parameters| line(rows, [effective_hateful, effective_ok], parameters);
         if smaller < MIN_PLATT {
-            (line(Parameters::Slope), Method::Temperature)
+            (line(Parameters::Slope), CalibrationMethod::Temperature)
         } else {
-            (line(Parameters::SlopeAndIntercept), Method::Platt)
+            (line(Parameters::SlopeAndIntercept), CalibrationMethod::Platt)
         }
     };
     let (calibration, method) = match calibration {
         Ok(calibration) => (calibration, method),
-        Err(reason) => (Calibration::Identity, Method::Identity { reason }),
+        Err(reason) => (Calibration::Identity, CalibrationMethod::Identity { reason }),
     };
-    Ok(Fitted {
+    Ok(FittedCalibration {
         calibration,
         method,
         rows: rows.len(),
@@ -136,34 +146,38 @@ pub fn fit(rows: &[CalibrationRow]) -> Result<Fitted, CalibrationRowError> {
 }
 
 fn check(rows: &[CalibrationRow]) -> Result<(), CalibrationRowError> {
-    for (row, one) in rows.iter().enumerate() {
-        let fault = |what, value, expected| CalibrationRowError {
+    for (row, labelled) in rows.iter().enumerate() {
+        let error = |what, value, expected| CalibrationRowError {
             row,
             what,
             value,
             expected,
         };
-        if !one.margin.is_finite() {
-            return Err(fault("margin", one.margin, "a finite number"));
+        if !labelled.margin.is_finite() {
+            return Err(error("margin", labelled.margin, "a finite number"));
         }
-        if !(0.0..=1.0).contains(&one.hateful) {
-            return Err(fault("label", one.hateful, "a number from 0 to 1"));
+        if !(0.0..=1.0).contains(&labelled.hateful) {
+            return Err(error("label", labelled.hateful, "a number from 0 to 1"));
         }
-        if !(one.weight > 0.0 && one.weight.is_finite()) {
-            return Err(fault("weight", one.weight, "a finite number above 0"));
+        if !(labelled.weight > 0.0 && labelled.weight.is_finite()) {
+            return Err(error("weight", labelled.weight, "a finite number above 0"));
         }
     }
     Ok(())
 }
 
-/// The fitted line, if it rises; `hateful` and `ok` are effective numbers of rows.
-fn line(rows: &[CalibrationRow], [hateful, ok]: [f64; 2], parameters: Parameters) -> Result<Calibration, Reason> {
+/// Fits a line and returns it if it rises. `hateful` and `ok` are the effective numbers of rows.
+fn line(
+    rows: &[CalibrationRow],
+    [hateful, ok]: [f64; 2],
+    parameters: Parameters,
+) -> Result<Calibration, UncalibratedReason> {
     let first = rows.first().map_or(0.0, |row| row.margin);
     if rows.iter().all(|row| row.margin == first) {
-        return Err(Reason::NoSpread);
+        return Err(UncalibratedReason::NoSpread);
     }
-    // Not 1 and 0: the most that so many rows can tell (Platt, section 2.2). They also keep the slope
-    // finite when the classes are perfectly separated.
+    // Platt's targets (section 2.2) instead of 1 and 0: they allow for the size of the sample, and keep the slope
+    // finite if the classes are perfectly separated.
     let [high, low] = [(hateful + 1.0) / (hateful + 2.0), 1.0 / (ok + 2.0)];
     let targets = rows.iter().map(|row| {
         let target = row.hateful * high + (1.0 - row.hateful) * low;
@@ -172,11 +186,11 @@ fn line(rows: &[CalibrationRow], [hateful, ok]: [f64; 2], parameters: Parameters
     let prior = ((hateful + 1.0) / (ok + 1.0)).ln();
     let [slope, intercept] = Regression::new(targets, prior)
         .minimise(parameters)
-        .ok_or(Reason::NotConverged)?;
-    Calibration::platt(slope, intercept).map_err(|_| Reason::NotRising { slope })
+        .ok_or(UncalibratedReason::NotConverged)?;
+    Calibration::platt(slope, intercept).map_err(|_| UncalibratedReason::NotRising { slope })
 }
 
-/// Weighted mean log-loss against the labels as they are; 0 for no rows.
+/// Returns the weighted mean log-loss against the labels, or 0 if there are no rows.
 fn log_loss(rows: &[CalibrationRow], calibration: Calibration) -> f64 {
     let (slope, intercept) = match calibration {
         Calibration::Identity => (1.0, 0.0),
@@ -206,7 +220,7 @@ mod tests {
         }
     }
 
-    /// Labels drawn with probability `sigmoid(slope * margin + intercept)`.
+    /// Returns rows whose labels are drawn with probability `sigmoid(slope * margin + intercept)`.
     fn drawn(count: usize, slope: f64, intercept: f64) -> Vec<CalibrationRow> {
         let mut random = StdRng::seed_from_u64(11);
         let one = |_| {
@@ -217,7 +231,7 @@ mod tests {
         (0..count).map(one).collect()
     }
 
-    fn fitted_line(fitted: &Fitted) -> (f64, f64) {
+    fn fitted_line(fitted: &FittedCalibration) -> (f64, f64) {
         match fitted.calibration {
             Calibration::Platt { slope, intercept } => (slope, intercept),
             Calibration::Identity => panic!("nothing was fitted: {:?}", fitted.method),
@@ -225,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn the_line_that_made_the_labels_is_found() {
+    fn fitting_recovers_the_line_that_generated_the_labels() {
         for (slope, intercept) in [(0.4, -1.0), (1.0, 0.0), (2.5, 1.5)] {
             let fitted = fit(&drawn(20_000, slope, intercept)).unwrap();
             let found = fitted_line(&fitted);
@@ -233,76 +247,77 @@ mod tests {
                 (found.0 - slope).abs() < 0.1 && (found.1 - intercept).abs() < 0.1,
                 "{found:?}, expected {slope} {intercept}"
             );
-            assert_eq!(fitted.method, Method::Platt);
+            assert_eq!(fitted.method, CalibrationMethod::Platt);
             assert!(fitted.log_loss_after <= fitted.log_loss_before + 1e-9);
         }
     }
 
     #[test]
-    fn the_number_of_rows_chooses_the_method() {
-        let check = |hateful: usize, ok: usize, expected: Method| {
+    fn the_number_of_rows_determines_the_method() {
+        let check = |hateful: usize, ok: usize, expected: CalibrationMethod| {
             let rows = (0..hateful).map(|index| row(1.0 - (index % 15) as f64 / 10.0, 1.0));
             let rows = rows.chain((0..ok).map(|index| row((index % 15) as f64 / 10.0 - 1.0, 0.0)));
             let fitted = fit(&rows.collect::<Vec<_>>()).unwrap();
             assert_eq!(fitted.method, expected, "{hateful} and {ok}");
         };
-        let too_few = |effective| Method::Identity {
-            reason: Reason::TooFew { effective },
+        let too_few = |effective| CalibrationMethod::Identity {
+            reason: UncalibratedReason::TooFew { effective },
         };
-        check(15, 15, Method::Platt);
-        check(14, 200, Method::Temperature);
-        check(5, 6, Method::Temperature);
+        check(15, 15, CalibrationMethod::Platt);
+        check(14, 200, CalibrationMethod::Temperature);
+        check(5, 6, CalibrationMethod::Temperature);
         check(4, 200, too_few(4.0));
         check(0, 200, too_few(0.0));
         check(0, 0, too_few(0.0));
     }
 
     #[test]
-    fn weights_count_by_what_they_are_worth() {
+    fn one_heavy_row_does_not_count_as_many_rows() {
         let mut rows = drawn(200, 1.0, 0.0);
         let even = fit(&rows).unwrap();
         assert_eq!(
             even.effective_hateful,
             rows.iter().filter(|row| row.hateful == 1.0).count() as f64
         );
-        // One heavy row is worth little more than itself.
         let heavy = rows.iter_mut().find(|row| row.hateful == 1.0).unwrap();
         heavy.weight = 1e6;
-        let lopsided = fit(&rows).unwrap();
-        assert!((lopsided.effective_hateful - 1.0).abs() < 1e-3);
+        let uneven = fit(&rows).unwrap();
+        assert!((uneven.effective_hateful - 1.0).abs() < 1e-3);
         assert!(matches!(
-            lopsided.method,
-            Method::Identity {
-                reason: Reason::TooFew { .. }
+            uneven.method,
+            CalibrationMethod::Identity {
+                reason: UncalibratedReason::TooFew { .. }
             }
         ));
     }
 
     #[test]
-    fn no_rising_line_leaves_the_models_own_probability() {
-        let turned: Vec<_> = drawn(500, 1.0, 0.0)
+    fn without_a_rising_line_the_probability_equals_the_score() {
+        let reversed: Vec<_> = drawn(500, 1.0, 0.0)
             .into_iter()
             .map(|row| CalibrationRow {
                 margin: -row.margin,
                 ..row
             })
             .collect();
-        let fitted = fit(&turned).unwrap();
+        let fitted = fit(&reversed).unwrap();
         assert_eq!(fitted.calibration, Calibration::Identity);
-        assert!(matches!(fitted.method, Method::Identity { reason: Reason::NotRising { slope } } if slope < 0.0));
+        assert!(
+            matches!(fitted.method, CalibrationMethod::Identity { reason: UncalibratedReason::NotRising { slope } } if slope < 0.0)
+        );
         let flat: Vec<_> = (0..60).map(|index| row(0.7, f64::from(index % 2))).collect();
         let fitted = fit(&flat).unwrap();
         assert_eq!(
             fitted.method,
-            Method::Identity {
-                reason: Reason::NoSpread
+            CalibrationMethod::Identity {
+                reason: UncalibratedReason::NoSpread
             }
         );
         assert_eq!(fitted.log_loss_before, fitted.log_loss_after);
     }
 
     #[test]
-    fn separated_classes_keep_a_finite_slope() {
+    fn perfectly_separated_classes_give_a_finite_slope() {
         let rows: Vec<_> = (1..=40)
             .flat_map(|index| [row(f64::from(index), 1.0), row(-f64::from(index), 0.0)])
             .collect();
@@ -311,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_can_be_fitted_on_is_named() {
+    fn invalid_rows_are_errors() {
         let check = |row: CalibrationRow, expected: &str| {
             assert_eq!(fit(&[row]).unwrap_err().to_string(), expected);
         };
@@ -327,9 +342,8 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(128))]
 
-        /// Whatever the rows, the fit ends, the slope rises, and the unit of the weights is nothing.
         #[test]
-        fn any_rows_give_a_calibration(
+        fn any_rows_give_a_rising_line_that_does_not_depend_on_the_unit_of_the_weights(
             rows in prop::collection::vec((-1e3f64..1e3, 0f64..=1.0, 0.01f64..100.0), 0..80),
             unit in 0.01f64..100.0,
         ) {
@@ -338,12 +352,18 @@ mod tests {
                 .map(|(margin, hateful, weight)| CalibrationRow { margin, hateful, weight })
                 .collect();
             let scaled: Vec<_> = rows.iter().map(|row| CalibrationRow { weight: row.weight * unit, ..*row }).collect();
-            let not_converged = Method::Identity { reason: Reason::NotConverged };
-            let (one, other) = (fit(&rows).unwrap(), fit(&scaled).unwrap());
-            prop_assert_ne!(one.method, not_converged);
-            if let (Calibration::Platt { slope, intercept }, Calibration::Platt { slope: s, intercept: i }) = (one.calibration, other.calibration) {
-                prop_assert!(slope > 0.0);
-                prop_assert!((slope - s).abs() <= 1e-6 * (1.0 + slope.abs()) && (intercept - i).abs() <= 1e-6 * (1.0 + intercept.abs()));
+            let not_converged = CalibrationMethod::Identity { reason: UncalibratedReason::NotConverged };
+            let (unscaled, scaled) = (fit(&rows).unwrap(), fit(&scaled).unwrap());
+            prop_assert_ne!(unscaled.method, not_converged);
+            let parameters = |fitted: &FittedCalibration| match fitted.calibration {
+                Calibration::Platt { slope, intercept } => Some([slope, intercept]),
+                Calibration::Identity => None,
+            };
+            if let Some((unscaled, scaled)) = parameters(&unscaled).zip(parameters(&scaled)) {
+                prop_assert!(unscaled[0] > 0.0);
+                for (value, expected) in scaled.into_iter().zip(unscaled) {
+                    prop_assert!((value - expected).abs() <= 1e-6 * (1.0 + expected.abs()));
+                }
             }
         }
     }

@@ -1,7 +1,8 @@
-//! Labelled rows scored as they are served: windows, normaliser, largest margin.
+//! Scores labelled rows as they are scored in service (normalised, split into windows, the largest margin counts), and
+//! converts them to the inputs of training, calibration, thresholds and evaluation.
 
 use super::calibration::CalibrationRow;
-use super::evaluation::{ScoredRow, SoftLabels};
+use super::evaluation::ScoredRow;
 use super::thresholds::ThresholdRow;
 use crate::decide::Calibration;
 use crate::prompt::{Prompt, PromptError, Prompter};
@@ -9,19 +10,19 @@ use crate::retrain::data::dataset::LabelledRow;
 use crate::retrain::train::trainer::TrainingRow;
 use crate::scorer::{Row, ScoreError, Scorer, largest_margin};
 
-/// Rows of one call of the scorer.
-const ROWS: usize = 256;
+/// Number of model rows (windows) that are passed to the scorer at once.
+const ROWS_PER_CALL: usize = 256;
 
-/// Prompts of labelled rows.
+/// Encodes the text of every labelled row.
 ///
 /// # Errors
-/// The tokenizer fails on one.
-pub fn prompts(prompter: &Prompter, rows: &[LabelledRow]) -> Result<Vec<Prompt>, PromptError> {
+/// Returns an error if the tokenizer fails.
+pub(crate) fn prompts(prompter: &Prompter, rows: &[LabelledRow]) -> Result<Vec<Prompt>, PromptError> {
     rows.iter().map(|row| prompter.encode(&row.feedback.text)).collect()
 }
 
-/// What the trainer takes: a row's windows share its weight.
-pub fn training_rows(rows: &[LabelledRow], prompts: &[Prompt]) -> Vec<TrainingRow> {
+/// Returns one training row for each window. The windows of a labelled row share its weight equally.
+pub(crate) fn training_rows(rows: &[LabelledRow], prompts: &[Prompt]) -> Vec<TrainingRow> {
     let windows = |(row, prompt): (&LabelledRow, &Prompt)| {
         let (hateful, weight) = (row.feedback.hateful, row.weight / prompt.rows.len() as f32);
         let window = move |row: &Row| TrainingRow {
@@ -34,14 +35,14 @@ pub fn training_rows(rows: &[LabelledRow], prompts: &[Prompt]) -> Vec<TrainingRo
     rows.iter().zip(prompts).flat_map(windows).collect()
 }
 
-/// The largest margin of each prompt's windows.
+/// Returns the margin of every prompt, which is the largest margin of its windows.
 ///
 /// # Errors
-/// The scorer's.
-pub fn margins(scorer: &mut dyn Scorer, prompts: &[Prompt]) -> Result<Vec<f64>, ScoreError> {
+/// Returns an error if the scorer fails.
+pub(crate) fn margins(scorer: &mut dyn Scorer, prompts: &[Prompt]) -> Result<Vec<f64>, ScoreError> {
     let rows: Vec<Row> = prompts.iter().flat_map(|prompt| prompt.rows.iter().cloned()).collect();
     let mut margins = Vec::with_capacity(rows.len());
-    for chunk in rows.chunks(ROWS) {
+    for chunk in rows.chunks(ROWS_PER_CALL) {
         margins.extend(scorer.score(chunk)?);
     }
     let mut margins = margins.into_iter();
@@ -52,15 +53,16 @@ pub fn margins(scorer: &mut dyn Scorer, prompts: &[Prompt]) -> Result<Vec<f64>, 
     Ok(prompts.iter().map(largest).collect())
 }
 
-/// How many rows of the traffic a row stands for.
-pub fn traffic_weight(row: &LabelledRow) -> f64 {
+/// Returns the number of comments in the traffic that a row represents: the inverse of the probability with which it
+/// was sampled, or 1 if that is not known.
+pub(crate) fn traffic_weight(row: &LabelledRow) -> f64 {
     row.feedback
         .inclusion
         .map_or(1.0, |inclusion| 1.0 / f64::from(inclusion))
 }
 
-/// As the calibration takes them.
-pub fn calibration_rows(rows: &[LabelledRow], margins: &[f64]) -> Vec<CalibrationRow> {
+/// Converts rows and their margins to the input of [`fit`](super::calibration::fit).
+pub(crate) fn calibration_rows(rows: &[LabelledRow], margins: &[f64]) -> Vec<CalibrationRow> {
     let row = |(row, &margin): (&LabelledRow, &f64)| CalibrationRow {
         margin,
         hateful: f64::from(row.feedback.hateful),
@@ -69,8 +71,9 @@ pub fn calibration_rows(rows: &[LabelledRow], margins: &[f64]) -> Vec<Calibratio
     rows.iter().zip(margins).map(row).collect()
 }
 
-/// As the thresholds take them.
-pub fn threshold_rows(rows: &[LabelledRow], margins: &[f64], calibration: Calibration) -> Vec<ThresholdRow> {
+/// Converts rows and their margins to the input of
+/// [`ThresholdDerivation::derive`](super::thresholds::ThresholdDerivation::derive).
+pub(crate) fn threshold_rows(rows: &[LabelledRow], margins: &[f64], calibration: Calibration) -> Vec<ThresholdRow> {
     let row = |(row, &margin): (&LabelledRow, &f64)| ThresholdRow {
         probability: calibration.probability(margin as f32),
         hateful: is_hateful(row),
@@ -79,8 +82,8 @@ pub fn threshold_rows(rows: &[LabelledRow], margins: &[f64], calibration: Calibr
     rows.iter().zip(margins).map(row).collect()
 }
 
-/// As the evaluation takes them.
-pub fn scored_rows(rows: &[LabelledRow], margins: &[f64], calibration: Calibration) -> Vec<ScoredRow> {
+/// Converts rows and their margins to the input of [`evaluate`](super::evaluation::evaluate).
+pub(crate) fn scored_rows(rows: &[LabelledRow], margins: &[f64], calibration: Calibration) -> Vec<ScoredRow> {
     let row = |(row, &margin): (&LabelledRow, &f64)| ScoredRow {
         margin,
         probability: calibration.probability(margin as f32),
@@ -91,9 +94,7 @@ pub fn scored_rows(rows: &[LabelledRow], margins: &[f64], calibration: Calibrati
     rows.iter().zip(margins).map(row).collect()
 }
 
-/// The likelier class.
-pub fn is_hateful(row: &LabelledRow) -> bool {
-    SoftLabels::LIKELIER
-        .round(f64::from(row.feedback.hateful))
-        .unwrap_or(true)
+/// Returns the label as a class. A label of exactly one half counts as hateful, as it does in the split.
+pub(crate) fn is_hateful(row: &LabelledRow) -> bool {
+    row.feedback.hateful >= 0.5
 }

@@ -1,9 +1,9 @@
-//! Whether a challenger is better, and how its margins become probabilities and bands.
+//! Calibrates a challenger, derives its thresholds, and compares it with the champion.
 
 mod sampling;
 mod logistic;
 pub mod calibration;
 pub mod evaluation;
 pub mod thresholds;
-pub mod measure;
+pub(crate) mod measure;
 pub mod gate;

@@ -1,19 +1,19 @@
-//! Small pieces of HTML. Whatever goes in as text comes out escaped.
+//! The building blocks of the HTML page. They escape every text that they are given.
 
 use super::Fact;
 
 /// A cell of a table.
 pub(super) enum Cell {
-    /// Text, to the left.
+    /// Text, aligned to the left.
     Text(String),
-    /// A number, to the right.
+    /// A number, aligned to the right.
     Number(String),
-    /// A number and a quieter remark under it.
+    /// A number, with a remark in smaller type below it.
     Remarked(String, String),
 }
 
-/// Text that may stand anywhere in HTML, in attributes too. Control characters are not allowed in HTML
-/// and become the replacement character.
+/// Escapes text for any place in HTML, including attributes. Control characters, which HTML does not allow, become
+/// replacement characters.
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
@@ -30,17 +30,17 @@ pub(super) fn escape(text: &str) -> String {
     escaped
 }
 
-/// Three decimals, or a dash where there is no number.
+/// Formats a number with three decimals, or as a dash if there is none.
 pub(super) fn number(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.3}"))
 }
 
-/// A share as per cent with one decimal, or a dash.
+/// Formats a share as a percentage with one decimal, or as a dash if there is none.
 pub(super) fn percent(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{:.1} %", 100.0 * value))
 }
 
-/// A table with a heading for each column and row; a row's first cell is its heading.
+/// Renders a table with column headings. The first cell of each row is the heading of the row.
 pub(super) fn table(caption: &str, columns: &[&str], rows: Vec<Vec<Cell>>) -> String {
     let numeric = |column: usize| {
         let mut cells = rows.iter().filter_map(|row| row.get(column));
@@ -71,10 +71,10 @@ pub(super) fn table(caption: &str, columns: &[&str], rows: Vec<Vec<Cell>>) -> St
     )
 }
 
-/// A list of facts as a table of two columns.
+/// Renders facts as a table with two columns.
 pub(super) fn facts(caption: &str, facts: &[Fact]) -> String {
     let rows = facts.iter().map(|fact| {
-        // Hashes are long and compared by eye.
+        // Hashes are set in a monospaced font, because they are long and compared by eye.
         let class = if fact.value.contains("sha256:") {
             " class=\"hash\""
         } else {
@@ -93,7 +93,7 @@ pub(super) fn facts(caption: &str, facts: &[Fact]) -> String {
     )
 }
 
-/// A chart under its title, with a line of text below it.
+/// Renders a chart with a title above it and a caption below it.
 pub(super) fn figure(title: &str, chart: &str, caption: &str) -> String {
     format!(
         "<figure><h3>{}</h3>\n{chart}\n<figcaption>{}</figcaption></figure>\n",
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_gets_out_of_its_place() {
+    fn every_text_is_escaped() {
         assert_eq!(
             escape("<b a='1' c=\"2\">&\u{0}\u{1b}</b>"),
             "&lt;b a=&#39;1&#39; c=&quot;2&quot;&gt;&amp;\u{fffd}\u{fffd}&lt;/b&gt;"
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_there_is_a_dash() {
+    fn missing_numbers_are_shown_as_dashes() {
         assert_eq!((number(None), number(Some(0.12345))), ("–".into(), "0.123".into()));
         assert_eq!((percent(None), percent(Some(0.1234))), ("–".into(), "12.3 %".into()));
     }

@@ -1,72 +1,73 @@
-//! One page about one retraining: a self-contained HTML file for people who must answer for it.
+//! Renders the report of a retraining or an evaluation: one HTML file, for the people who are accountable for the
+//! result.
 //!
-//! No scripts, nothing loaded from elsewhere, light and dark. It holds numbers, ids, hashes and settings,
-//! never a comment's text, and everything that comes from outside is escaped. The same input gives the
-//! same bytes.
+//! The file is self-contained, has no scripts, and follows the reader's light or dark colour scheme. It contains
+//! numbers, ids, hashes and settings, but never the text of a comment, and everything in it is escaped. The same input
+//! gives the same bytes.
 
 mod charts;
 mod html;
 mod sections;
 
-use super::judge::calibration::Fitted;
+use super::judge::calibration::FittedCalibration;
 use super::judge::evaluation::{Curves, Evaluation};
 use super::judge::gate::Verdict;
-use super::judge::thresholds::Bands;
+use super::judge::thresholds::ThresholdDerivation;
 
 pub use charts::ChartError;
 
-/// Everything that the page says.
+/// The content of a report.
 #[derive(Debug, Clone)]
 pub struct Report<'a> {
-    /// When the challenger was made, RFC 3339 UTC.
+    /// When the challenger was trained, or the evaluation made: RFC 3339, UTC.
     pub created_at: &'a str,
-    /// The adapter in service.
+    /// The adapter in service, or the bare base model.
     pub champion: ReportSide<'a>,
-    /// The new one.
+    /// The adapter that is compared with the champion.
     pub challenger: ReportSide<'a>,
-    /// What a retraining found beside the figures; absent where two adapters are only compared.
+    /// What a retraining adds to the figures; absent if two adapters are only compared.
     pub judgement: Option<Judgement<'a>>,
-    /// Rows read, dropped and used.
+    /// The feedback: how much was read, left out and used.
     pub data: Vec<Fact>,
-    /// What shaped the training.
+    /// The settings of the training.
     pub hyperparameters: Vec<Fact>,
-    /// Content hashes of base, adapters, prompt, calibration, data and so on.
+    /// Names and content hashes of the base model, the adapter, the prompt and so on.
     pub identities: Vec<Fact>,
 }
 
-/// What a retraining finds about its challenger.
+/// What a retraining adds to the figures of its challenger.
 #[derive(Debug, Clone, Copy)]
 pub struct Judgement<'a> {
-    /// What the gate said.
+    /// The verdict of the gate.
     pub verdict: &'a Verdict,
-    /// How its margins become probabilities.
-    pub calibration: &'a Fitted,
-    /// Where its bands begin.
-    pub bands: &'a Bands,
+    /// The calibration, with the evidence for it.
+    pub calibration: &'a FittedCalibration,
+    /// The derived thresholds, with the evidence for them.
+    pub thresholds: &'a ThresholdDerivation,
 }
 
-/// One of the two adapters on the rows that judge.
+/// The results of one of the two adapters.
 #[derive(Debug, Clone, Copy)]
 pub struct ReportSide<'a> {
-    /// Its version, or what else it is called.
+    /// The version, or another name for the adapter.
     pub name: &'a str,
-    /// Its figures.
+    /// The figures of the adapter.
     pub evaluation: &'a Evaluation,
-    /// Its curves.
+    /// The curves of the adapter.
     pub curves: &'a Curves,
 }
 
-/// A line of a list of facts.
+/// A name and a value, shown as one line of a table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fact {
-    /// What.
+    /// The name, in words.
     pub name: String,
-    /// Its value.
+    /// The value, as shown.
     pub value: String,
 }
 
 impl Fact {
-    /// A fact of anything that has a text.
+    /// Formats the value for display.
     pub fn new(name: impl Into<String>, value: impl ToString) -> Self {
         Self {
             name: name.into(),
@@ -75,10 +76,10 @@ impl Fact {
     }
 }
 
-/// The page.
+/// Renders a report as HTML.
 ///
 /// # Errors
-/// [`ChartError`]: a chart cannot be drawn.
+/// Returns an error if a chart cannot be drawn.
 pub fn render(report: &Report<'_>) -> Result<String, ChartError> {
     let title = format!("{}, {}", sections::title(report), report.challenger.name);
     let title = html::escape(&title);
@@ -87,7 +88,7 @@ pub fn render(report: &Report<'_>) -> Result<String, ChartError> {
         sections::verdict(report),
         sections::figures(report),
         sections::curves(report)?,
-        sections::calls(report)?,
+        sections::predictions(report)?,
         sections::communities(report),
         sections::calibration(report),
         sections::facts(report),

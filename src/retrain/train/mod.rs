@@ -1,4 +1,4 @@
-//! The trainer, its optimiser, and the PEFT files that come out.
+//! Trains an adapter with AdamW, and writes it in PEFT's file format.
 
 pub mod optimizer;
 pub mod peft;

@@ -1,4 +1,4 @@
-//! AdamW, gradient clipping and the learning rate's schedule.
+//! The AdamW optimiser, gradient clipping, and the learning rate schedule.
 
 use std::collections::BTreeMap;
 
@@ -7,17 +7,18 @@ use candle_core::{DType, Result, Tensor, Var};
 use crate::config::Projection;
 use crate::model::training::{Gradients, Variables};
 
-/// Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019; defaults are PyTorch's, but
-/// for the decay, which LoRA's small matrices do without.
+/// The parameters of AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019).
+///
+/// The defaults are PyTorch's, except that there is no weight decay, which LoRA's small matrices do not need.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
-    /// Decay of the first moment.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment, after bias correction.
+    /// Constant that is added to the square root of the bias-corrected second moment, to avoid a division by zero.
     pub eps: f64,
-    /// Share of a weight that is taken off at each step, times the learning rate.
+    /// Weight decay: at each step, a weight shrinks by this share of itself, times the learning rate.
     pub weight_decay: f64,
 }
 
@@ -32,7 +33,7 @@ impl Default for AdamWConfig {
     }
 }
 
-/// The optimiser's state: moments of every A and B.
+/// The state of the optimiser: the moments of every A and B.
 pub struct AdamW {
     config: AdamWConfig,
     steps: i32,
@@ -46,10 +47,10 @@ struct Moments {
 }
 
 impl AdamW {
-    /// Zero moments for these variables.
+    /// Creates the state for these variables, with all moments zero.
     ///
     /// # Errors
-    /// candle's.
+    /// Returns an error if a tensor cannot be created.
     pub fn new(variables: &Variables, config: AdamWConfig) -> Result<Self> {
         let zero = |var: &Var| -> Result<Moments> {
             Ok(Moments {
@@ -67,10 +68,10 @@ impl AdamW {
         })
     }
 
-    /// One step at this learning rate.
+    /// Updates the variables by one step at this learning rate.
     ///
     /// # Errors
-    /// candle's; a variable without a gradient.
+    /// Returns an error if a variable has no gradient or the computation fails.
     pub fn step(&mut self, variables: &Variables, gradients: &Gradients, learning_rate: f64) -> Result<()> {
         self.steps += 1;
         for (key, lora) in variables {
@@ -102,11 +103,11 @@ impl Moments {
     }
 }
 
-/// Scales all gradients so that their common norm is at most `max_norm`; gives the norm before.
+/// Scales all gradients by the same factor so that their joint norm is at most `max_norm`. Returns the norm before.
 ///
 /// # Errors
-/// candle's.
-pub fn clip(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
+/// Returns an error if the computation fails.
+pub(crate) fn clip_gradients(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
     let mut square = 0f64;
     for (a, b) in gradients.values() {
         for gradient in [a, b] {
@@ -123,26 +124,27 @@ pub fn clip(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
     Ok(norm)
 }
 
-/// Linear warm-up to the peak, then half a cosine down to zero (Loshchilov & Hutter, "SGDR", 2017).
+/// A learning rate schedule: a linear warm-up to the peak, then half a cosine period down to zero (Loshchilov & Hutter,
+/// "SGDR", 2017).
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Schedule {
+pub(crate) struct LearningRateSchedule {
     /// The highest learning rate.
-    pub peak: f64,
-    /// Steps of the warm-up.
-    pub warmup_steps: usize,
-    /// All steps.
-    pub total_steps: usize,
+    pub(crate) peak: f64,
+    /// Number of warm-up steps.
+    pub(crate) warmup_steps: usize,
+    /// Number of steps, including the warm-up.
+    pub(crate) total_steps: usize,
 }
 
-impl Schedule {
-    /// The learning rate of a step, counted from zero.
-    pub fn at(&self, step: usize) -> f64 {
+impl LearningRateSchedule {
+    /// Returns the learning rate of a step. Steps are numbered from 0.
+    pub(crate) fn at(&self, step: usize) -> f64 {
         if step < self.warmup_steps {
             return self.peak * (step + 1) as f64 / self.warmup_steps as f64;
         }
-        let rest = self.total_steps.saturating_sub(self.warmup_steps).max(1);
-        let done = ((step - self.warmup_steps) as f64 / rest as f64).min(1.0);
-        self.peak * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+        let decay_steps = self.total_steps.saturating_sub(self.warmup_steps).max(1);
+        let progress = ((step - self.warmup_steps) as f64 / decay_steps as f64).min(1.0);
+        self.peak * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
     }
 }
 
@@ -153,8 +155,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_schedule_rises_then_falls_to_zero() {
-        let schedule = Schedule {
+    fn the_learning_rate_rises_then_falls_to_zero() {
+        let schedule = LearningRateSchedule {
             peak: 1.0,
             warmup_steps: 4,
             total_steps: 12,
@@ -164,7 +166,7 @@ mod tests {
         assert!(rates[4..].windows(2).all(|pair| pair[0] > pair[1]), "{rates:?}");
         assert_eq!((rates[4], rates[12]), (1.0, 0.0));
         assert_eq!(
-            Schedule {
+            LearningRateSchedule {
                 warmup_steps: 0,
                 ..schedule
             }
@@ -175,11 +177,11 @@ mod tests {
     }
 
     #[test]
-    fn clipping_keeps_the_direction() -> Result<()> {
+    fn clipping_preserves_the_direction() -> Result<()> {
         let tensor = |value: f32| Tensor::new(&[[value]], &Device::Cpu);
         let mut gradients = Gradients::from([((0, Projection::Q), (tensor(3.0)?, tensor(4.0)?))]);
-        assert_eq!(clip(&mut gradients, 10.0)?, 5.0);
-        assert_eq!(clip(&mut gradients, 1.0)?, 5.0);
+        assert_eq!(clip_gradients(&mut gradients, 10.0)?, 5.0);
+        assert_eq!(clip_gradients(&mut gradients, 1.0)?, 5.0);
         let (a, b) = &gradients[&(0, Projection::Q)];
         assert!((a.to_vec2::<f32>()?[0][0] - 0.6).abs() < 1e-6);
         assert!((b.to_vec2::<f32>()?[0][0] - 0.8).abs() < 1e-6);

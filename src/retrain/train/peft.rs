@@ -1,4 +1,4 @@
-//! Writes an adapter as PEFT does, so that PEFT and we load it alike.
+//! Writes an adapter in PEFT's file format, so that both PEFT and this daemon can load it.
 
 use std::collections::BTreeMap;
 
@@ -10,51 +10,51 @@ use super::trainer::TrainerConfig;
 use crate::config::Projection;
 use crate::model::training::Variables;
 
-/// The two files of an adapter.
+/// The contents of an adapter's two files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterFiles {
-    /// `adapter_config.json`.
+    /// Contents of `adapter_config.json`.
     pub config: Vec<u8>,
-    /// `adapter_model.safetensors`.
+    /// Contents of `adapter_model.safetensors`.
     pub weights: Vec<u8>,
 }
 
-/// Why an adapter cannot be written.
+/// Why an adapter cannot be serialised.
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
-    /// A tensor cannot be read back.
+    /// A tensor cannot be copied from the device.
     #[error("cannot read an adapter tensor: {0}")]
     Tensor(#[from] candle_core::Error),
-    /// The file format refuses it.
-    #[error("cannot lay out the adapter: {0}")]
-    Layout(#[from] SafeTensorError),
-    /// The config cannot be written as JSON.
-    #[error("cannot write the adapter's config: {0}")]
+    /// The tensors cannot be stored as safetensors.
+    #[error("cannot serialise the adapter's tensors: {0}")]
+    Tensors(#[from] SafeTensorError),
+    /// The config cannot be serialised as JSON.
+    #[error("cannot serialise the adapter's config: {0}")]
     Config(#[from] serde_json::Error),
 }
 
-/// Lays out a trained adapter. `base` is what `base_model_name_or_path` will say.
+/// Returns the files of a trained adapter. `base` becomes `base_model_name_or_path` in its config.
 ///
-/// The same weights and settings give the same bytes.
+/// The same weights and settings always give the same bytes.
 ///
 /// # Errors
-/// [`WriteError`].
+/// Returns an error if a tensor cannot be copied from the device, or a file cannot be serialised.
 pub fn write(variables: &Variables, config: &TrainerConfig, base: &str) -> Result<AdapterFiles, WriteError> {
     let mut tensors = BTreeMap::new();
     for (&(layer, projection), lora) in variables {
-        for (side, tensor) in [('A', lora.a.as_tensor()), ('B', lora.b.as_tensor())] {
+        for (matrix, tensor) in [('A', lora.a.as_tensor()), ('B', lora.b.as_tensor())] {
             let name = format!(
-                "base_model.model.model.layers.{layer}.{}.lora_{side}.weight",
+                "base_model.model.model.layers.{layer}.{}.lora_{matrix}.weight",
                 projection.path()
             );
-            tensors.insert(name, (tensor.dims().to_vec(), bytes(tensor)?));
+            tensors.insert(name, (tensor.dims().to_vec(), little_endian_bytes(tensor)?));
         }
     }
     let views = tensors
         .iter()
         .map(|(name, (shape, bytes))| Ok((name.as_str(), TensorView::new(Dtype::F32, shape.clone(), bytes)?)));
     let views: Vec<(&str, TensorView<'_>)> = views.collect::<Result<_, SafeTensorError>>()?;
-    // PyTorch's loaders look for this tag.
+    // PyTorch's loaders check this tag.
     let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let mut targets: Vec<Projection> = config.targets.clone();
     targets.sort_unstable();
@@ -81,7 +81,7 @@ pub fn write(variables: &Variables, config: &TrainerConfig, base: &str) -> Resul
     })
 }
 
-fn bytes(tensor: &Tensor) -> Result<Vec<u8>, candle_core::Error> {
+fn little_endian_bytes(tensor: &Tensor) -> Result<Vec<u8>, candle_core::Error> {
     Ok(tensor
         .flatten_all()?
         .to_vec1::<f32>()?

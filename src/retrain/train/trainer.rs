@@ -1,51 +1,50 @@
-//! The training loop: batches, schedule, early stopping, and the adapter that comes out.
+//! The training loop: forms batches, steps the optimiser, stops early, and returns the best adapter.
 //!
-//! Deterministic: the same binary, CPU model, number of threads, data and seed give the same adapter
-//! byte for byte. Reads no clock; progress goes to the caller.
+//! Training is deterministic: with the same binary, CPU model, number of threads, data and seed, the adapters are equal
+//! byte for byte. The loop reads no clock, and reports its progress to the caller.
 
 use candle_core::{Result as CandleResult, Tensor, Var};
 use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-use super::optimizer::{AdamW, AdamWConfig, Schedule, clip};
-use crate::config::Loss;
-use crate::config::Projection;
+use super::optimizer::{AdamW, AdamWConfig, LearningRateSchedule, clip_gradients};
+use crate::config::{Loss, Projection};
 use crate::model::forward::gemma::{Gemma, PackedRow};
 use crate::model::training::{Example, LoraVariables, Trainable, Variables};
 use crate::scorer::Row;
 
-/// How an adapter is shaped and trained.
+/// The shape of an adapter, and how it is trained.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TrainerConfig {
-    /// What is fitted.
+    /// The loss to minimise.
     pub loss: Loss,
-    /// Linear layers that get a delta.
+    /// The projections that get a LoRA delta, in every layer.
     pub targets: Vec<Projection>,
     /// Rank of the deltas.
     pub rank: usize,
-    /// Scale: `alpha / rank`.
+    /// Scaling parameter: the deltas are multiplied by `alpha / rank`.
     pub alpha: f64,
-    /// Scale by `alpha / sqrt(rank)` instead (Kalajdzievski, "rsLoRA", 2023).
+    /// Whether the deltas are multiplied by `alpha / sqrt(rank)` instead (Kalajdzievski, "rsLoRA", 2023).
     pub use_rslora: bool,
-    /// Peak learning rate.
+    /// The highest learning rate.
     pub learning_rate: f64,
-    /// Share of all steps in which the learning rate rises.
+    /// Share of all steps during which the learning rate rises.
     pub warmup: f64,
-    /// Passes over the training part, at most.
+    /// The largest number of passes over the training part.
     pub epochs: usize,
-    /// Rows of a batch.
+    /// Number of rows in a batch.
     pub batch_rows: usize,
-    /// Gradients are scaled down to this common norm.
+    /// The largest joint norm of the gradients. Larger gradients are scaled down to it.
     pub max_gradient_norm: f64,
-    /// Epochs without a better validation loss after which training stops.
+    /// Number of epochs without a lower validation loss after which training stops.
     pub patience: usize,
-    /// Shuffling and initial weights.
+    /// Seed of the initial weights and of the shuffling.
     pub seed: u64,
 }
 
 impl Default for TrainerConfig {
-    /// For a few hundred rows: small rank on the attention, a few passes, stop when validation says.
+    /// Returns parameters that suit a few hundred rows: a small rank, on attention projections only, and a few epochs.
     fn default() -> Self {
         Self {
             loss: Loss::Label,
@@ -64,114 +63,134 @@ impl Default for TrainerConfig {
     }
 }
 
-/// One row as the trainer takes it: a window's prompt, and its label.
+/// One row to train on, with the label of the text in its window.
 #[derive(Debug, Clone)]
 pub struct TrainingRow {
-    /// The prompt.
+    /// The token ids of the prompt.
     pub row: Row,
-    /// Probability that it is hateful.
+    /// Probability that the text is hateful.
     pub hateful: f32,
-    /// Weight beside the others.
+    /// Weight of the row relative to the others.
     pub weight: f32,
 }
 
-/// What the caller is told, after every step and every epoch.
+/// The progress of a training run, reported after every step and every epoch.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Progress {
-    /// A step was taken.
+pub enum TrainingProgress {
+    /// A step has been completed.
     Step {
-        /// From one.
+        /// Number of the step, from 1.
         step: usize,
-        /// All steps, if training is not stopped early.
+        /// Number of steps in the whole run, unless it stops early.
         total: usize,
-        /// The batch's loss.
+        /// Loss on the batch.
         loss: f64,
         /// Norm of the gradients before clipping.
         gradient_norm: f64,
-        /// Own tokens of the batch.
+        /// Number of own tokens in the batch.
         tokens: usize,
     },
-    /// An epoch ended.
+    /// An epoch has been completed.
     Epoch {
-        /// From one.
+        /// Number of the epoch, from 1.
         epoch: usize,
-        /// Mean training loss.
+        /// Mean of the loss over the batches of the epoch.
         training: f64,
-        /// Log-loss on the validation part.
+        /// Log loss on the validation part.
         validation: f64,
-        /// It is the best so far.
+        /// Whether this is the lowest validation loss so far.
         best: bool,
     },
 }
 
-/// Why there is no adapter.
+/// Why training returned no adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// Nothing to train on or to stop by.
+    /// The training part or the validation part has no rows.
     #[error("the {part} part has no rows")]
     Empty {
-        /// Training or validation.
+        /// Name of the part: `training` or `validation`.
         part: &'static str,
     },
-    /// The loss is not a number any more, or runs away.
+    /// The loss is not finite, or has risen far above its lowest value.
     #[error(
         "training diverged at step {step}: loss {loss} at learning rate {learning_rate}, last good loss {last_good}"
     )]
     Diverged {
-        /// From one.
+        /// Number of the step, from 1.
         step: usize,
-        /// The loss.
+        /// Loss of the step.
         loss: f64,
-        /// The learning rate of the step.
+        /// Learning rate of the step.
         learning_rate: f64,
-        /// Running mean of the loss before.
+        /// Running mean of the loss over the steps before.
         last_good: f64,
     },
-    /// The arithmetic failed.
+    /// The computation failed.
     #[error("cannot train: {0}")]
     Failed(#[from] candle_core::Error),
 }
 
-/// A finished run.
-pub struct Trained {
-    /// The base with the best adapter live.
+/// The result of a training run.
+pub struct TrainingOutcome {
+    /// The base model with the adapter of the best epoch.
     pub trainable: Trainable,
-    /// Epochs run.
+    /// Number of epochs that were run.
     pub epochs: usize,
-    /// Log-loss of the best epoch on the validation part.
+    /// Log loss of the best epoch on the validation part.
     pub validation: f64,
-    /// Own tokens that were trained on, all epochs together.
+    /// Number of own tokens that were trained on, summed over all epochs.
     pub tokens: usize,
 }
 
-/// The ids that the trainer needs of a frame.
+/// The token ids of a frame that the trainer needs.
 #[derive(Debug, Clone, Copy)]
 pub struct FrameIds<'a> {
     /// Token ids of the shared prefix.
     pub prefix: &'a [u32],
-    /// Ids of the hateful label and the other.
+    /// Token ids of the hateful label and of the other label.
     pub labels: [u32; 2],
-    /// Id of `<eos>`.
+    /// Token id of `<eos>`.
     pub eos: u32,
 }
 
-/// A running loss this far above its best is running away: three times, and one nat.
-fn diverged(running: f64, best: f64) -> bool {
-    running > 3.0 * best + 1.0
+/// The running mean of the loss, with a decay of 0.9 per step, and its lowest value so far.
+struct RunningLoss {
+    mean: Option<f64>,
+    lowest: f64,
 }
 
-/// Trains a new adapter on a base that was loaded without one.
+impl RunningLoss {
+    /// Adds the loss of a step. If training has diverged, returns the mean before that step as an error.
+    fn add(&mut self, loss: f64) -> Result<(), f64> {
+        let mean = self.mean.map_or(loss, |mean| 0.9 * mean + 0.1 * loss);
+        if !loss.is_finite() || has_diverged(mean, self.lowest) {
+            return Err(self.mean.unwrap_or(loss));
+        }
+        self.mean = Some(mean);
+        self.lowest = self.lowest.min(mean);
+        Ok(())
+    }
+}
+
+/// Returns whether the running mean of the loss exceeds three times its lowest value by more than one nat, which noise
+/// does not explain.
+fn has_diverged(running: f64, lowest: f64) -> bool {
+    running > 3.0 * lowest + 1.0
+}
+
+/// Trains a new adapter on a base model that was loaded without one.
 ///
 /// # Errors
-/// [`TrainError`]; the base is then to be loaded again.
+/// Returns an error if a part has no rows, the loss diverges, or the computation fails.
 pub fn train(
     model: Gemma,
     ids: FrameIds<'_>,
     config: &TrainerConfig,
     training: &[TrainingRow],
     validation: &[TrainingRow],
-    progress: &mut dyn FnMut(Progress),
-) -> Result<Trained, TrainError> {
+    progress: &mut dyn FnMut(TrainingProgress),
+) -> Result<TrainingOutcome, TrainError> {
     for (part, rows) in [("training", training), ("validation", validation)] {
         if rows.is_empty() {
             return Err(TrainError::Empty { part });
@@ -184,7 +203,7 @@ pub fn train(
     let steps_per_epoch = training.len().div_ceil(config.batch_rows);
     let total_steps = steps_per_epoch * config.epochs;
     let warmup_steps = (total_steps as f64 * config.warmup).ceil() as usize;
-    let schedule = Schedule {
+    let schedule = LearningRateSchedule {
         peak: config.learning_rate,
         warmup_steps,
         total_steps,
@@ -195,8 +214,10 @@ pub fn train(
         epoch: 0,
     };
     let (mut step, mut tokens, mut epochs) = (0, 0, 0);
-    let mut running: Option<f64> = None;
-    let mut lowest = f64::INFINITY;
+    let mut running = RunningLoss {
+        mean: None,
+        lowest: f64::INFINITY,
+    };
     for epoch in 1..=config.epochs {
         let mut sum = 0.0;
         for batch in batches(training, config.batch_rows, &mut random) {
@@ -204,24 +225,18 @@ pub fn train(
             let learning_rate = schedule.at(step);
             step += 1;
             let (loss, mut gradients) = trainable.loss_and_gradients(config.loss, &examples)?;
-            let mean = running.map_or(loss, |running| 0.9 * running + 0.1 * loss);
-            if !loss.is_finite() || diverged(mean, lowest) {
-                let last_good = running.unwrap_or(loss);
-                return Err(TrainError::Diverged {
-                    step,
-                    loss,
-                    learning_rate,
-                    last_good,
-                });
-            }
-            running = Some(mean);
-            lowest = lowest.min(mean);
-            let gradient_norm = clip(&mut gradients, config.max_gradient_norm)?;
+            running.add(loss).map_err(|last_good| TrainError::Diverged {
+                step,
+                loss,
+                learning_rate,
+                last_good,
+            })?;
+            let gradient_norm = clip_gradients(&mut gradients, config.max_gradient_norm)?;
             optimizer.step(trainable.variables(), &gradients, learning_rate)?;
-            let batch_tokens = batch.iter().map(|row| row.row.cost()).sum();
+            let batch_tokens = batch.iter().map(|row| row.row.own_tokens()).sum();
             tokens += batch_tokens;
             sum += loss;
-            progress(Progress::Step {
+            progress(TrainingProgress::Step {
                 step,
                 total: total_steps,
                 loss,
@@ -235,11 +250,11 @@ pub fn train(
         if is_best {
             best = BestEpoch {
                 validation,
-                weights: copy(trainable.variables())?,
+                weights: copy_weights(trainable.variables())?,
                 epoch,
             };
         }
-        progress(Progress::Epoch {
+        progress(TrainingProgress::Epoch {
             epoch,
             training: sum / steps_per_epoch as f64,
             validation,
@@ -253,7 +268,7 @@ pub fn train(
         lora.a.set(a)?;
         lora.b.set(b)?;
     }
-    Ok(Trained {
+    Ok(TrainingOutcome {
         trainable,
         epochs,
         validation: best.validation,
@@ -271,20 +286,23 @@ impl TrainingRow {
     }
 }
 
+/// The epoch with the lowest validation loss so far.
 struct BestEpoch {
     validation: f64,
+    /// The matrices A and B of each linear layer.
     weights: Vec<(Tensor, Tensor)>,
     epoch: usize,
 }
 
-fn copy(variables: &Variables) -> CandleResult<Vec<(Tensor, Tensor)>> {
+fn copy_weights(variables: &Variables) -> CandleResult<Vec<(Tensor, Tensor)>> {
     variables
         .values()
         .map(|lora| Ok((lora.a.as_tensor().copy()?, lora.b.as_tensor().copy()?)))
         .collect()
 }
 
-/// A uniform in `+-1/sqrt(inputs)` and B zero: PEFT's start (`kaiming_uniform_` with `a = sqrt(5)`).
+/// Returns the initial weights, as in PEFT: A is uniform in `+-1/sqrt(inputs)` (`kaiming_uniform_` with `a = sqrt(5)`),
+/// and B is zero.
 fn new_variables(model: &Gemma, config: &TrainerConfig, random: &mut StdRng) -> CandleResult<Variables> {
     let (base, device) = (model.config(), model.device());
     let mut variables = Variables::new();
@@ -312,27 +330,27 @@ fn new_variables(model: &Gemma, config: &TrainerConfig, random: &mut StdRng) -> 
     Ok(variables)
 }
 
-/// One epoch's batches: shuffled, then neighbours of like length put together within stretches of
-/// sixteen batches, then the batches shuffled.
+/// Returns the batches of one epoch. The rows are shuffled, sorted by length within groups of sixteen batches so that
+/// the rows of a batch have similar lengths, and divided into batches, which are then shuffled.
 fn batches<'a>(rows: &'a [TrainingRow], batch_rows: usize, random: &mut StdRng) -> Vec<Vec<&'a TrainingRow>> {
     let mut order: Vec<&TrainingRow> = rows.iter().collect();
     order.shuffle(random);
-    for stretch in order.chunks_mut(16 * batch_rows) {
-        stretch.sort_by_key(|row| row.row.tokens.len());
+    for group in order.chunks_mut(16 * batch_rows) {
+        group.sort_by_key(|row| row.row.tokens.len());
     }
     let mut batches: Vec<Vec<&TrainingRow>> = order.chunks(batch_rows).map(<[_]>::to_vec).collect();
     batches.shuffle(random);
     batches
 }
 
-/// Margins of rows under the live adapter, as they will be served.
+/// Returns the margins of rows under the adapter in training, computed as they are when it serves.
 ///
 /// # Errors
-/// candle's.
+/// Returns an error if the computation fails.
 pub fn margins(trainable: &Trainable, ids: FrameIds<'_>, rows: &[TrainingRow]) -> CandleResult<Vec<f64>> {
     let model = trainable.model();
     let prefix = model.cache_prefix(ids.prefix)?;
-    let labels = model.unembedding_of(&ids.labels)?;
+    let labels = model.unembedding_rows(&ids.labels)?;
     let mut margins = Vec::with_capacity(rows.len());
     for pass in rows.chunks(16) {
         let pass: Vec<PackedRow<'_>> = pass
@@ -349,7 +367,8 @@ pub fn margins(trainable: &Trainable, ids: FrameIds<'_>, rows: &[TrainingRow]) -
     Ok(margins)
 }
 
-/// Weighted mean of the cross-entropy over the two labels: `y log(1 + e^-m) + (1 - y) log(1 + e^m)`.
+/// Returns the weighted mean of the cross-entropy over the two labels: `y log(1 + e^-m) + (1 - y) log(1 + e^m)`, where
+/// `m` is the margin and `y` the probability that the text is hateful.
 fn log_loss(trainable: &Trainable, ids: FrameIds<'_>, rows: &[TrainingRow]) -> CandleResult<f64> {
     let softplus = |x: f64| x.max(0.0) + (-x.abs()).exp().ln_1p();
     let (mut sum, mut weights) = (0.0, 0.0);
@@ -366,19 +385,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn noise_is_not_divergence() {
-        for (running, best, expected) in [
+    fn a_noisy_loss_does_not_count_as_divergence() {
+        for (running, lowest, expected) in [
             (7.2, 7.0, false),
             (1.0, 0.05, false),
             (1.2, 0.05, true),
             (25.0, 7.0, true),
         ] {
-            assert_eq!(diverged(running, best), expected, "{running} after {best}");
+            assert_eq!(has_diverged(running, lowest), expected, "{running} after {lowest}");
         }
     }
 
     #[test]
-    fn an_epoch_has_every_row_once_and_batches_of_like_length() {
+    fn an_epoch_contains_each_row_once_in_batches_of_similar_length() {
         let row = |length: usize| TrainingRow {
             row: Row {
                 tokens: vec![0; length].into(),

@@ -7,29 +7,29 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::warn;
 
 use super::Emitter;
-use super::outbox::{Undelivered, forbidden};
+use super::outbox::{Undelivered, permanent_failure};
 use crate::kafka::errors::{reason, reason_of_code};
 use crate::stream::control::StreamError;
 
-/// Longest wait for acknowledgements in one go. Messages never time out, so without a broker the wait would not end,
+/// The longest single wait for acknowledgements. Messages never time out, so without a broker the wait would not end,
 /// and rebalance callbacks wait behind it.
-const ACKNOWLEDGEMENT_WAIT: Duration = Duration::from_secs(1);
+const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Emitter {
     pub(super) fn commit_acknowledged(&mut self, leaving: &[i32], deadline: Instant) -> Result<(), StreamError> {
         let start = Instant::now();
-        if !self.outbox.wait(deadline.min(start + ACKNOWLEDGEMENT_WAIT)) {
+        if !self.outbox.wait(deadline.min(start + ACKNOWLEDGEMENT_TIMEOUT)) {
             self.group.defer(Instant::now() + self.interval);
             if !leaving.is_empty() {
-                self.group.keep_owned(&self.ownership, leaving);
+                self.group.retain_owned(&self.ownership, leaving);
             }
             return Ok(());
         }
-        let undelivered = self.outbox.undelivered();
+        let undelivered = self.outbox.take_undelivered();
         if !undelivered.is_empty() {
             return self.resend_undelivered(&undelivered);
         }
-        self.group.keep_owned(&self.ownership, &[]);
+        self.group.retain_owned(&self.ownership, &[]);
         let mut offsets = TopicPartitionList::new();
         for (partition, next) in self.group.offsets() {
             let added = offsets.add_partition_offset(&self.origin.topic, partition, Offset::Offset(next.get()));
@@ -38,26 +38,26 @@ impl Emitter {
         if offsets.count() > 0
             && let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync)
         {
-            // The outputs are written; only their offsets are not. A later commit covers them, or their new owner
-            // writes them again, which readers recognise by the decision's id.
+            // The outputs are written, and only their offsets are missing. A later commit covers them, or the new owner
+            // of the partition writes the outputs again; readers recognise duplicates by the decision's id.
             warn!(reason = reason(&error), "cannot commit offsets yet");
-            self.group.keep_owned(&self.ownership, leaving);
+            self.group.retain_owned(&self.ownership, leaving);
             self.back_off();
             return Ok(());
         }
-        self.record_commit(start);
+        self.complete_commit(start);
         Ok(())
     }
 
-    /// Sends what was not delivered once more, in another form if that can help. Later outputs may have been written
-    /// before it: without transactions, order is given up in this case.
+    /// Sends undelivered outputs again, in a smaller form if they were refused. Later outputs may already be written,
+    /// so without transactions this can change the order of outputs.
     fn resend_undelivered(&mut self, undelivered: &[Undelivered]) -> Result<(), StreamError> {
-        if let Some(error) = forbidden(undelivered) {
+        if let Some(error) = permanent_failure(undelivered) {
             return Err(error);
         }
         let reason = undelivered.first().map(|&(_, code)| reason_of_code(code));
         self.downgrades
-            .refused(&mut self.group, undelivered, &reason.unwrap_or_default())?;
+            .downgrade_refused(&mut self.group, undelivered, &reason.unwrap_or_default())?;
         self.back_off();
         for &(number, _) in undelivered {
             if let Some(index) = self.group.index_of(number) {

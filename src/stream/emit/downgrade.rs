@@ -1,7 +1,7 @@
-//! What happens to an output that its topic refuses: it is written in a smaller form.
+//! Writes an output that its topic refuses in a smaller form, so that one record cannot stop the stream.
 //!
-//! A broker refuses a whole batch for one record that is too large, so a refused output is first tried alone, and
-//! only then replaced by its coordinates. Whatever a topic accepts, the stream goes on.
+//! A broker refuses a whole batch because of one record that is too large. A refused output is therefore first sent
+//! again in a batch of its own, and only then replaced by a dead letter with nothing but its coordinates.
 
 use std::time::Instant;
 
@@ -14,48 +14,51 @@ use super::output::{Form, Origin};
 use crate::kafka::errors::{ErrorClass, reason};
 use crate::stream::control::StreamError;
 
-/// Commits in a row that may fail on outputs that no smaller form can help, such as for an unknown error.
-const MAX_UNEXPLAINED: usize = 30;
+/// How many commits in a row may fail for a reason that no smaller form can help, such as an unknown error.
+const MAX_OTHER_FAILURES: usize = 30;
 
-/// Moves refused outputs to the next smaller form, and limits how long failures may go on that this does not explain.
+/// Moves refused outputs to the next smaller form, and ends the stream if commits keep failing for other reasons.
 #[derive(Debug)]
 pub(super) struct Downgrades {
     origin: Origin,
-    /// Failed commits in a row in which no output was refused for its own sake.
-    unexplained: usize,
+    /// How many commits in a row have failed on undelivered outputs, none of which was refused.
+    other_failures: usize,
 }
 
 impl Downgrades {
     pub(super) fn new(origin: Origin) -> Self {
-        Self { origin, unexplained: 0 }
+        Self {
+            origin,
+            other_failures: 0,
+        }
     }
 
-    /// A commit has succeeded.
+    /// Resets the count of failures after a successful commit.
     pub(super) fn reset(&mut self) {
-        self.unexplained = 0;
+        self.other_failures = 0;
     }
 
-    /// Moves every output that was refused for its own sake to the next smaller form.
+    /// Moves every refused output to the next smaller form. `reason` describes the failed commit.
     ///
     /// # Errors
-    /// An output has no smaller form left, or commits keep failing for another reason.
-    pub(super) fn refused(
+    /// Returns an error if an output has no smaller form left, or if commits keep failing for other reasons.
+    pub(super) fn downgrade_refused(
         &mut self,
         group: &mut CommitGroup,
         undelivered: &[Undelivered],
         reason: &str,
     ) -> Result<(), StreamError> {
-        let mut is_explained = undelivered.is_empty();
+        let mut is_other_failure = !undelivered.is_empty();
         for &(number, code) in undelivered {
             if ErrorClass::of(code) == ErrorClass::RecordRefused
                 && let Some(index) = group.index_of(number)
             {
-                self.step_down(group, index)?;
-                is_explained = true;
+                self.downgrade(group, index)?;
+                is_other_failure = false;
             }
         }
-        self.unexplained = if is_explained { 0 } else { self.unexplained + 1 };
-        if self.unexplained > MAX_UNEXPLAINED {
+        self.other_failures = if is_other_failure { self.other_failures + 1 } else { 0 };
+        if self.other_failures > MAX_OTHER_FAILURES {
             return Err(StreamError::Kafka {
                 doing: "write outputs",
                 reason: reason.to_owned(),
@@ -64,21 +67,21 @@ impl Downgrades {
         Ok(())
     }
 
-    fn step_down(&self, group: &mut CommitGroup, index: usize) -> Result<(), StreamError> {
+    fn downgrade(&self, group: &mut CommitGroup, index: usize) -> Result<(), StreamError> {
         let output = &mut group.outputs_mut()[index];
         let position = output.record.position;
-        if !self.origin.step_down(output) {
+        if !self.origin.downgrade(output) {
             return Err(StreamError::Kafka {
-                doing: "write a dead letter that holds coordinates alone",
+                doing: "write a dead letter that contains only coordinates",
                 reason: "the topic refuses it".to_owned(),
             });
         }
-        // Most outputs of a refused batch are accepted alone: only one that loses its value is worth a warning.
+        // Most outputs of a refused batch are accepted alone, so only the loss of the value is worth a warning.
         if output.form == Form::Stripped {
             let (partition, offset) = (position.partition, position.offset);
             warn!(
                 partition,
-                offset, "the topic refuses an output: writing its coordinates instead"
+                offset, "the topic refuses an output, writing its coordinates instead"
             );
         }
         Ok(())
@@ -86,8 +89,8 @@ impl Downgrades {
 }
 
 impl Emitter {
-    /// Hands an output of the group to the producer. An output that the client refuses for its size is sent in a
-    /// smaller form. Returns the reason if the transaction is broken and must be aborted.
+    /// Sends an output of the group, in a smaller form if the client refuses it for its size. Returns the reason if the
+    /// transaction must be aborted.
     pub(super) fn send(&mut self, index: usize) -> Result<Option<String>, StreamError> {
         let deadline = Instant::now() + self.timeouts.transaction;
         loop {
@@ -99,11 +102,11 @@ impl Emitter {
             match self.outbox.send(output, deadline) {
                 Ok(()) if is_alone => {
                     self.outbox.wait(deadline);
-                    return Ok(self.outbox.refusal().filter(|_| self.transaction_is_open));
+                    return Ok(self.outbox.first_failure().filter(|_| self.transaction_is_open));
                 }
                 Ok(()) => return Ok(None),
                 Err(error) if ErrorClass::of_error(&error) == ErrorClass::RecordRefused => {
-                    self.downgrades.step_down(&mut self.group, index)?;
+                    self.downgrades.downgrade(&mut self.group, index)?;
                 }
                 Err(error) if self.transaction_is_open => return Ok(Some(reason(&error))),
                 Err(error) => return Err(StreamError::kafka("write an output", &error)),
@@ -137,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn only_refused_outputs_step_down() {
+    fn only_refused_outputs_are_downgraded() {
         let sample = SamplePartition::default();
         let (mut group, mut downgrades) = (group(&sample), Downgrades::new(origin()));
         let undelivered = [
@@ -145,29 +148,34 @@ mod tests {
             (1, Code::PurgeInflight),
             (7, Code::MessageSizeTooLarge),
         ];
-        downgrades.refused(&mut group, &undelivered, "refused").unwrap();
+        downgrades
+            .downgrade_refused(&mut group, &undelivered, "refused")
+            .unwrap();
         assert_eq!(forms(&group), [Form::Alone, Form::Whole, Form::Whole]);
-        downgrades.refused(&mut group, &undelivered[..1], "refused").unwrap();
+        downgrades
+            .downgrade_refused(&mut group, &undelivered[..1], "refused")
+            .unwrap();
         assert_eq!(forms(&group), [Form::Stripped, Form::Whole, Form::Whole]);
         let error = downgrades
-            .refused(&mut group, &undelivered[..1], "refused")
+            .downgrade_refused(&mut group, &undelivered[..1], "refused")
             .unwrap_err();
         assert_eq!(
             error.to_string(),
-            "cannot write a dead letter that holds coordinates alone: the topic refuses it"
+            "cannot write a dead letter that contains only coordinates: the topic refuses it"
         );
     }
 
     #[test]
-    fn failures_that_no_smaller_form_explains_end_the_stream() {
+    fn repeated_failures_without_a_refused_output_end_the_stream() {
         let sample = SamplePartition::default();
         let (mut group, mut downgrades) = (group(&sample), Downgrades::new(origin()));
-        let mut fail = |downgrades: &mut Downgrades| downgrades.refused(&mut group, &[(0, Code::Unknown)], "unknown");
-        for _ in 0..MAX_UNEXPLAINED {
+        let mut fail =
+            |downgrades: &mut Downgrades| downgrades.downgrade_refused(&mut group, &[(0, Code::Unknown)], "unknown");
+        for _ in 0..MAX_OTHER_FAILURES {
             fail(&mut downgrades).unwrap();
         }
         downgrades.reset();
-        for _ in 0..MAX_UNEXPLAINED {
+        for _ in 0..MAX_OTHER_FAILURES {
             fail(&mut downgrades).unwrap();
         }
         assert_eq!(

@@ -1,6 +1,6 @@
-//! Commits a group in one Kafka transaction, with the offsets that it covers.
+//! Commits a group in one Kafka transaction, together with the offsets that it covers.
 //!
-//! After an abort, the outputs of partitions that are still owned are produced again from the group; nothing is
+//! After an abort, the outputs of partitions that are still owned are produced again from the group, so nothing is
 //! scored twice.
 
 use std::time::Instant;
@@ -10,13 +10,13 @@ use tracing::warn;
 
 use super::Emitter;
 use super::outbox::Undelivered;
-use super::transaction::{Failed, Transaction};
+use super::transaction::{Transaction, TransactionError};
 use crate::config::Delivery;
 use crate::ops::metrics as names;
 use crate::stream::control::StreamError;
 
-/// Transactions in a row that may break before the producer is given up. Each output that its topic refuses breaks
-/// two, and a group can hold as many refused outputs as the operator's limit is off.
+/// How many transactions in a row may be aborted before the stream ends. Each output that its topic refuses aborts two,
+/// and if the topic's size limit is too small, a group can contain many of them.
 const MAX_ATTEMPTS: usize = 1000;
 
 impl Emitter {
@@ -46,11 +46,13 @@ impl Emitter {
             Ok(()) => {
                 self.transaction_is_open = false;
                 counter!(names::TRANSACTIONS, "result" => "committed").increment(1);
-                self.record_commit(start);
+                self.complete_commit(start);
                 Ok(())
             }
-            Err(Failed::Abort { reason, undelivered }) => self.abort_and_resend(&reason, leaving, undelivered),
-            Err(Failed::Fatal(error)) => {
+            Err(TransactionError::Abort { reason, undelivered }) => {
+                self.abort_and_resend(&reason, leaving, undelivered)
+            }
+            Err(TransactionError::Fatal(error)) => {
                 if matches!(error, StreamError::Fenced { .. }) {
                     counter!(names::TRANSACTIONS, "result" => "fenced").increment(1);
                 }
@@ -59,7 +61,8 @@ impl Emitter {
         }
     }
 
-    /// Aborts the open transaction and produces what is still owned again, in a form that was not refused yet.
+    /// Aborts the open transaction and produces the outputs that are still owned again; those that were refused, in a
+    /// smaller form.
     pub(super) fn abort_and_resend(
         &mut self,
         reason: &str,
@@ -69,23 +72,24 @@ impl Emitter {
         let mut reason = reason.to_owned();
         for _ in 0..MAX_ATTEMPTS {
             if self.transaction_is_open {
-                warn!(reason, outputs = self.group.load().0, "aborting a transaction");
-                undelivered.extend(self.outbox.undelivered());
+                warn!(reason, outputs = self.group.outputs().len(), "aborting a transaction");
+                undelivered.extend(self.outbox.take_undelivered());
                 let aborted = self.transaction().abort();
                 counter!(names::TRANSACTIONS, "result" => "aborted").increment(1);
                 self.transaction_is_open = false;
                 aborted?;
             }
-            self.downgrades.refused(&mut self.group, &undelivered, &reason)?;
+            self.downgrades
+                .downgrade_refused(&mut self.group, &undelivered, &reason)?;
             undelivered.clear();
-            self.group.keep_owned(&self.ownership, leaving);
+            self.group.retain_owned(&self.ownership, leaving);
             if self.group.is_empty() {
                 return Ok(());
             }
             self.back_off();
             match self.resend()? {
                 None => return Ok(()),
-                Some(broken) => reason = broken,
+                Some(failure) => reason = failure,
             }
         }
         Err(StreamError::Kafka {
@@ -94,7 +98,7 @@ impl Emitter {
         })
     }
 
-    /// Produces the whole group in a new transaction; returns the reason if that one breaks too.
+    /// Produces the whole group in a new transaction. Returns the reason if that one must be aborted too.
     fn resend(&mut self) -> Result<Option<String>, StreamError> {
         self.open_transaction()?;
         for index in 0..self.group.outputs().len() {

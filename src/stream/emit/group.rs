@@ -1,4 +1,4 @@
-//! The outputs and offsets that are committed together. Pure.
+//! Collects the outputs and offsets that are committed together. Does no I/O and reads no clock.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -7,29 +7,30 @@ use super::output::Output;
 use crate::message::NextOffset;
 use crate::stream::ownership::{Epoch, Ownership};
 
-/// More outputs than this are committed without waiting for others.
+/// A group with this many outputs is committed without waiting for the commit interval.
 const MAX_OUTPUTS: usize = 5_000;
-/// More bytes of them likewise.
+
+/// A group whose outputs have this many bytes is committed without waiting for the commit interval.
 const MAX_BYTES: usize = 16 << 20;
 
-/// Filled until it is committed, and kept until that has succeeded.
+/// The outputs and offsets of the next commit, kept until that commit has succeeded.
 #[derive(Debug, Default)]
 pub(super) struct CommitGroup {
     outputs: Vec<Output>,
     bytes: usize,
     offsets: BTreeMap<i32, (Epoch, NextOffset)>,
     due: Option<Instant>,
-    /// Not to be tried before, whatever is due.
+    /// Set after a failed commit: the next attempt must not be made earlier.
     not_before: Option<Instant>,
-    /// A partition left and came back in between.
-    is_torn: bool,
+    /// A partition was revoked and assigned again while the group was collected.
+    mixes_epochs: bool,
 }
 
 impl CommitGroup {
-    /// Adds an output, which covers its record's offset. The first sets the time of the commit.
+    /// Adds an output and the offset of its record. The first output or offset sets the time of the commit.
     pub fn push(&mut self, output: Output, now: Instant, interval: Duration) {
         let position = output.record.position;
-        self.cover(
+        self.add_offset(
             position.partition,
             position.epoch,
             NextOffset::after(position.offset),
@@ -41,20 +42,20 @@ impl CommitGroup {
     }
 
     /// Adds an offset to commit, without an output.
-    pub fn cover(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant, interval: Duration) {
+    pub fn add_offset(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant, interval: Duration) {
         let before = self.offsets.insert(partition, (epoch, next));
-        self.is_torn |= before.is_some_and(|(before, _)| before != epoch);
+        self.mixes_epochs |= before.is_some_and(|(before, _)| before != epoch);
         self.due.get_or_insert(now + interval);
     }
 
-    /// When to commit, if there is anything to.
+    /// Returns when to commit, or `None` if there is nothing to commit.
     pub fn due(&self, now: Instant) -> Option<Instant> {
         let is_full = self.outputs.len() >= MAX_OUTPUTS || self.bytes >= MAX_BYTES;
         let due = if is_full { Some(now) } else { self.due };
         due.map(|due| self.not_before.map_or(due, |not_before| due.max(not_before)))
     }
 
-    /// Puts the commit off.
+    /// Postpones the commit.
     pub fn defer(&mut self, until: Instant) {
         self.not_before = Some(until);
     }
@@ -71,43 +72,43 @@ impl CommitGroup {
         &mut self.outputs
     }
 
-    /// Where an output stands, unless it was dropped meanwhile.
+    /// Returns the index of the output with the given number, or `None` if it was dropped in the meantime.
     pub fn index_of(&self, number: usize) -> Option<usize> {
         self.outputs.iter().position(|output| output.number == number)
     }
 
-    /// Partition and next offset of each partition.
+    /// Returns each partition with the offset to commit.
     pub fn offsets(&self) -> impl Iterator<Item = (i32, NextOffset)> {
         self.offsets.iter().map(|(&partition, &(_, next))| (partition, next))
     }
 
-    /// Outputs, and bytes of them, that are kept.
-    pub fn load(&self) -> (usize, usize) {
-        (self.outputs.len(), self.bytes)
+    /// Returns the number of bytes that the outputs take in addition to their records.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
-    /// Whether every partition in it is still ours, under the assignment that it was read under.
+    /// Returns whether every partition in the group is still owned, in the epoch in which its records were read.
     pub fn is_owned(&self, ownership: &Ownership) -> bool {
         let owns = |(&partition, &(epoch, _)): (&i32, &(Epoch, NextOffset))| ownership.owns(partition, epoch);
-        !self.is_torn && self.offsets.iter().all(owns)
+        !self.mixes_epochs && self.offsets.iter().all(owns)
     }
 
-    /// Drops what belongs to partitions that are no longer ours, or are leaving: their new owner reads
-    /// it again.
-    pub fn keep_owned(&mut self, ownership: &Ownership, leaving: &[i32]) {
-        let stays = |partition: i32, epoch| ownership.owns(partition, epoch) && !leaving.contains(&partition);
+    /// Drops the outputs and offsets of partitions that are `leaving` or no longer owned in the same epoch. Their new
+    /// owner reads the records again.
+    pub fn retain_owned(&mut self, ownership: &Ownership, leaving: &[i32]) {
+        let is_kept = |partition: i32, epoch| ownership.owns(partition, epoch) && !leaving.contains(&partition);
         self.outputs
-            .retain(|output| stays(output.record.position.partition, output.record.position.epoch));
+            .retain(|output| is_kept(output.record.position.partition, output.record.position.epoch));
         self.offsets
-            .retain(|&partition, &mut (epoch, _)| stays(partition, epoch));
+            .retain(|&partition, &mut (epoch, _)| is_kept(partition, epoch));
         self.bytes = self.outputs.iter().map(Output::own_bytes).sum();
-        self.is_torn = false;
+        self.mixes_epochs = false;
         if self.offsets.is_empty() {
             (self.due, self.not_before) = (None, None);
         }
     }
 
-    /// Everything is committed.
+    /// Takes everything out of the group.
     pub fn take(&mut self) -> Self {
         std::mem::take(self)
     }
@@ -142,7 +143,7 @@ mod tests {
         assert_eq!(group.offsets().collect::<Vec<_>>(), [(2, NextOffset::after(44))]);
         group.defer(now + 3 * INTERVAL);
         assert_eq!(group.due(now), Some(now + 3 * INTERVAL));
-        assert_eq!(group.take().load().0, 2);
+        assert_eq!(group.take().outputs().len(), 2);
         assert!(group.is_empty() && group.due(now).is_none());
     }
 
@@ -155,39 +156,39 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_alone_is_committed_too() {
+    fn an_offset_without_an_output_is_committed() {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut group = CommitGroup::default();
-        group.cover(2, sample.epoch, NextOffset::from_committed(7), now, INTERVAL);
+        group.add_offset(2, sample.epoch, NextOffset::from_committed(7), now, INTERVAL);
         assert!(!group.is_empty() && group.outputs().is_empty());
         assert!(group.is_owned(&sample.ownership));
     }
 
     #[test]
-    fn what_is_no_longer_owned_is_dropped() {
+    fn outputs_that_are_no_longer_owned_are_dropped() {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut leaving = group(&sample, &[1, 2], now);
-        leaving.keep_owned(&sample.ownership, &[]);
-        assert_eq!((leaving.load().0, leaving.index_of(1)), (2, Some(1)));
-        leaving.keep_owned(&sample.ownership, &[2]);
+        leaving.retain_owned(&sample.ownership, &[]);
+        assert_eq!((leaving.outputs().len(), leaving.index_of(1)), (2, Some(1)));
+        leaving.retain_owned(&sample.ownership, &[2]);
         assert!(leaving.is_empty() && leaving.due(now).is_none());
 
         let mut lost = group(&sample, &[1, 2], now);
         sample.ownership.revoke(&[2]);
         assert!(!lost.is_owned(&sample.ownership));
-        lost.keep_owned(&sample.ownership, &[]);
+        lost.retain_owned(&sample.ownership, &[]);
         assert!(lost.is_empty() && lost.outputs().is_empty());
     }
 
     #[test]
-    fn a_partition_that_left_and_came_back_tears_the_group() {
+    fn a_group_that_mixes_epochs_is_not_owned() {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut group = group(&sample, &[1], now);
         let epoch = sample.ownership.assign(2);
-        group.cover(2, epoch, NextOffset::from_committed(1), now, INTERVAL);
-        // The offset is owned, but the output was read under the earlier assignment.
+        group.add_offset(2, epoch, NextOffset::from_committed(1), now, INTERVAL);
+        // The offset is owned, but the record of the output was read in the earlier epoch.
         assert!(!group.is_owned(&sample.ownership));
-        group.keep_owned(&sample.ownership, &[]);
+        group.retain_owned(&sample.ownership, &[]);
         assert!(group.is_owned(&sample.ownership) && group.outputs().is_empty());
     }
 }

@@ -1,15 +1,15 @@
-//! The last stage: decisions, dead letters and input offsets, written together.
+//! The last stage: writes decisions and dead letters, and commits the input offsets that they cover.
 //!
-//! One thread owns the producer. Outputs leave in the order in which their records were read, gather in a group, and
-//! are committed every `kafka.commit_interval` across micro-batches and partitions: in one Kafka transaction
-//! ([`exactly_once`]), or once the outputs are acknowledged ([`at_least_once`]). An output that its topic refuses is
-//! written in a smaller form ([`downgrade`]).
+//! One thread owns the producer. It writes outputs in the order in which their records were read and collects them in a
+//! group, across micro-batches and partitions. Every `kafka.commit_interval` the group is committed: in one Kafka
+//! transaction ([`exactly_once`]), or once its outputs are acknowledged ([`at_least_once`]). An output that its topic
+//! refuses is written in a smaller form ([`downgrade`]).
 
 mod output;
 mod group;
 mod outbox;
 mod transaction;
-mod accounts;
+mod commit_metrics;
 mod exactly_once;
 mod at_least_once;
 mod downgrade;
@@ -30,7 +30,7 @@ use super::rebalance::Rebalance;
 use super::record::Finished;
 use crate::config::{Delivery, StreamConfig};
 use crate::kafka::client::Timeouts;
-use crate::kafka::topics::Partitions;
+use crate::kafka::topics::PartitionCounts;
 use crate::ops::metrics as names;
 use downgrade::Downgrades;
 use group::CommitGroup;
@@ -38,14 +38,16 @@ use outbox::Outbox;
 use output::Origin;
 use transaction::Transaction;
 
-/// Longest sleep: how soon this thread notices that the stream is ending.
-const TICK: Duration = Duration::from_millis(50);
+/// The longest wait, which limits how late this thread notices that the stream is ending.
+const MAX_WAIT: Duration = Duration::from_millis(50);
 
-/// Wait after a failed commit, doubled with each that follows.
-const FIRST_BACKOFF: Duration = Duration::from_millis(50);
-const LONGEST_BACKOFF: Duration = Duration::from_secs(2);
+/// The wait after a failed commit; it doubles with each further failure, up to [`MAX_BACKOFF`].
+const MIN_BACKOFF: Duration = Duration::from_millis(50);
 
-/// The producer of a stream, ready to write: with `exactly_once`, earlier producers of the same instance are fenced.
+const MAX_BACKOFF: Duration = Duration::from_secs(2);
+
+/// A connected producer that is ready to write. With `exactly_once`, it has fenced earlier producers of the same
+/// instance.
 pub struct OutputProducer {
     outbox: Outbox,
     origin: Origin,
@@ -58,8 +60,8 @@ impl OutputProducer {
     /// Connects the producer and initialises its transactions.
     ///
     /// # Errors
-    /// The client cannot be made, or Kafka refuses the transactional id.
-    pub fn connect(stream: &StreamConfig, partitions: Partitions) -> Result<Self, StreamError> {
+    /// Returns an error if the client cannot be created, or if its transactions cannot be initialised.
+    pub fn connect(stream: &StreamConfig, partitions: PartitionCounts) -> Result<Self, StreamError> {
         let outbox = Outbox::new(stream, partitions).map_err(|error| StreamError::Client(error.to_string()))?;
         if stream.delivery == Delivery::ExactlyOnce {
             Transaction::initialise(&outbox)?;
@@ -80,21 +82,17 @@ impl OutputProducer {
 
 /// Writes and commits what the earlier stages have finished.
 pub struct EmitStage {
-    /// Writes the outputs.
     pub producer: OutputProducer,
-    /// Commits offsets, or gives its group's metadata to the transaction. Owned by the ingest stage.
+    /// Commits offsets, or provides the group's metadata to the transaction. The ingest stage polls it.
     pub consumer: Arc<GroupConsumer>,
-    /// Which partitions belong to this process.
     pub ownership: Arc<Ownership>,
-    /// Updated at each commit.
     pub committed: Arc<CommittedOffsets>,
-    /// How the stream ends.
     pub control: Arc<Control>,
-    /// Finished records, in the order in which stages finish them.
+    /// Finished records from the encode and score stages, in any order.
     pub finished: Receiver<Vec<Finished>>,
     /// Changes of the assignment, from the rebalance callback.
     pub rebalances: Receiver<Rebalance>,
-    /// Closed when this stage has ended, so that the consumer outlives the last commit.
+    /// Dropped when this stage has ended, so that the consumer outlives the last commit.
     pub ended: Sender<()>,
 }
 
@@ -102,8 +100,8 @@ impl EmitStage {
     /// Writes until every earlier stage has ended, then commits the rest.
     ///
     /// # Errors
-    /// What Kafka refuses for good. Nothing of an unfinished group becomes visible in that case, and its records are
-    /// read again.
+    /// Returns an error if Kafka fails in a way that retrying cannot help. The offsets of the group are then not
+    /// committed, so its records are read again; with `exactly_once`, none of its outputs becomes visible.
     pub fn run(self) -> Result<(), StreamError> {
         let Self {
             producer,
@@ -129,7 +127,7 @@ impl EmitStage {
             lanes: Lanes::default(),
             group: CommitGroup::default(),
             transaction_is_open: false,
-            backoff: FIRST_BACKOFF,
+            backoff: MIN_BACKOFF,
             next_number: 0,
         };
         let result = emitter.run(&finished, rebalances);
@@ -151,13 +149,13 @@ struct Emitter {
     control: Arc<Control>,
     /// Holds back records that finished before their predecessors.
     lanes: Lanes<Finished>,
-    /// What the next commit covers.
+    /// The outputs and offsets of the next commit.
     group: CommitGroup,
-    /// Opened with the first output or offset of a group, so that an idle daemon has no open transaction.
+    /// A transaction is opened with the first output or offset of a group, so that an idle daemon has none open.
     transaction_is_open: bool,
     backoff: Duration,
     downgrades: Downgrades,
-    /// Number of the next output.
+    /// The number of the next output.
     next_number: usize,
 }
 
@@ -169,19 +167,19 @@ impl Emitter {
     ) -> Result<(), StreamError> {
         loop {
             let now = Instant::now();
-            if self.control.gives_up(now) {
-                return self.give_up();
+            if self.control.must_stop(now) {
+                return self.stop_early();
             }
             let due = self.group.due(now);
             if due.is_some_and(|due| due <= now) {
-                // A partition that leaves must not wait behind a commit that fails again and again.
+                // A revocation must not wait behind a commit that keeps failing.
                 while let Ok(rebalance) = rebalances.try_recv() {
                     self.rebalance(rebalance)?;
                 }
                 self.commit(&[], now + self.timeouts.transaction)?;
                 continue;
             }
-            let wait = due.map_or(TICK, |due| TICK.min(due - now));
+            let wait = due.map_or(MAX_WAIT, |due| MAX_WAIT.min(due - now));
             select! {
                 recv(rebalances) -> rebalance => match rebalance {
                     Ok(rebalance) => self.rebalance(rebalance)?,
@@ -189,12 +187,12 @@ impl Emitter {
                     Err(_) => rebalances = never(),
                 },
                 recv(finished) -> batch => {
-                    // A partition that came back was announced before its new records were read.
+                    // Changes of assignment come first: they were sent before any record of the new epoch was read.
                     while let Ok(rebalance) = rebalances.try_recv() {
                         self.rebalance(rebalance)?;
                     }
                     match batch {
-                        Ok(batch) => self.absorb(batch)?,
+                        Ok(batch) => self.write(batch)?,
                         Err(_) => return self.finish(),
                     }
                 }
@@ -203,16 +201,17 @@ impl Emitter {
         }
     }
 
-    /// Puts finished records in order and hands their outputs to the producer.
-    fn absorb(&mut self, batch: Vec<Finished>) -> Result<(), StreamError> {
+    /// Restores the order of finished records and sends the outputs of those that are released.
+    fn write(&mut self, batch: Vec<Finished>) -> Result<(), StreamError> {
         let start = Instant::now();
         for finished in batch {
             let position = finished.record.position;
-            // A record whose partition has left must not wait in a lane: its predecessors may never come.
+            // A record of a partition that is no longer owned must not wait in a lane: its predecessors may never
+            // arrive.
             if !self.ownership.owns(position.partition, position.epoch) {
                 continue;
             }
-            let released: Vec<Finished> = self.lanes.finish(position, finished).collect();
+            let released: Vec<Finished> = self.lanes.insert(position, finished).collect();
             for finished in released {
                 let mut output = self.origin.output(finished);
                 output.number = self.next_number;
@@ -225,28 +224,32 @@ impl Emitter {
             }
         }
         histogram!(names::STAGE_SECONDS, "stage" => "emit").record(start.elapsed());
-        let (events, bytes) = self.group.load();
-        gauge!(names::QUEUE_EVENTS, "queue" => "commit").set((events + self.lanes.held_back()) as f64);
-        gauge!(names::QUEUE_BYTES, "queue" => "commit").set(bytes as f64);
+        gauge!(names::QUEUE_EVENTS, "queue" => "commit").set(self.uncommitted_count() as f64);
+        gauge!(names::QUEUE_BYTES, "queue" => "commit").set(self.group.bytes() as f64);
         Ok(())
+    }
+
+    /// Returns the number of finished records that are not committed yet.
+    fn uncommitted_count(&self) -> usize {
+        self.group.outputs().len() + self.lanes.waiting_count()
     }
 
     fn rebalance(&mut self, rebalance: Rebalance) -> Result<(), StreamError> {
         let now = Instant::now();
         match rebalance {
-            Rebalance::Begins { partition, epoch, next } => {
+            Rebalance::Assigned { partition, epoch, next } => {
                 self.open_transaction()?;
-                self.group.cover(partition, epoch, next, now, self.interval);
+                self.group.add_offset(partition, epoch, next, now, self.interval);
             }
             Rebalance::Revoked { partitions, done } => {
-                self.lanes.close(&partitions);
+                self.lanes.end_epochs(&partitions);
                 let leaving: Vec<i32> = partitions.iter().map(|&(partition, _)| partition).collect();
                 self.commit(&leaving, now + self.timeouts.revoke())?;
-                // A callback that stopped waiting has dropped its end of the channel.
+                // Sending fails if the callback has stopped waiting.
                 let _ = done.send(());
             }
             Rebalance::Lost(partitions) => {
-                self.lanes.close(&partitions);
+                self.lanes.end_epochs(&partitions);
                 if !self.group.is_owned(&self.ownership) {
                     self.abort_and_resend("partitions were lost", &[], Vec::new())?;
                 }
@@ -255,7 +258,8 @@ impl Emitter {
         Ok(())
     }
 
-    /// Commits the group, or keeps it for the next attempt. `leaving` partitions are not kept.
+    /// Commits the group, or keeps it for the next attempt if the commit fails. Records of the `leaving` partitions are
+    /// not kept.
     fn commit(&mut self, leaving: &[i32], deadline: Instant) -> Result<(), StreamError> {
         if self.group.is_empty() {
             return Ok(());
@@ -269,54 +273,57 @@ impl Emitter {
     /// Defers the next commit, longer each time until one succeeds.
     fn back_off(&mut self) {
         self.group.defer(Instant::now() + self.backoff);
-        self.backoff = (self.backoff * 2).min(LONGEST_BACKOFF);
+        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
     }
 
-    /// Counts and releases a group that was committed.
-    fn record_commit(&mut self, start: Instant) {
-        self.backoff = FIRST_BACKOFF;
+    /// Updates offsets and metrics after a successful commit, and empties the group.
+    fn complete_commit(&mut self, start: Instant) {
+        self.backoff = MIN_BACKOFF;
         self.downgrades.reset();
         let group = self.group.take();
         for (partition, next) in group.offsets() {
-            self.committed.committed(partition, next);
+            self.committed.set(partition, next);
         }
-        accounts::record(group.outputs(), SystemTime::now());
+        commit_metrics::record(group.outputs(), SystemTime::now());
         histogram!(names::STAGE_SECONDS, "stage" => "commit").record(start.elapsed());
-        debug!(outputs = group.load().0, "committed");
+        debug!(outputs = group.outputs().len(), "committed");
     }
 
-    /// Every earlier stage has ended: makes the last commit, retrying until it succeeds or the deadline passes.
+    /// Makes the last commit after every earlier stage has ended, retrying until it succeeds or the deadline passes.
     fn finish(mut self) -> Result<(), StreamError> {
         while !self.group.is_empty() {
             let now = Instant::now();
-            if self.control.gives_up(now) {
-                return self.give_up();
+            if self.control.must_stop(now) {
+                return self.stop_early();
             }
-            let patience = now + self.timeouts.transaction;
+            let timeout = now + self.timeouts.transaction;
             let deadline = self
                 .control
                 .deadline()
-                .map_or(patience, |deadline| deadline.min(patience));
+                .map_or(timeout, |deadline| deadline.min(timeout));
             self.commit(&[], deadline)?;
             if !self.group.is_empty() {
-                std::thread::sleep(self.backoff.min(TICK));
+                std::thread::sleep(self.backoff.min(MAX_WAIT));
             }
         }
         info!("committed everything that was read");
         Ok(())
     }
 
-    /// The deadline has passed or another stage has failed: commits what is finished if that is quick, and leaves the
-    /// rest to the partitions' next owner.
-    fn give_up(mut self) -> Result<(), StreamError> {
+    /// Ends the stage after another stage has failed or the drain has run out of time. In the latter case, it first
+    /// makes one quick attempt to commit. Records that are not committed are read again by the partitions' next owner.
+    fn stop_early(mut self) -> Result<(), StreamError> {
         if !self.control.has_failed() {
-            self.commit(&[], Instant::now() + TICK)?;
+            self.commit(&[], Instant::now() + MAX_WAIT)?;
         }
-        let unwritten = self.group.load().0 + self.lanes.held_back();
+        let unfinished = self.uncommitted_count();
         if self.transaction_is_open {
             self.transaction().abort()?;
         }
-        info!(unwritten, "ended with unfinished records; they will be read again");
+        info!(
+            unfinished,
+            "stopped before every record was committed; the others will be read again"
+        );
         Ok(())
     }
 }

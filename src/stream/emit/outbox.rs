@@ -1,4 +1,4 @@
-//! The producer, and which of its messages are acknowledged.
+//! Sends outputs through the producer and tracks their acknowledgements.
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,28 +15,28 @@ use crate::config::{StreamConfig, Topics};
 use crate::kafka::client::{Role, config};
 use crate::kafka::errors::{ErrorClass, reason_of_code};
 use crate::kafka::log;
-use crate::kafka::topics::Partitions;
+use crate::kafka::topics::PartitionCounts;
 use crate::stream::control::StreamError;
 
 /// Sends outputs and waits for their acknowledgements.
 pub(super) struct Outbox {
     producer: ThreadedProducer<Acknowledgements>,
     topics: Topics,
-    partitions: Partitions,
+    partitions: PartitionCounts,
 }
 
-/// A message that was not delivered: its output's number, and why.
+/// A message that was not delivered: the number of its output, and the error code.
 pub(super) type Undelivered = (usize, RDKafkaErrorCode);
 
-/// Counts messages on their way. Written by the producer's own thread.
+/// Counts the messages that are not acknowledged yet. Updated by the producer's own thread.
 ///
-/// The producer must be polled by another thread than the one that commits: a flush inside of commit
-/// or abort waits for reports that only polling hands out.
+/// A separate thread has to poll the producer: committing or aborting a transaction flushes it, and the flush waits for
+/// delivery reports, which only polling delivers.
 #[derive(Clone, Default)]
-pub(super) struct Acknowledgements(Arc<Shared>);
+pub(super) struct Acknowledgements(Arc<DeliveryTracker>);
 
 #[derive(Default)]
-struct Shared {
+struct DeliveryTracker {
     state: Mutex<DeliveryState>,
     none_outstanding: Condvar,
 }
@@ -49,7 +49,7 @@ struct DeliveryState {
 
 impl Acknowledgements {
     fn lock(&self) -> MutexGuard<'_, DeliveryState> {
-        // Two plain fields; nothing between their changes can panic.
+        // A poisoned state is still consistent: nothing between the changes of its two fields can panic.
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -60,14 +60,14 @@ impl ClientContext for Acknowledgements {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        log::condition(&error, reason);
+        log::client_error(&error, reason);
     }
 
     fn stats(&self, _: Statistics) {}
 }
 
 impl ProducerContext for Acknowledgements {
-    /// The output's number.
+    /// The number of the output.
     type DeliveryOpaque = usize;
 
     fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
@@ -84,7 +84,7 @@ impl ProducerContext for Acknowledgements {
 }
 
 impl Outbox {
-    pub fn new(stream: &StreamConfig, partitions: Partitions) -> KafkaResult<Self> {
+    pub fn new(stream: &StreamConfig, partitions: PartitionCounts) -> KafkaResult<Self> {
         let config = config(stream, Role::Producer);
         Ok(Self {
             producer: ThreadedProducer::from_config_and_context(&config, Acknowledgements::default())?,
@@ -93,12 +93,12 @@ impl Outbox {
         })
     }
 
-    /// The producer, for its transactions.
+    /// Returns the producer, for its transactions.
     pub fn producer(&self) -> &impl Producer<Acknowledgements> {
         &self.producer
     }
 
-    /// Hands an output to the producer; waits for room in its queue until `deadline`.
+    /// Sends an output. Waits for room in the producer's queue until `deadline`.
     pub fn send(&self, output: &Output, deadline: Instant) -> KafkaResult<()> {
         let (topic, partitions) = match output.destination {
             Destination::Decisions => (&self.topics.decisions, self.partitions.decisions),
@@ -130,7 +130,7 @@ impl Outbox {
         }
     }
 
-    /// Waits until nothing is on its way; false when something still is at the deadline.
+    /// Waits until every message is acknowledged or has failed. Returns false if the deadline passes first.
     pub fn wait(&self, deadline: Instant) -> bool {
         let acknowledgements = self.acknowledgements();
         let timeout = deadline.saturating_duration_since(Instant::now());
@@ -143,15 +143,14 @@ impl Outbox {
         !result.timed_out()
     }
 
-    /// Why a message was not delivered, if any was not.
-    pub fn refusal(&self) -> Option<String> {
+    /// Returns the reason why the first undelivered message failed, if any has failed.
+    pub fn first_failure(&self) -> Option<String> {
         let state = self.acknowledgements().lock();
-        let refused = state.undelivered.first();
-        refused.map(|&(_, code)| reason_of_code(code))
+        state.undelivered.first().map(|&(_, code)| reason_of_code(code))
     }
 
-    /// Takes the messages that were not delivered since the last call.
-    pub fn undelivered(&self) -> Vec<Undelivered> {
+    /// Takes the messages that have failed since the last call.
+    pub fn take_undelivered(&self) -> Vec<Undelivered> {
         std::mem::take(&mut self.acknowledgements().lock().undelivered)
     }
 
@@ -160,10 +159,10 @@ impl Outbox {
     }
 }
 
-/// Returns the error that ends the stream if an output was refused for lack of permission or of its topic.
-pub(super) fn forbidden(undelivered: &[Undelivered]) -> Option<StreamError> {
-    let is_forbidden = |code| matches!(ErrorClass::of(code), ErrorClass::Forbidden | ErrorClass::Missing);
-    let &(_, code) = undelivered.iter().find(|&&(_, code)| is_forbidden(code))?;
+/// Returns the error that ends the stream if an output failed because access is denied or its topic does not exist.
+pub(super) fn permanent_failure(undelivered: &[Undelivered]) -> Option<StreamError> {
+    let is_permanent = |code| matches!(ErrorClass::of(code), ErrorClass::Forbidden | ErrorClass::Missing);
+    let &(_, code) = undelivered.iter().find(|&&(_, code)| is_permanent(code))?;
     Some(StreamError::kafka(
         "write an output",
         &KafkaError::MessageProduction(code),

@@ -1,4 +1,4 @@
-//! What is written for one input record: a decision, a dead letter or a tombstone, with its headers.
+//! Makes the output of an input record: a decision, a dead letter or a tombstone, with its headers.
 
 use rdkafka::message::{Header as KafkaHeader, OwnedHeaders};
 use sha2::{Digest, Sha256};
@@ -8,69 +8,69 @@ use crate::hash::hex;
 use crate::message::{Action, Decision, SourceRecord};
 use crate::stream::record::{Finished, Outcome, Record, Rejection, RejectionStage};
 
-/// Before the names of our own headers.
-const OWN: &str = "moderatord.";
+/// Prefix of the daemon's own headers.
+const OWN_PREFIX: &str = "moderatord.";
 
-/// Before the names of Kafka Connect's error headers (KIP-298).
-const CONNECT: &str = "__connect.errors.";
+/// Prefix of Kafka Connect's error headers (KIP-298).
+const CONNECT_PREFIX: &str = "__connect.errors.";
 
-/// Room for a usual decision. One that grows from nothing is copied four times over and keeps up to
-/// twice its size until it is committed.
-const DECISION_BYTES: usize = 1280;
+/// Capacity for a typical decision. A buffer that grows from empty is copied four times and takes up to twice the size
+/// until the decision is committed.
+const DECISION_CAPACITY: usize = 1280;
 
 /// A key longer than this is replaced by its hash in a stripped dead letter.
-const LONGEST_KEPT_KEY: usize = 4096;
+const MAX_KEY_BYTES: usize = 4096;
 
-/// Which topic an output goes to.
+/// The topic that an output is written to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Destination {
     Decisions,
     DeadLetters,
 }
 
-/// How an output is sent, from the usual to the last resort. A refusal moves it one step down.
+/// The form in which an output is sent. Each refusal moves it to the next form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Form {
-    /// Whole, in a batch with others.
+    /// Complete, in a batch with others.
     Whole,
-    /// Whole, in a batch of its own: a batch that was refused for its size says nothing of each record.
+    /// Complete, in a batch of its own, because the refusal of a batch does not show which record is too large.
     Alone,
-    /// A dead letter with coordinates, sizes and a hash, and no value.
+    /// A dead letter without a value, with only the coordinates, sizes and hash of the record.
     Stripped,
 }
 
-/// What the metrics count once the output is committed.
+/// What an output is, as counted by the metrics once it is committed.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Tally {
+pub(super) enum OutputKind {
     Decided { action: Action, probability: f64 },
     Deleted,
     Tombstone,
     DeadLetter { reason: &'static str },
 }
 
-/// An output, kept until it is committed: an aborted transaction is produced again from here.
+/// An output, kept until it is committed so that it can be produced again after an aborted transaction.
 #[derive(Debug)]
 pub(super) struct Output {
-    /// Tells it from all others of this process, for its acknowledgement.
+    /// Identifies the output within this process, so that its acknowledgement can be matched to it.
     pub number: usize,
     pub record: Record,
     pub destination: Destination,
     pub form: Form,
-    pub tally: Tally,
+    pub kind: OutputKind,
     payload: Payload,
     own_headers: Vec<(String, String)>,
 }
 
 #[derive(Debug)]
 enum Payload {
-    /// The decision's JSON.
+    /// A decision as JSON.
     Json(Vec<u8>),
-    /// The record's own value.
+    /// The value of the record.
     Value,
     Null,
 }
 
-/// What every output says of where it comes from.
+/// The names of the comments topic, the consumer group and the instance, for the headers of outputs.
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub topic: String,
@@ -87,7 +87,7 @@ impl Origin {
         }
     }
 
-    /// The output of a finished record; it still needs its number.
+    /// Makes the output of a finished record. The caller sets its number.
     pub fn output(&self, finished: Finished) -> Output {
         let Finished { record, outcome } = finished;
         let source = self.source(&record);
@@ -100,28 +100,28 @@ impl Origin {
             } => {
                 let decision = judge.decide(&comment, scored, Some(&source), at);
                 let probability = decision.scoring.as_ref().map_or(0.0, |scoring| scoring.probability);
-                let tally = Tally::Decided {
+                let kind = OutputKind::Decided {
                     action: decision.action,
                     probability,
                 };
-                self.decision(record, &decision, tally)
+                self.decision(record, &decision, kind)
             }
-            Outcome::Deleted(comment) => self.decision(record, &deleted(&comment, Some(&source)), Tally::Deleted),
+            Outcome::Deleted(comment) => self.decision(record, &deleted(&comment, Some(&source)), OutputKind::Deleted),
             Outcome::Tombstone => Output {
                 number: 0,
                 own_headers: self.source_headers(&record),
                 record,
                 destination: Destination::Decisions,
                 form: Form::Whole,
-                tally: Tally::Tombstone,
+                kind: OutputKind::Tombstone,
                 payload: Payload::Null,
             },
             Outcome::Rejected(rejection) => self.dead_letter(record, &rejection),
         }
     }
 
-    fn decision(&self, record: Record, decision: &Decision, tally: Tally) -> Output {
-        let mut payload = Vec::with_capacity(DECISION_BYTES);
+    fn decision(&self, record: Record, decision: &Decision, kind: OutputKind) -> Output {
+        let mut payload = Vec::with_capacity(DECISION_CAPACITY);
         serde_json::to_writer(&mut payload, decision).expect("a decision holds finite numbers, text keys and no maps");
         Output {
             number: 0,
@@ -129,7 +129,7 @@ impl Origin {
             record,
             destination: Destination::Decisions,
             form: Form::Whole,
-            tally,
+            kind,
             payload: Payload::Json(payload),
         }
     }
@@ -148,14 +148,14 @@ impl Origin {
             record,
             destination: Destination::DeadLetters,
             form: Form::Whole,
-            tally: Tally::DeadLetter {
+            kind: OutputKind::DeadLetter {
                 reason: rejection.reason,
             },
         }
     }
 
     fn source_headers(&self, record: &Record) -> Vec<(String, String)> {
-        let own = |name: &str, value: String| (format!("{OWN}source.{name}"), value);
+        let own = |name: &str, value: String| (format!("{OWN_PREFIX}source.{name}"), value);
         vec![
             own("topic", self.topic.clone()),
             own("partition", record.position.partition.to_string()),
@@ -175,12 +175,12 @@ impl Origin {
             ("exception.class.name", rejection.reason.to_owned()),
             ("exception.message", rejection.message.clone()),
         ]
-        .map(|(name, value)| (format!("{CONNECT}{name}"), value))
+        .map(|(name, value)| (format!("{CONNECT_PREFIX}{name}"), value))
         .into()
     }
 
-    /// The broker has refused the output: one step down. False where there is none.
-    pub fn step_down(&self, output: &mut Output) -> bool {
+    /// Moves a refused output to the next smaller form. Returns false if there is none.
+    pub fn downgrade(&self, output: &mut Output) -> bool {
         match output.form {
             Form::Whole => output.form = Form::Alone,
             Form::Alone => self.strip(output),
@@ -189,32 +189,33 @@ impl Origin {
         true
     }
 
-    /// Leaves nothing of the record but where it stands and what it was: small enough for any topic.
+    /// Replaces an output by a dead letter with the coordinates, sizes and hash of its record, which is small enough
+    /// for any topic.
     fn strip(&self, output: &mut Output) {
         let record = &mut output.record;
-        let reason = match output.tally {
-            Tally::DeadLetter { reason } => reason,
+        let reason = match output.kind {
+            OutputKind::DeadLetter { reason } => reason,
             _ => "output_refused",
         };
         let rejection = Rejection {
             reason,
-            message: "the topic refuses the record whole; see its source".to_owned(),
+            message: "the topic refuses the complete record; read it from its source".to_owned(),
             stage: RejectionStage::Emit,
         };
         let bytes = |value: Option<&[u8]>| value.map_or(0, <[u8]>::len).to_string();
         let mut own_headers = self.source_headers(record);
         own_headers.extend(self.connect_headers(record, &rejection));
         let value = record.value.as_deref().unwrap_or_default();
-        let own = |name: &str, value: String| (format!("{OWN}{name}"), value);
+        let own = |name: &str, value: String| (format!("{OWN_PREFIX}{name}"), value);
         own_headers.extend([
             own("value.bytes", bytes(record.value.as_deref())),
             own("value.sha256", hex(&Sha256::digest(value))),
             own("key.bytes", bytes(record.key.as_deref())),
             own("headers.bytes", Record::size(None, None, &record.headers).to_string()),
         ]);
-        // A compacted topic wants a key, so there always is one.
+        // A compacted topic requires a key.
         match &record.key {
-            Some(key) if key.len() <= LONGEST_KEPT_KEY => {}
+            Some(key) if key.len() <= MAX_KEY_BYTES => {}
             Some(key) => record.key = Some(hex(&Sha256::digest(key)).into_bytes()),
             None => {
                 let position = record.position;
@@ -225,7 +226,7 @@ impl Origin {
         output.own_headers = own_headers;
         output.destination = Destination::DeadLetters;
         output.payload = Payload::Null;
-        output.tally = Tally::DeadLetter { reason };
+        output.kind = OutputKind::DeadLetter { reason };
         output.form = Form::Stripped;
     }
 }
@@ -239,7 +240,10 @@ impl Output {
         }
     }
 
-    /// A dead letter keeps the record's time, unless the topic refuses it; a decision was made now.
+    /// Returns the timestamp to write, or `None` for the current time.
+    ///
+    /// A complete dead letter keeps the timestamp of its record. A stripped one does not, because the timestamp may be
+    /// the reason why the topic refused it.
     pub fn timestamp(&self) -> Option<i64> {
         match (self.destination, self.form) {
             (Destination::DeadLetters, Form::Whole | Form::Alone) => self.record.timestamp,
@@ -247,8 +251,10 @@ impl Output {
         }
     }
 
-    /// The record's headers, then ours. What the record carries under our names was written by an
-    /// earlier pass, or forged, and would be mistaken for ours.
+    /// Returns the headers of the record, followed by the daemon's own.
+    ///
+    /// Headers of the record with the prefixes of the daemon's own are left out: they come from an earlier pass or are
+    /// forged, and would be mistaken for the daemon's.
     pub fn headers(&self) -> OwnedHeaders {
         let carried = self.record.headers.iter().filter(|(name, _)| !is_own(name));
         let mut headers = OwnedHeaders::new_with_capacity(self.record.headers.len() + self.own_headers.len());
@@ -267,7 +273,7 @@ impl Output {
         headers
     }
 
-    /// What keeping it costs beyond the record itself.
+    /// Returns the number of bytes that the output takes in addition to its record.
     pub fn own_bytes(&self) -> usize {
         match &self.payload {
             Payload::Json(json) => json.len(),
@@ -277,7 +283,7 @@ impl Output {
 }
 
 fn is_own(name: &str) -> bool {
-    name.starts_with(OWN) || name.starts_with(CONNECT)
+    name.starts_with(OWN_PREFIX) || name.starts_with(CONNECT_PREFIX)
 }
 
 #[cfg(test)]
@@ -291,7 +297,7 @@ pub(super) mod tests {
     use crate::stream::ownership::{Epoch, Ownership};
     use crate::stream::record::{Header, RecordPosition};
 
-    /// Partition 2, owned under one assignment, and records of it.
+    /// Makes records of partition 2, which is owned in one epoch.
     pub(in super::super) struct SamplePartition {
         pub ownership: Ownership,
         pub epoch: Epoch,
@@ -306,7 +312,7 @@ pub(super) mod tests {
     }
 
     impl SamplePartition {
-        /// A finished record without a value.
+        /// Makes a finished record without a value.
         pub fn tombstone(&self, offset: i64) -> Finished {
             let mut record = record(None, b"key", Vec::new());
             record.position = RecordPosition {
@@ -342,7 +348,7 @@ pub(super) mod tests {
             headers,
             has_broken_headers: false,
             timestamp: Some(5),
-            permit: Arc::new(InFlight::new(1, 1)).admit(0, None),
+            _in_flight: Arc::new(InFlight::new(1, 1)).add(0, None),
         }
     }
 
@@ -370,7 +376,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_dead_letter_is_the_record_and_what_was_wrong() {
+    fn a_dead_letter_carries_the_record_and_the_reason() {
         let headers = vec![
             ("traceparent".to_owned(), Some(b"00-1".to_vec())),
             ("empty".to_owned(), None),
@@ -399,14 +405,14 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_refused_for_its_size_ends_as_coordinates() {
-        let long = vec![b'k'; LONGEST_KEPT_KEY + 1];
+    fn a_refused_output_is_reduced_to_coordinates() {
+        let long = vec![b'k'; MAX_KEY_BYTES + 1];
         let headers = vec![("trace".to_owned(), Some(vec![0; 10]))];
         let mut output = rejected(record(Some(b"abc"), &long, headers));
         let origin = origin();
-        assert!(origin.step_down(&mut output));
+        assert!(origin.downgrade(&mut output));
         assert_eq!((output.form, output.payload()), (Form::Alone, Some(&b"abc"[..])));
-        assert!(origin.step_down(&mut output));
+        assert!(origin.downgrade(&mut output));
         assert_eq!(
             (output.form, output.payload(), output.record.key.as_ref().map(Vec::len)),
             (Form::Stripped, None, Some(64))
@@ -426,7 +432,7 @@ pub(super) mod tests {
             );
         }
         assert!(!headers.iter().any(|header| header.starts_with("trace")));
-        assert!(!origin.step_down(&mut output));
+        assert!(!origin.downgrade(&mut output));
     }
 
     #[test]

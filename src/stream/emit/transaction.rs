@@ -1,4 +1,4 @@
-//! One Kafka transaction at a time: outputs and the offsets that they cover, all or nothing.
+//! Kafka transactions: outputs and the offsets that they cover become visible together, or not at all.
 
 use std::time::{Duration, Instant};
 
@@ -9,32 +9,32 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::warn;
 
 use super::group::CommitGroup;
-use super::outbox::{Outbox, Undelivered, forbidden};
+use super::outbox::{Outbox, Undelivered, permanent_failure};
 use crate::kafka::errors::{reason, reason_of_code};
 use crate::stream::control::{Control, StreamError};
 use crate::stream::group::GroupConsumer;
 use crate::stream::ownership::Ownership;
 
-/// One call; a call that times out is made again and goes on where it was.
-const CALL: Duration = Duration::from_secs(5);
+/// The timeout of one call. A call that times out is made again and resumes where it was.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Longest wait for the coordinator at the start.
-const START: Duration = Duration::from_secs(60);
+/// The longest wait for the transaction coordinator at the start.
+const INIT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a transaction was not committed.
+/// The reason why a transaction was not committed.
 #[derive(Debug)]
-pub(super) enum Failed {
-    /// It must be aborted and can be produced again.
+pub(super) enum TransactionError {
+    /// The transaction must be aborted, after which its outputs can be produced again.
     Abort {
         reason: String,
-        /// What the broker refused.
+        /// The messages that failed.
         undelivered: Vec<Undelivered>,
     },
-    /// The producer cannot go on.
+    /// The producer can no longer be used.
     Fatal(StreamError),
 }
 
-/// The transaction of an [`Outbox`].
+/// Makes the calls of a transaction, and repeats them until their result is known.
 pub(super) struct Transaction<'a> {
     pub outbox: &'a Outbox,
     pub consumer: &'a GroupConsumer,
@@ -42,11 +42,12 @@ pub(super) struct Transaction<'a> {
 }
 
 impl Transaction<'_> {
-    /// Fences earlier producers of the same id and settles what they left open.
+    /// Fences earlier producers with the same transactional id, and completes or aborts the transactions they left
+    /// open.
     pub fn initialise(outbox: &Outbox) -> Result<(), StreamError> {
-        let deadline = Instant::now() + START;
+        let deadline = Instant::now() + INIT_TIMEOUT;
         loop {
-            match outbox.producer().init_transactions(CALL) {
+            match outbox.producer().init_transactions(CALL_TIMEOUT) {
                 Ok(()) => return Ok(()),
                 Err(error) if is_retriable(&error) && Instant::now() < deadline => {
                     warn!(reason = reason(&error), "cannot begin transactions yet");
@@ -61,77 +62,80 @@ impl Transaction<'_> {
         begun.map_err(|error| StreamError::kafka("begin a transaction", &error))
     }
 
-    /// Commits what was sent, with its offsets.
+    /// Commits the messages that were sent, together with the offsets of the group.
     pub fn commit(
         &self,
         topic: &str,
         group: &CommitGroup,
         ownership: &Ownership,
         deadline: Instant,
-    ) -> Result<(), Failed> {
-        let abort = |reason: String| Failed::Abort {
+    ) -> Result<(), TransactionError> {
+        let abort = |reason: String| TransactionError::Abort {
             reason,
             undelivered: Vec::new(),
         };
         if !self.outbox.wait(deadline) {
-            return Err(abort("deliveries are outstanding".to_owned()));
+            return Err(abort("messages are not acknowledged yet".to_owned()));
         }
-        let undelivered = self.outbox.undelivered();
-        if let Some(error) = forbidden(&undelivered) {
-            return Err(Failed::Fatal(error));
+        let undelivered = self.outbox.take_undelivered();
+        if let Some(error) = permanent_failure(&undelivered) {
+            return Err(TransactionError::Fatal(error));
         }
         if let Some(&(_, code)) = undelivered.first() {
-            return Err(Failed::Abort {
+            return Err(TransactionError::Abort {
                 reason: reason_of_code(code),
                 undelivered,
             });
         }
-        // Read before the check: should the assignment change after it, these are the metadata of a
-        // generation that is over, and the broker refuses them.
+        // The metadata must be read before the check: if the assignment changes in between, they belong to an earlier
+        // generation of the group, and the broker refuses them.
         let metadata = self.consumer.group_metadata();
         let Some(metadata) = metadata.filter(|_| group.is_owned(ownership)) else {
-            return Err(abort("partitions have left".to_owned()));
+            return Err(abort("partitions are no longer owned".to_owned()));
         };
         let mut offsets = TopicPartitionList::new();
         for (partition, next) in group.offsets() {
             let added = offsets.add_partition_offset(topic, partition, Offset::Offset(next.get()));
-            added.map_err(|error| Failed::Fatal(StreamError::kafka("list offsets", &error)))?;
+            added.map_err(|error| TransactionError::Fatal(StreamError::kafka("list offsets", &error)))?;
         }
-        self.until(Some(deadline), "add offsets to a transaction", || {
+        self.retry(Some(deadline), "add offsets to a transaction", || {
             self.outbox
                 .producer()
-                .send_offsets_to_transaction(&offsets, &metadata, CALL)
+                .send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT)
         })?;
-        // From here on the broker decides: the call is made until its answer is known.
-        self.until(None, "commit a transaction", || {
-            self.outbox.producer().commit_transaction(CALL)
+        // From here on the transaction may be committed, so the call is repeated until its result is known.
+        self.retry(None, "commit a transaction", || {
+            self.outbox.producer().commit_transaction(CALL_TIMEOUT)
         })
     }
 
-    /// Aborts what was sent; nobody will see it.
+    /// Aborts the transaction, so that none of its messages becomes visible.
     pub fn abort(&self) -> Result<(), StreamError> {
-        let aborted = self.until(None, "abort a transaction", || {
-            self.outbox.producer().abort_transaction(CALL)
+        let aborted = self.retry(None, "abort a transaction", || {
+            self.outbox.producer().abort_transaction(CALL_TIMEOUT)
         });
-        // Reports of what was purged.
-        self.outbox.wait(Instant::now() + CALL);
-        drop(self.outbox.undelivered());
+        // Discards the reports of the messages that the abort has purged.
+        self.outbox.wait(Instant::now() + CALL_TIMEOUT);
+        drop(self.outbox.take_undelivered());
         match aborted {
             Ok(()) => Ok(()),
-            Err(Failed::Fatal(error)) => Err(error),
-            Err(Failed::Abort { reason, .. }) => Err(StreamError::Kafka {
+            Err(TransactionError::Fatal(error)) => Err(error),
+            Err(TransactionError::Abort { reason, .. }) => Err(StreamError::Kafka {
                 doing: "abort a transaction",
                 reason,
             }),
         }
     }
 
-    fn until(
+    /// Repeats a call until it succeeds or fails for a reason that retrying cannot help.
+    ///
+    /// A call with a deadline that passes fails with [`TransactionError::Abort`].
+    fn retry(
         &self,
         deadline: Option<Instant>,
         doing: &'static str,
         call: impl Fn() -> KafkaResult<()>,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), TransactionError> {
         loop {
             let error = match call() {
                 Ok(()) => return Ok(()),
@@ -139,14 +143,14 @@ impl Transaction<'_> {
             };
             let now = Instant::now();
             if requires_abort(&error) {
-                return Err(Failed::Abort {
+                return Err(TransactionError::Abort {
                     reason: format!("cannot {doing}: {}", reason(&error)),
                     undelivered: Vec::new(),
                 });
-            } else if !is_retriable(&error) || self.control.gives_up(now) {
-                return Err(Failed::Fatal(StreamError::kafka(doing, &error)));
+            } else if !is_retriable(&error) || self.control.must_stop(now) {
+                return Err(TransactionError::Fatal(StreamError::kafka(doing, &error)));
             } else if deadline.is_some_and(|deadline| deadline <= now) {
-                return Err(Failed::Abort {
+                return Err(TransactionError::Abort {
                     reason: format!("cannot {doing} in time: {}", reason(&error)),
                     undelivered: Vec::new(),
                 });

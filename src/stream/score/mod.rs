@@ -1,12 +1,13 @@
 //! The third stage: the thread that owns the scorer.
 //!
-//! Where a device works by itself, the next micro-batch is begun while it works on the one before, so it
-//! never waits for the CPU at full load; two are begun at most. The stage feeds the health that the watchdog
-//! and the probes ask for, by scored batches alone; an idle one scores a canary.
+//! On a device that computes asynchronously, the stage begins the next micro-batch while the device works on the
+//! previous one, so that the device never waits for the CPU under full load; at most two are begun at a time. Every
+//! scored batch is reported to the health checks behind the watchdog and the probes. An idle stage scores the canary to
+//! show that scoring still works.
 
 #[cfg(test)]
 mod out_of_memory;
-pub mod search;
+mod search;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -17,41 +18,41 @@ use tracing::{error, warn};
 
 use super::batch::MicroBatch;
 use super::control::{Control, StreamError};
-use super::record::Pending;
-use super::record::{Finished, Outcome, Rejection, RejectionStage};
+use super::record::{Finished, Outcome, Pending, Rejection, RejectionStage};
 use crate::decide::{CurrentJudge, Judge, JudgedModel};
-use crate::message::Scored;
+use crate::message::CommentMargin;
 use crate::ops::health::Health;
 use crate::ops::metrics as names;
-use crate::scorer::{Begun, Row, ScoreError, Scorer, begin, call, finish as wait_for, largest_margin};
-use search::Search;
+use crate::scorer::{Begun, Row, ScoreError, Scorer, begin_checked, largest_margin, score_checked, wait_checked};
+use search::FailureSearch;
 
-/// How often an idle scorer proves that it works: several times within any sensible stall limit.
-pub const CANARY_EVERY: Duration = Duration::from_secs(5);
+/// How often an idle scorer scores the canary: several times within any reasonable stall limit.
+const CANARY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Where a swap is handed to the scoring thread.
+/// How often a running micro-batch is polled for completion: short compared with the milliseconds that a pass takes,
+/// and long compared with the cost of polling.
+const POLL_INTERVAL: Duration = Duration::from_micros(200);
+
+/// A scorer that replaces the one in service.
 pub struct Replacement {
     /// The new scorer.
     pub scorer: Box<dyn Scorer>,
-    /// Rows that it has scored.
+    /// Rows that the new scorer has already scored.
     pub canary: Vec<Row>,
-    /// What its scores are judged by from the next batch on.
+    /// The calibration, thresholds and identity that belong to the new scorer's margins.
     pub judged: JudgedModel,
 }
 
-/// The stage.
-pub struct ScoreStage {
-    /// What scores.
+/// Computes the margins of comments.
+pub(crate) struct ScoreStage {
     pub scorer: Box<dyn Scorer>,
-    /// Rows that it has scored before.
+    /// Rows that the scorer is known to be able to score.
     pub canary: Vec<Row>,
-    /// The one that is current travels with what is scored.
+    /// Every scored comment carries the judge that was current when it was scored.
     pub judge: Arc<CurrentJudge>,
-    /// A new scorer, taken unfinished two batches.
+    /// Delivers new scorers, which are taken between two batches.
     pub swap: Receiver<Replacement>,
-    /// Told of every scored batch.
     pub health: Arc<Health>,
-    /// How the stream ends.
     pub control: Arc<Control>,
     /// From the encode stage.
     pub batches: Receiver<MicroBatch<Pending>>,
@@ -59,14 +60,10 @@ pub struct ScoreStage {
     pub finished: Sender<Vec<Finished>>,
 }
 
-/// How long a running micro-batch is left alone before it is asked whether it is done: short beside the
-/// milliseconds that a pass takes, long beside the asking.
-const ASK_EVERY: Duration = Duration::from_micros(200);
+/// The largest margin so far of a comment whose last window is in a later micro-batch, or the error of a window.
+type CarriedMargin = Option<Result<f32, ScoreError>>;
 
-/// The largest margin of a comment whose last window is still to come.
-type Carried = Option<Result<f32, ScoreError>>;
-
-/// A micro-batch that was begun.
+/// A micro-batch that the scorer has begun.
 struct BegunBatch {
     batch: MicroBatch<Pending>,
     begun: Result<Begun, ScoreError>,
@@ -78,7 +75,7 @@ impl BegunBatch {
         histogram!(names::BATCH_TOKENS).record(batch.tokens() as f64);
         histogram!(names::BATCH_ROWS).record(batch.rows.len() as f64);
         let since = Instant::now();
-        let begun = begin(scorer, &batch.rows);
+        let begun = begin_checked(scorer, &batch.rows);
         Self { batch, begun, since }
     }
 
@@ -90,136 +87,138 @@ impl BegunBatch {
     }
 }
 
-/// What the stage keeps from one micro-batch to the next.
-struct Unfinished {
-    carried: Carried,
-    /// When the last micro-batch was handed over: the time of one that was begun before counts from there.
+/// The state that the stage carries from one micro-batch to the next.
+struct ScoreState {
+    carried: CarriedMargin,
+    /// When the previous micro-batch was passed on. The time of one that was begun earlier is measured from here.
     free_since: Instant,
 }
 
 impl ScoreStage {
-    /// Scores until the encoder has ended.
+    /// Scores until the encode stage has ended.
     ///
     /// # Errors
-    /// The scorer fails on the canary.
+    /// Returns an error if the scorer fails on the canary.
     pub fn run(mut self) -> Result<(), StreamError> {
-        let mut unfinished = Unfinished {
+        let mut state = ScoreState {
             carried: None,
             free_since: Instant::now(),
         };
-        let mut underway: Option<BegunBatch> = None;
+        let mut in_progress: Option<BegunBatch> = None;
         let mut replacement = None;
         loop {
             replacement = replacement.or_else(|| self.swap.try_recv().ok());
             if replacement.is_some()
-                && let Some(last) = underway.take()
-                && !self.finish(last, &mut unfinished)?
+                && let Some(last) = in_progress.take()
+                && !self.finish(last, &mut state)?
             {
                 return Ok(());
             }
-            // Between two batches, but not unfinished the windows of one comment.
-            if unfinished.carried.is_none()
+            // All windows of a comment must be scored by the same scorer.
+            if state.carried.is_none()
                 && let Some(replacement) = replacement.take()
             {
                 self.scorer = replacement.scorer;
                 self.canary = replacement.canary;
                 self.judge.set_model(replacement.judged);
             }
-            let (waited, patience) = match underway {
-                Some(_) => (None, ASK_EVERY),
-                None => (Some(Instant::now()), CANARY_EVERY),
+            let (idle_since, timeout) = match in_progress {
+                Some(_) => (None, POLL_INTERVAL),
+                None => (Some(Instant::now()), CANARY_INTERVAL),
             };
-            match self.batches.recv_timeout(patience) {
+            match self.batches.recv_timeout(timeout) {
                 Ok(batch) => {
-                    if self.control.gives_up(Instant::now()) {
+                    if self.control.must_stop(Instant::now()) {
                         return Ok(());
                     }
-                    let waited = waited.map_or(Duration::ZERO, |since| since.elapsed());
+                    let waited = idle_since.map_or(Duration::ZERO, |since| since.elapsed());
                     histogram!(names::STAGE_SECONDS, "stage" => "wait").record(waited);
                     let next = BegunBatch::begin(&mut *self.scorer, batch);
-                    if let Some(last) = underway.replace(next)
-                        && !self.finish(last, &mut unfinished)?
+                    if let Some(last) = in_progress.replace(next)
+                        && !self.finish(last, &mut state)?
                     {
                         return Ok(());
                     }
                 }
-                Err(RecvTimeoutError::Timeout) if underway.is_none() => self.score_canary()?,
+                Err(RecvTimeoutError::Timeout) if in_progress.is_none() => self.score_canary()?,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            if let Some(done) = underway.take_if(|batch| batch.is_done())
-                && !self.finish(done, &mut unfinished)?
+            if let Some(done) = in_progress.take_if(|batch| batch.is_done())
+                && !self.finish(done, &mut state)?
             {
                 return Ok(());
             }
         }
-        if let Some(last) = underway {
-            self.finish(last, &mut unfinished)?;
+        if let Some(last) = in_progress {
+            self.finish(last, &mut state)?;
         }
         Ok(())
     }
 
-    /// Waits for a micro-batch and hands it over; false when nobody takes it any more.
-    fn finish(&mut self, underway: BegunBatch, unfinished: &mut Unfinished) -> Result<bool, StreamError> {
-        let BegunBatch { batch, begun, since } = underway;
-        let tried = begun.and_then(|begun| wait_for(begun, batch.rows.len()));
-        let mut search = Search {
+    /// Waits for a micro-batch and passes its comments on. Returns false if the stage should end.
+    fn finish(&mut self, in_progress: BegunBatch, state: &mut ScoreState) -> Result<bool, StreamError> {
+        let BegunBatch { batch, begun, since } = in_progress;
+        let first_attempt = begun.and_then(|begun| wait_checked(begun, batch.rows.len()));
+        let mut search = FailureSearch {
             scorer: &mut *self.scorer,
             canary: &self.canary,
             failures: 0,
         };
-        let margins = search.resolve(&batch.rows, tried);
+        let margins = search.resolve(&batch.rows, first_attempt);
         let failures = search.failures;
-        let margins = margins.map_err(|fault| device(&fault.0))?;
+        let margins = margins.map_err(|fault| device_error(&fault.0))?;
         if failures > 0 {
             counter!(names::SCORE_FAILURES, "verdict" => "record").increment(failures);
         }
         let done = Instant::now();
-        self.health.scored(done);
-        histogram!(names::STAGE_SECONDS, "stage" => "score").record(done - since.max(unfinished.free_since));
+        self.health.record_scored(done);
+        histogram!(names::STAGE_SECONDS, "stage" => "score").record(done - since.max(state.free_since));
         let (at, judge) = (SystemTime::now(), self.judge.get());
         let mut margins = margins.into_iter();
         let items = batch.items.into_iter();
         let scored = items.map(|(pending, rows)| {
-            let margin = with_carried(unfinished.carried.take(), margins.by_ref().take(rows));
+            let margin = with_carried(state.carried.take(), margins.by_ref().take(rows));
             finished(pending, margin, &judge, at)
         });
         let scored = scored.collect();
-        // What is left are windows of a comment that the next batch completes.
+        // The remaining margins belong to a comment that a later batch completes.
         if margins.len() > 0 {
-            unfinished.carried = with_carried(unfinished.carried.take(), margins);
+            state.carried = with_carried(state.carried.take(), margins);
         }
-        let goes_on = self.hand_over(scored);
-        unfinished.free_since = Instant::now();
-        goes_on
+        let sent = self.send(scored);
+        state.free_since = Instant::now();
+        sent
     }
 
-    /// Waits for room at the emitter. It may have none for long, when Kafka is away; the scorer works
-    /// all the same, and shows it. False when the emitter has ended.
-    fn hand_over(&mut self, mut scored: Vec<Finished>) -> Result<bool, StreamError> {
+    /// Passes scored comments to the emit stage. Returns false if the stage should end.
+    ///
+    /// The emit stage may have no room for a long time while Kafka is unavailable. The canary is scored meanwhile, to
+    /// show that the scorer still works.
+    fn send(&mut self, mut scored: Vec<Finished>) -> Result<bool, StreamError> {
         loop {
-            match self.finished.send_timeout(scored, CANARY_EVERY) {
+            match self.finished.send_timeout(scored, CANARY_INTERVAL) {
                 Ok(()) => return Ok(true),
                 Err(SendTimeoutError::Disconnected(_)) => return Ok(false),
-                Err(SendTimeoutError::Timeout(back)) => {
-                    if self.control.gives_up(Instant::now()) {
+                Err(SendTimeoutError::Timeout(returned)) => {
+                    if self.control.must_stop(Instant::now()) {
                         return Ok(false);
                     }
                     self.score_canary()?;
-                    scored = back;
+                    scored = returned;
                 }
             }
         }
     }
 
     fn score_canary(&mut self) -> Result<(), StreamError> {
-        call(&mut *self.scorer, &self.canary).map_err(|error| device(&error))?;
-        self.health.scored(Instant::now());
+        score_checked(&mut *self.scorer, &self.canary).map_err(|error| device_error(&error))?;
+        self.health.record_scored(Instant::now());
         Ok(())
     }
 }
 
-fn finished(pending: Pending, margin: Carried, judge: &Arc<Judge>, at: SystemTime) -> Finished {
+fn finished(pending: Pending, margin: CarriedMargin, judge: &Arc<Judge>, at: SystemTime) -> Finished {
     let Pending {
         record,
         comment,
@@ -228,7 +227,7 @@ fn finished(pending: Pending, margin: Carried, judge: &Arc<Judge>, at: SystemTim
     } = pending;
     let outcome = match margin {
         Some(Ok(margin)) => Outcome::Scored {
-            scored: Scored {
+            scored: CommentMargin {
                 margin,
                 windows,
                 truncated,
@@ -241,7 +240,7 @@ fn finished(pending: Pending, margin: Carried, judge: &Arc<Judge>, at: SystemTim
             let (partition, offset) = (record.position.partition, record.position.offset);
             let reason = match failed {
                 Some(Err(error)) => error.to_string(),
-                _ => "it has no window".to_owned(),
+                _ => "the comment has no window".to_owned(),
             };
             warn!(partition, offset, reason, "a comment cannot be scored");
             Outcome::Rejected(Rejection {
@@ -254,14 +253,14 @@ fn finished(pending: Pending, margin: Carried, judge: &Arc<Judge>, at: SystemTim
     Finished { record, outcome }
 }
 
-fn device(error: &ScoreError) -> StreamError {
+fn device_error(error: &ScoreError) -> StreamError {
     counter!(names::SCORE_FAILURES, "verdict" => "device").increment(1);
     error!(%error, "the scorer fails on a known good comment");
     StreamError::Device(error.to_string())
 }
 
-/// Adds the margins of more windows to what was carried over; an error if any window has none.
-fn with_carried(carried: Carried, margins: impl Iterator<Item = Result<f32, ScoreError>>) -> Carried {
+/// Combines the margins of further windows with the carried one. Returns an error if any window has no margin.
+fn with_carried(carried: CarriedMargin, margins: impl Iterator<Item = Result<f32, ScoreError>>) -> CarriedMargin {
     let margins: Result<Vec<f32>, ScoreError> = carried.into_iter().chain(margins).collect();
     margins.map(largest_margin).transpose()
 }
@@ -271,12 +270,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_largest_margin_counts_unless_one_is_missing() {
+    fn the_largest_margin_is_used_unless_one_is_missing() {
         let error = || ScoreError::NotFinite {
             row: 0,
             margin: f32::NAN,
         };
-        let check = |carried: Carried, margins: Vec<Result<f32, ScoreError>>, expected: Option<f32>| {
+        let check = |carried: CarriedMargin, margins: Vec<Result<f32, ScoreError>>, expected: Option<f32>| {
             let found = with_carried(carried, margins.into_iter());
             assert_eq!(found.and_then(Result::ok), expected);
         };

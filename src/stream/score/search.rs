@@ -1,41 +1,41 @@
-//! When a micro-batch cannot be scored: is it the device, or a comment?
+//! Distinguishes a device fault from a bad comment when a micro-batch cannot be scored.
 //!
-//! A canary, rows that are known to be good, tells. If it fails too, it is the device, and nothing can
-//! be said of any comment. If it passes, the rows are halved until those that cannot be scored stand
-//! alone. A batch that was too large for the memory succeeds in halves.
+//! The canary decides, because its rows are known to be good. If it fails too, the device is at fault, and nothing can
+//! be concluded about any comment. If it succeeds, the batch is halved repeatedly until the rows that cannot be scored
+//! are isolated. A batch that is too large for the device's memory succeeds once its parts are small enough.
 
-use crate::scorer::{Row, ScoreError, Scorer, call};
+use crate::scorer::{Row, ScoreError, Scorer, score_checked};
 
-/// The scorer fails on the canary.
+/// The scorer failed on the canary.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct DeviceFault(pub ScoreError);
 
-/// A scorer, and rows that it has scored before.
-pub struct Search<'a> {
-    /// The scorer.
+/// Searches a micro-batch for the rows that cannot be scored.
+pub struct FailureSearch<'a> {
     pub scorer: &'a mut dyn Scorer,
-    /// Known to be good.
+    /// Rows that are known to be good.
     pub canary: &'a [Row],
-    /// Calls that failed although the canary passed.
+    /// The number of calls that failed although the canary succeeded.
     pub failures: u64,
 }
 
-impl Search<'_> {
-    /// The margin of each row, or why it alone has none, given how the first try to score them ended.
+impl FailureSearch<'_> {
+    /// Returns the margin of each row, or the reason why that row cannot be scored, given the result of the first
+    /// attempt to score them together.
     ///
     /// # Errors
-    /// The canary fails.
+    /// Returns an error if the canary cannot be scored.
     pub fn resolve(
         &mut self,
         rows: &[Row],
-        tried: Result<Vec<f32>, ScoreError>,
+        first_attempt: Result<Vec<f32>, ScoreError>,
     ) -> Result<Vec<Result<f32, ScoreError>>, DeviceFault> {
-        let error = match tried {
+        let error = match first_attempt {
             Ok(margins) => return Ok(margins.into_iter().map(Ok).collect()),
             Err(error) => error,
         };
-        call(self.scorer, self.canary).map_err(DeviceFault)?;
+        score_checked(self.scorer, self.canary).map_err(DeviceFault)?;
         self.failures += 1;
         if rows.len() <= 1 {
             return Ok(rows.iter().map(|_| error.clone()).map(Err).collect());
@@ -47,8 +47,8 @@ impl Search<'_> {
     }
 
     fn score(&mut self, rows: &[Row]) -> Result<Vec<Result<f32, ScoreError>>, DeviceFault> {
-        let tried = call(self.scorer, rows);
-        self.resolve(rows, tried)
+        let first_attempt = score_checked(self.scorer, rows);
+        self.resolve(rows, first_attempt)
     }
 }
 
@@ -58,7 +58,7 @@ mod tests {
 
     use super::*;
 
-    /// Gives each row its own cost as margin; fails on poison and on more rows than fit.
+    /// Returns the first token of each row as its margin. Fails on poison rows and on more rows than fit.
     struct PoisonedScorer {
         poison: Vec<u32>,
         max_rows: usize,
@@ -93,7 +93,7 @@ mod tests {
     fn search(scorer: &mut PoisonedScorer, ids: &[u32]) -> Result<Vec<Option<f32>>, String> {
         let rows: Vec<Row> = ids.iter().map(|&id| row(id)).collect();
         let canary = [row(1000)];
-        let mut search = Search {
+        let mut search = FailureSearch {
             scorer,
             canary: &canary,
             failures: 0,
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_is_a_failure_of_its_row() {
+    fn a_panic_counts_as_a_failure_of_its_row() {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| ()));
         let found = search(&mut scripted(&[], 10), &[1, 99, 3]);
@@ -120,27 +120,27 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_fails_is_not_the_comments_fault() {
-        let all = scripted(&[1, 2, 1000], 10);
+    fn a_device_fault_is_not_attributed_to_comments() {
+        let failing_canary = scripted(&[1, 2, 1000], 10);
         assert_eq!(
-            search(&mut { all }, &[1, 2]),
+            search(&mut { failing_canary }, &[1, 2]),
             Err("row 0 has margin NaN, expected a finite number".to_owned())
         );
-        // It may also go away in the middle of the search.
-        let mut dying = PoisonedScorer {
+        // The device may also fail in the middle of the search.
+        let mut failing = PoisonedScorer {
             calls_left: 4,
             ..scripted(&[2], 10)
         };
         assert_eq!(
-            search(&mut dying, &[1, 2, 3, 4]),
+            search(&mut failing, &[1, 2, 3, 4]),
             Err("cannot score 1 rows: device lost".to_owned())
         );
     }
 
     proptest! {
-        /// Exactly the poison fails, whatever fits at once.
+        /// Only the poison rows fail, however many rows fit at once.
         #[test]
-        fn exactly_the_poison_stands_alone(
+        fn only_poison_rows_are_isolated(
             ids in prop::collection::vec(0u32..30, 0..40),
             poison in prop::collection::vec(0u32..30, 0..4),
             max_rows in 1usize..50,

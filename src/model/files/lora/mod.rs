@@ -1,8 +1,8 @@
 //! LoRA adapters in PEFT's layout: `adapter_config.json` and `adapter_model.safetensors`.
 //!
-//! Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021; the file format and the
-//! matching of patterns are PEFT's (`peft/tuners/lora`, `peft/utils/other.py`). What would change
-//! the arithmetic and is not computed here (DoRA, biases, replicated layers …) is refused by name.
+//! LoRA is described in Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021. The file format and the
+//! matching of module names follow PEFT (`peft/tuners/lora`, `peft/utils/other.py`). Options that change the arithmetic
+//! and are not computed here, such as DoRA, biases and replicated layers, are reported as faults.
 
 mod pattern;
 mod read;
@@ -13,41 +13,26 @@ use std::path::Path;
 use candle_core::{Device, Result, Tensor};
 
 use self::read::AdapterReader;
-use super::checkpoint::{MAX_ADAPTER_CONFIG_BYTES, read_bytes};
+use super::checkpoint::{MAX_JSON_BYTES, read_bytes};
 use super::tensor_file::TensorFile;
 use crate::config::Projection;
 use crate::fault::Faults;
 use crate::hash::adapter_hash;
 use crate::model::config::GemmaConfig;
 
-impl Projection {
-    /// Shape of its weight: (outputs, inputs).
-    pub fn shape(self, config: &GemmaConfig) -> [usize; 2] {
-        let queries = config.num_attention_heads * config.head_dim;
-        let keys = config.num_key_value_heads * config.head_dim;
-        match self {
-            Self::Q => [queries, config.hidden_size],
-            Self::K | Self::V => [keys, config.hidden_size],
-            Self::O => [config.hidden_size, queries],
-            Self::Gate | Self::Up => [config.intermediate_size, config.hidden_size],
-            Self::Down => [config.hidden_size, config.intermediate_size],
-        }
-    }
-}
-
-/// The low-rank delta of one linear layer: `scale * B A`, all f32.
+/// The low-rank delta of one linear layer, `scale * B A`, in f32.
 #[derive(Debug, Clone)]
 pub struct LoraWeights {
-    /// (rank, inputs).
+    /// The matrix A, (rank, inputs).
     pub a: Tensor,
-    /// (outputs, rank).
+    /// The matrix B, (outputs, rank).
     pub b: Tensor,
-    /// `alpha / rank`, or `alpha / sqrt(rank)` for rslora.
+    /// The factor of the delta: `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scale: f64,
 }
 
 impl LoraWeights {
-    /// `scale (x A') B'`: (tokens, inputs) to (tokens, outputs), f32.
+    /// Computes `scale (x A') B'`, which takes (tokens, inputs) to (tokens, outputs), in f32.
     pub(in crate::model) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         (x.matmul(&self.a.t()?)? * self.scale)?.matmul(&self.b.t()?)
     }
@@ -61,7 +46,7 @@ impl LoraWeights {
     }
 }
 
-/// An adapter, read and matched against a base.
+/// An adapter whose tensors have the shapes that its base model requires.
 #[derive(Debug)]
 pub struct Adapter {
     weights: BTreeMap<(usize, Projection), LoraWeights>,
@@ -71,28 +56,28 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// Reads the folder and checks every tensor against the base's shapes.
+    /// Reads an adapter and checks every tensor against the shapes of the base model.
     ///
-    /// `base_fingerprint` is compared with the manifest's, where the folder has one.
+    /// If the folder contains a manifest, its base fingerprint must equal `base_fingerprint`.
     ///
     /// # Errors
-    /// Every fault found: unreadable files, options that we do not compute, missing, misshapen or
-    /// superfluous tensors, values that are not finite, another base.
+    /// Returns every fault found: files that cannot be read, unsupported options, tensors that are missing, misshapen
+    /// or unexpected, values that are not finite, and a manifest that names another base model.
     pub fn load(folder: &Path, config: &GemmaConfig, base_fingerprint: &str) -> std::result::Result<Self, Faults> {
         let config_path = folder.join("adapter_config.json");
         let weights_path = folder.join("adapter_model.safetensors");
-        let config_bytes = read_bytes(&config_path, MAX_ADAPTER_CONFIG_BYTES)?;
+        let config_bytes = read_bytes(&config_path, MAX_JSON_BYTES)?;
         let file = TensorFile::open(&weights_path)?;
         let mut reader = AdapterReader {
             config_path,
             file: &file,
             base: config,
-            faults: Vec::new(),
+            faults: Faults::default(),
         };
         let weights = reader.read(&config_bytes);
-        let version = reader.manifest(&folder.join("manifest.json"), base_fingerprint);
+        let version = reader.read_version(&folder.join("manifest.json"), base_fingerprint);
         if !reader.faults.is_empty() {
-            return Err(reader.faults.into());
+            return Err(reader.faults);
         }
         let description = describe(&weights);
         Ok(Self {
@@ -103,23 +88,23 @@ impl Adapter {
         })
     }
 
-    /// The delta of one linear layer, if the adapter has one.
+    /// Returns the delta of one linear layer, if the adapter has one.
     pub fn get(&self, layer: usize, projection: Projection) -> Option<&LoraWeights> {
         self.weights.get(&(layer, projection))
     }
 
-    /// Content hash over the SHA-256 of the two PEFT files.
-    pub fn fingerprint(&self) -> &str {
+    /// Returns the content hash of the adapter, which is computed from the SHA-256 of its two PEFT files.
+    pub(crate) fn fingerprint(&self) -> &str {
         &self.fingerprint
     }
 
-    /// The version that its manifest names.
-    pub fn version(&self) -> Option<&str> {
+    /// Returns the version that the manifest names, if there is a manifest.
+    pub(crate) fn version(&self) -> Option<&str> {
         self.version.as_deref()
     }
 
-    /// For people: ranks and targets.
-    pub fn description(&self) -> &str {
+    /// Returns the ranks and the adapted layers in a form for logs.
+    pub(crate) fn description(&self) -> &str {
         &self.description
     }
 }
@@ -131,10 +116,7 @@ fn describe(weights: &BTreeMap<(usize, Projection), LoraWeights>) -> String {
     let mut ranks: Vec<usize> = weights.values().map(|lora| lora.a.dims()[0]).collect();
     ranks.sort_unstable();
     ranks.dedup();
-    let join = |parts: Vec<String>| parts.join(", ");
-    let ranks = join(ranks.iter().map(usize::to_string).collect());
-    format!(
-        "rank {ranks} on {}",
-        join(targets.iter().map(|target| target.name().to_owned()).collect())
-    )
+    let ranks: Vec<String> = ranks.iter().map(usize::to_string).collect();
+    let targets: Vec<&str> = targets.into_iter().map(Projection::name).collect();
+    format!("rank {} on {}", ranks.join(", "), targets.join(", "))
 }

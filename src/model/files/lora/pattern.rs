@@ -1,4 +1,4 @@
-//! How PEFT names and matches the layers of a model.
+//! PEFT's names of linear layers, and its rules for matching them.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,14 @@ use regex::Regex;
 
 use crate::config::Projection;
 
-/// How PEFT matches module names: a list by suffix, a string by a full match.
-pub(super) enum Matcher {
+/// Selects modules as PEFT does: a list of names matches the ends of module names, a pattern matches whole names.
+pub(super) enum ModuleMatcher {
     All,
     Names(Vec<String>),
     Pattern(Regex),
 }
 
-impl Matcher {
+impl ModuleMatcher {
     pub(super) fn matches(&self, module: &str) -> bool {
         match self {
             Self::All => true,
@@ -25,27 +25,29 @@ impl Matcher {
     }
 }
 
-/// PEFT's `get_pattern_key`: the first key that matches the end of the module's name.
-pub(super) fn lookup<T: Copy>(pattern: Option<&BTreeMap<String, T>>, module: &str) -> Option<T> {
+/// Returns the value of the first key that matches the end of the module's name, as PEFT's `get_pattern_key` does.
+pub(super) fn first_match<T: Copy>(pattern: Option<&BTreeMap<String, T>>, module: &str) -> Option<T> {
     pattern?.iter().find_map(|(key, &value)| {
-        // Patterns that cannot be read were reported before any is looked up.
+        // Invalid patterns have been reported before this function is called.
         suffix_pattern(key)
             .is_ok_and(|regex| regex.is_match(module))
             .then_some(value)
     })
 }
 
+/// Compiles a pattern that must match the end of a module's name, from a dot or from its start.
 pub(super) fn suffix_pattern(key: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"))
 }
 
-/// A pattern that the whole name must match, as Python's `re.fullmatch`.
+/// Compiles a pattern that must match the whole name, as with Python's `re.fullmatch`.
 pub(super) fn full_pattern(pattern: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!("^(?:{pattern})$"))
 }
 
-/// `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight` to (3, Q, 'A').
-pub(super) fn parse_name(name: &str) -> Option<(usize, Projection, char)> {
+/// Parses the name of an adapter tensor: `base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight` gives
+/// (3, Q, 'A').
+pub(super) fn parse_tensor_name(name: &str) -> Option<(usize, Projection, char)> {
     let (_, rest) = name.strip_prefix("base_model.model.")?.split_once("layers.")?;
     let (layer, rest) = rest.split_once('.')?;
     let (module, side) = rest.rsplit_once(".lora_")?;
@@ -65,9 +67,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_parsed_by_module() {
+    fn tensor_names_are_parsed() {
         let name = "base_model.model.model.layers.12.mlp.down_proj.lora_B.weight";
-        assert_eq!(parse_name(name), Some((12, Projection::Down, 'B')));
+        assert_eq!(parse_tensor_name(name), Some((12, Projection::Down, 'B')));
         for other in [
             "model.layers.0.self_attn.q_proj.lora_A.weight",
             "base_model.model.model.layers.0.mlp.q_proj.lora_A.weight",
@@ -75,7 +77,7 @@ mod tests {
             "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector",
             "base_model.model.model.embed_tokens.lora_embedding_A",
         ] {
-            assert_eq!(parse_name(other), None, "{other}");
+            assert_eq!(parse_tensor_name(other), None, "{other}");
         }
     }
 
@@ -84,10 +86,10 @@ mod tests {
         let module = "model.layers.1.self_attn.v_proj";
         let pattern = |key: &str| BTreeMap::from([(key.to_owned(), 4)]);
         for key in ["v_proj", "self_attn.v_proj", r"layers\.[01]\.self_attn\.v_proj", module] {
-            assert_eq!(lookup(Some(&pattern(key)), module), Some(4), "{key}");
+            assert_eq!(first_match(Some(&pattern(key)), module), Some(4), "{key}");
         }
         for key in ["proj", "q_proj", "v_proj.weight", "layers.1"] {
-            assert_eq!(lookup(Some(&pattern(key)), module), None, "{key}");
+            assert_eq!(first_match(Some(&pattern(key)), module), None, "{key}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Reading and checking an adapter's files; every fault is kept.
+//! Reads and checks the files of an adapter, and reports every fault in them.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::LoraWeights;
-use super::pattern::{Matcher, full_pattern, lookup, parse_name, suffix_pattern};
+use super::pattern::{ModuleMatcher, first_match, full_pattern, parse_tensor_name, suffix_pattern};
 use crate::config::Projection;
-use crate::fault::Fault;
+use crate::fault::{Fault, Faults};
 use crate::model::config::GemmaConfig;
-use crate::model::files::checkpoint::{MAX_ADAPTER_CONFIG_BYTES, read_bytes};
+use crate::model::files::checkpoint::{MAX_JSON_BYTES, read_bytes};
 use crate::model::files::tensor_file::TensorFile;
 
-/// The part of `adapter_config.json` that is read as it stands.
+/// The fields of `adapter_config.json` that are supported. Those in [`UNSUPPORTED`] must not be set.
 #[derive(Debug, Deserialize)]
 struct RawAdapterConfig {
     peft_type: Option<String>,
@@ -45,14 +45,14 @@ enum OneOrMany {
     Many(Vec<usize>),
 }
 
-/// Our manifest beside the PEFT files, where the adapter came from a registry.
+/// The manifest that accompanies the PEFT files of an adapter from a registry.
 #[derive(Debug, Deserialize)]
 struct RawManifest {
     version: Option<String>,
     base: Option<String>,
 }
 
-/// PEFT options that change the arithmetic and that we do not compute: refused unless empty.
+/// PEFT options that change the arithmetic and are not supported. Setting one of them is a fault.
 const UNSUPPORTED: [&str; 13] = [
     "use_dora",
     "lora_bias",
@@ -69,11 +69,12 @@ const UNSUPPORTED: [&str; 13] = [
     "trainable_token_indices",
 ];
 
+/// Collects every fault instead of stopping at the first.
 pub(super) struct AdapterReader<'a> {
     pub(super) config_path: PathBuf,
     pub(super) file: &'a TensorFile,
     pub(super) base: &'a GemmaConfig,
-    pub(super) faults: Vec<Fault>,
+    pub(super) faults: Faults,
 }
 
 impl AdapterReader<'_> {
@@ -85,14 +86,12 @@ impl AdapterReader<'_> {
         self.faults.push(Fault::file(self.file.path(), text));
     }
 
+    /// Reads the deltas by layer and projection. They are complete unless `faults` is not empty afterwards.
     pub(super) fn read(&mut self, config_bytes: &[u8]) -> BTreeMap<(usize, Projection), LoraWeights> {
-        let raw = match serde_json::from_slice::<Value>(config_bytes) {
-            Ok(json) => {
-                self.refuse_unsupported(&json);
-                serde_json::from_value::<RawAdapterConfig>(json)
-            }
-            Err(error) => Err(error),
-        };
+        let raw = serde_json::from_slice::<Value>(config_bytes).and_then(|json| {
+            self.check_supported(&json);
+            serde_json::from_value::<RawAdapterConfig>(json)
+        });
         let raw = match raw {
             Ok(raw) => raw,
             Err(error) => {
@@ -105,22 +104,25 @@ impl AdapterReader<'_> {
             .as_deref()
             .is_some_and(|name| name.eq_ignore_ascii_case("lora"))
         {
-            self.config_fault(format!("`peft_type` is {:?}, expected `LORA`", raw.peft_type));
+            self.config_fault(format!(
+                "`peft_type` is {}, expected `LORA`",
+                or_missing(raw.peft_type.as_ref())
+            ));
         }
-        if raw.bias.as_deref().is_some_and(|bias| bias != "none") {
-            self.config_fault(format!("`bias` is {:?}, expected `none`", raw.bias));
+        if let Some(bias) = raw.bias.as_ref().filter(|bias| *bias != "none") {
+            self.config_fault(format!("`bias` is `{bias}`, expected `none`"));
         }
         let rank_keys = raw.rank_pattern.iter().flat_map(BTreeMap::keys);
         let alpha_keys = raw.alpha_pattern.iter().flat_map(BTreeMap::keys);
         for key in rank_keys.chain(alpha_keys) {
             if let Err(error) = suffix_pattern(key) {
-                self.config_fault(format!("the pattern `{key}` cannot be read: {error}"));
+                self.config_fault(format!("the pattern `{key}` is not supported: {error}"));
             }
         }
         let Some(targets) = self.targets(&raw) else {
             return BTreeMap::new();
         };
-        let found = self.tensors();
+        let found = self.tensor_names();
         let mut weights = BTreeMap::new();
         for (layer, projection) in targets {
             if let Some(lora) = self.read_pair(&raw, &found, layer, projection) {
@@ -130,7 +132,8 @@ impl AdapterReader<'_> {
         weights
     }
 
-    fn refuse_unsupported(&mut self, json: &Value) {
+    /// Reports options that change the arithmetic and are not supported.
+    fn check_supported(&mut self, json: &Value) {
         for name in UNSUPPORTED {
             let empty = match json.get(name) {
                 None | Some(Value::Null | Value::Bool(false)) => true,
@@ -140,16 +143,16 @@ impl AdapterReader<'_> {
             };
             if !empty {
                 self.config_fault(format!(
-                    "`{name}` is set, expected none: this LoRA variant is not supported"
+                    "`{name}` is set, expected no value: this LoRA variant is not supported"
                 ));
             }
         }
     }
 
-    /// The linear layers that the config says are adapted, by PEFT's rules of matching.
+    /// Returns the linear layers that `target_modules` and related options select, by PEFT's rules.
     fn targets(&mut self, raw: &RawAdapterConfig) -> Option<Vec<(usize, Projection)>> {
-        let Some(wanted) = &raw.target_modules else {
-            self.config_fault("`target_modules` is missing, expected names of linear layers or a pattern");
+        let Some(included) = &raw.target_modules else {
+            self.config_fault("`target_modules` is missing, expected the names of linear layers or a pattern");
             return None;
         };
         let layers = match &raw.layers_to_transform {
@@ -160,10 +163,10 @@ impl AdapterReader<'_> {
         if let Some(&layer) = layers.iter().flatten().find(|&&layer| layer >= self.base.num_layers()) {
             let layers = self.base.num_layers();
             self.config_fault(format!(
-                "`layers_to_transform` names layer {layer}, but the base has {layers} layers"
+                "`layers_to_transform` names layer {layer}, but the base model has {layers} layers"
             ));
         }
-        let wanted = self.matcher("target_modules", wanted)?;
+        let included = self.matcher("target_modules", included)?;
         let excluded = match &raw.exclude_modules {
             Some(excluded) => Some(self.matcher("exclude_modules", excluded)?),
             None => None,
@@ -174,65 +177,68 @@ impl AdapterReader<'_> {
                 let name = format!("model.layers.{layer}.{}", projection.path());
                 let excluded = excluded.as_ref().is_some_and(|excluded| excluded.matches(&name));
                 let transformed = layers.as_ref().is_none_or(|layers| layers.contains(&layer));
-                if wanted.matches(&name) && !excluded && transformed {
+                if included.matches(&name) && !excluded && transformed {
                     targets.push((layer, projection));
                 }
             }
         }
         if targets.is_empty() {
-            self.config_fault("`target_modules` matches no linear layer of the base");
+            self.config_fault("`target_modules` does not match any linear layer of the base model");
         }
         Some(targets)
     }
 
-    fn matcher(&mut self, key: &str, names: &NamesOrPattern) -> Option<Matcher> {
+    fn matcher(&mut self, key: &str, names: &NamesOrPattern) -> Option<ModuleMatcher> {
         match names {
             NamesOrPattern::Names(names) => {
                 for name in names {
                     let last = name.rsplit('.').next().unwrap_or(name);
                     if !Projection::ALL.iter().any(|projection| projection.name() == last) {
                         self.config_fault(format!(
-                            "`{key}` names `{name}`, expected one of the seven linear layers"
+                            "`{key}` names `{name}`, expected the name of a linear layer, such as `q_proj`"
                         ));
                     }
                 }
-                Some(Matcher::Names(names.clone()))
+                Some(ModuleMatcher::Names(names.clone()))
             }
-            NamesOrPattern::Pattern(pattern) if pattern == "all-linear" => Some(Matcher::All),
+            NamesOrPattern::Pattern(pattern) if pattern == "all-linear" => Some(ModuleMatcher::All),
             NamesOrPattern::Pattern(pattern) => match full_pattern(pattern) {
-                Ok(regex) => Some(Matcher::Pattern(regex)),
+                Ok(regex) => Some(ModuleMatcher::Pattern(regex)),
                 Err(error) => {
-                    self.config_fault(format!("`{key}` is not a pattern we can read: {error}"));
+                    self.config_fault(format!("`{key}` is not a supported pattern: {error}"));
                     None
                 }
             },
         }
     }
 
-    /// Tensor names of the file by layer, projection and side; names anything else as a fault.
-    fn tensors(&mut self) -> BTreeMap<(usize, Projection, char), String> {
+    /// Returns the file's tensor names by layer, projection and side (A or B), and reports unexpected names.
+    fn tensor_names(&mut self) -> BTreeMap<(usize, Projection, char), String> {
         let mut found = BTreeMap::new();
         let mut names = self.file.names();
         names.sort_unstable();
         for name in names {
-            match parse_name(&name) {
+            match parse_tensor_name(&name) {
                 Some(key) if key.0 < self.base.num_layers() => {
                     found.insert(key, name);
                 }
                 Some((layer, ..)) => {
                     let layers = self.base.num_layers();
                     self.file_fault(format!(
-                        "tensor `{name}` is for layer {layer}, but the base has {layers} layers: made for another base"
+                        "tensor `{name}` is for layer {layer}, but the base model has {layers} layers: \
+                         the adapter was made for another base model"
                     ));
                 }
                 None => self.file_fault(format!(
-                    "tensor `{name}` is not one of ours, expected `base_model.model.model.layers.N.….lora_A.weight` or `lora_B`"
+                    "tensor `{name}` is not supported, \
+                     expected `base_model.model.model.layers.N.….lora_A.weight` or `lora_B`"
                 )),
             }
         }
         found
     }
 
+    /// Reads A, B and the scale of one linear layer.
     fn read_pair(
         &mut self,
         raw: &RawAdapterConfig,
@@ -241,18 +247,22 @@ impl AdapterReader<'_> {
         projection: Projection,
     ) -> Option<LoraWeights> {
         let module = format!("model.layers.{layer}.{}", projection.path());
-        let rank = match lookup(raw.rank_pattern.as_ref(), &module).or(raw.r) {
+        let rank = match first_match(raw.rank_pattern.as_ref(), &module).or(raw.r) {
             Some(rank) if (1..=65_536).contains(&rank) => rank,
             rank => {
-                self.config_fault(format!("the rank of `{module}` is {rank:?}, expected 1 to 65536"));
+                self.config_fault(format!(
+                    "the rank of `{module}` is {}, expected 1 to 65536",
+                    or_missing(rank.as_ref())
+                ));
                 return None;
             }
         };
-        let alpha = match lookup(raw.alpha_pattern.as_ref(), &module).or(raw.lora_alpha) {
+        let alpha = match first_match(raw.alpha_pattern.as_ref(), &module).or(raw.lora_alpha) {
             Some(alpha) if alpha.is_finite() => alpha,
             alpha => {
                 self.config_fault(format!(
-                    "the alpha of `{module}` is {alpha:?}, expected a finite number"
+                    "the alpha of `{module}` is {}, expected a finite number",
+                    or_missing(alpha.as_ref())
                 ));
                 return None;
             }
@@ -282,34 +292,30 @@ impl AdapterReader<'_> {
             )
         };
         let name = found.get(&key).cloned().unwrap_or_else(default);
-        self.file
-            .read_f32(&name, shape)
-            .map_err(|fault| self.faults.push(fault))
-            .ok()
+        self.faults.collect(self.file.read_f32(&name, shape))
     }
 
-    pub(super) fn manifest(&mut self, path: &Path, base_fingerprint: &str) -> Option<String> {
+    /// Checks the base fingerprint in the manifest, if there is a manifest, and returns the version that it names.
+    pub(super) fn read_version(&mut self, path: &Path, base_fingerprint: &str) -> Option<String> {
         if !path.exists() {
             return None;
         }
-        let manifest = read_bytes(path, MAX_ADAPTER_CONFIG_BYTES).and_then(|bytes| {
+        let manifest = read_bytes(path, MAX_JSON_BYTES).and_then(|bytes| {
             serde_json::from_slice::<RawManifest>(&bytes)
                 .map_err(|error| Fault::file(path, format!("cannot read: {error}")))
         });
-        match manifest {
-            Ok(manifest) => {
-                if let Some(base) = manifest.base.filter(|base| base != base_fingerprint) {
-                    self.faults.push(Fault::file(
-                        path,
-                        format!("the adapter was made for base `{base}`, expected `{base_fingerprint}`"),
-                    ));
-                }
-                manifest.version
-            }
-            Err(fault) => {
-                self.faults.push(fault);
-                None
-            }
+        let manifest = self.faults.collect(manifest)?;
+        if let Some(base) = manifest.base.filter(|base| base != base_fingerprint) {
+            self.faults.push(Fault::file(
+                path,
+                format!("the adapter was made for base model `{base}`, expected `{base_fingerprint}`"),
+            ));
         }
+        manifest.version
     }
+}
+
+/// Returns a value in backticks, or "missing".
+fn or_missing(value: Option<&impl std::fmt::Display>) -> String {
+    value.map_or("missing".to_owned(), |value| format!("`{value}`"))
 }

@@ -1,20 +1,19 @@
-//! The same operations on CUDA: each launches a kernel of this folder, f32 or bf16 by its inputs.
+//! The fused operations on CUDA. Each one launches a kernel of this folder, in f32 or bf16 according to its inputs.
 //!
-//! The residual stream, norm weights and angles are f32 whatever the matrix products compute in. The
-//! kernels are compiled to PTX when the crate is built (`build.rs`), so the driver finishes them for the
-//! card that is there.
+//! The residual stream, the norm weights and the rope angles are always f32, whatever dtype the matrix products use.
+//! `build.rs` compiles the kernels to PTX when the crate is built, and the driver compiles the PTX for the installed
+//! GPU when a kernel is first loaded.
 
 #[cfg(test)]
 mod tests;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaView, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Result, Storage, Tensor, bail};
+use candle_core::{CudaDevice, DType, Result, Tensor, bail};
 use half::bf16;
 
-use super::{PackedAttention, Turn};
-use crate::model::transfer::held::{Held, wrap};
+use super::{PackedAttention, RopeAngles};
+use crate::model::transfer::cuda_tensor::{CudaTensor, wrap};
 
 const GEGLU: Module = Module("moderatord_geglu", include_str!(concat!(env!("OUT_DIR"), "/geglu.ptx")));
 const NORM: Module = Module("moderatord_norm", include_str!(concat!(env!("OUT_DIR"), "/norm.ptx")));
@@ -27,21 +26,23 @@ const ATTENTION: Module = Module(
     include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),
 );
 
-/// Threads of a block of the norms, as in norm.cu, and the widest row that they take.
+/// Number of threads in a block of the norm kernels, as in norm.cu.
 const NORM_THREADS: u32 = 256;
-const NORM_WIDTH: usize = 256 * 32;
-/// Warps of a block of `norm_rope`, and the widest head, as in norm_rope.cu.
+/// The widest row that the norm kernels support, as in norm.cu.
+const MAX_NORM_WIDTH: usize = 256 * 32;
+/// Number of warps in a block of `norm_rope`, as in norm_rope.cu.
 const ROPE_WARPS: u32 = 4;
-const ROPE_HEAD: usize = 256;
-/// Warps of a block of `attention_bf16`, as in attention.cu.
+/// The widest head that `norm_rope` supports, as in norm_rope.cu.
+const MAX_ROPE_HEAD_DIM: usize = 256;
+/// Number of warps in a block of `attention_bf16`, as in attention.cu.
 const ATTENTION_WARPS: u32 = 3;
-/// Heads that it is compiled for.
-const ATTENTION_HEADS: [usize; 4] = [32, 64, 128, 256];
+/// Widths of heads that `attention_bf16` is compiled for, as in attention.cu.
+const ATTENTION_HEAD_DIMS: [usize; 4] = [32, 64, 128, 256];
 
-/// A compiled source: its name among the device's modules, and its PTX.
+/// A compiled CUDA source: the name that the device caches it under, and its PTX.
 struct Module(&'static str, &'static str);
 
-/// Types that kernels take and give: a suffix of their names.
+/// An element type that the kernels are compiled for. Its suffix completes the name of a kernel.
 trait Element: CudaDType + candle_core::cuda_backend::cudarc::driver::DeviceRepr {
     const SUFFIX: &'static str;
 }
@@ -54,7 +55,7 @@ impl Element for bf16 {
     const SUFFIX: &'static str = "bf16";
 }
 
-/// Runs a generic function in the dtype of a tensor.
+/// Calls a generic function with the element type that matches the dtype of a tensor.
 macro_rules! by_dtype {
     ($op:literal, $x:expr, $function:ident($($argument:expr),*)) => {
         match $x.dtype() {
@@ -65,27 +66,29 @@ macro_rules! by_dtype {
     };
 }
 
+/// Returns the CUDA device that holds a tensor.
 fn device(tensor: &Tensor) -> Result<CudaDevice> {
     tensor.device().as_cuda_device().cloned()
 }
 
+/// Converts a count to the type that the kernels take; `op` names the operation in errors.
 fn count(op: &str, value: usize) -> Result<u32> {
     match u32::try_from(value) {
         Ok(value) => Ok(value),
-        Err(_) => bail!("{op} is given {value} elements, expected less than 2^32"),
+        Err(_) => bail!("{op} got {value} elements, expected fewer than 2^32"),
     }
 }
 
-/// See [`super::geglu`].
+/// Computes [`super::geglu`] on the GPU.
 pub(super) fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     fn typed<T: Element>(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         let device = device(gate)?;
-        let (held_gate, held_up) = (Held::new("geglu", gate)?, Held::new("geglu", up)?);
+        let (held_gate, held_up) = (CudaTensor::new("geglu", gate)?, CudaTensor::new("geglu", up)?);
         let (views, elements) = ((held_gate.view::<T>()?, held_up.view::<T>()?), gate.elem_count());
         let count = count("geglu", elements)?;
         let function = device.get_or_load_custom_func(&format!("geglu_{}", T::SUFFIX), GEGLU.0, GEGLU.1)?;
-        #[expect(unsafe_code, reason = "the kernel writes every element before anybody reads it")]
-        // SAFETY: as the reason says; the kernel stays below `count` in all three buffers.
+        #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
+        // SAFETY: the kernel writes every element, and stays below index `count` in all three buffers.
         let out = unsafe { device.alloc::<T>(elements)? };
         let mut builder = function.builder();
         builder.arg(&views.0).arg(&views.1).arg(&out).arg(&count);
@@ -93,21 +96,21 @@ pub(super) fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         Ok(wrap(out, &device, gate.shape()))
     }
     if gate.shape() != up.shape() || gate.dtype() != up.dtype() {
-        bail!("geglu expects two tensors of one shape and dtype, found {gate:?} and {up:?}");
+        bail!("geglu expects two tensors of the same shape and dtype, found {gate:?} and {up:?}");
     }
     by_dtype!("geglu", gate, typed(gate, up))
 }
 
-/// See [`super::rms_norm`]; `x` is f32, the result `dtype`.
+/// Computes [`super::rms_norm`] on the GPU. `x` is f32, and the result has the given dtype.
 pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> Result<Tensor> {
     fn typed<T: Element>(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
         let device = device(x)?;
         let (rows, width) = norm_shape(x, &[weight])?;
-        let (held_x, held_weight) = (Held::new("rms-norm", x)?, Held::new("rms-norm", weight)?);
+        let (held_x, held_weight) = (CudaTensor::new("rms-norm", x)?, CudaTensor::new("rms-norm", weight)?);
         let views = (held_x.view::<f32>()?, held_weight.view::<f32>()?);
         let function = device.get_or_load_custom_func(&format!("rms_norm_{}", T::SUFFIX), NORM.0, NORM.1)?;
-        #[expect(unsafe_code, reason = "the kernel writes every element before anybody reads it")]
-        // SAFETY: as the reason says; a block stays in its row.
+        #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
+        // SAFETY: the kernel writes every element, and each block accesses only its own row.
         let out = unsafe { device.alloc::<T>(x.elem_count())? };
         let mut builder = function.builder();
         builder.arg(&views.0).arg(&views.1).arg(&out).arg(&width).arg(&eps);
@@ -117,11 +120,12 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> R
     match dtype {
         DType::F32 => typed::<f32>(x, weight, eps as f32),
         DType::BF16 => typed::<bf16>(x, weight, eps as f32),
-        other => bail!("rms-norm gives f32 or bf16, not {other:?}"),
+        other => bail!("rms-norm returns f32 or bf16, not {other:?}"),
     }
 }
 
-/// See [`super::add_rms_norm`]; `residual` and the sum are f32, `y` and the normed sum of one dtype.
+/// Computes [`super::add_rms_norm`] on the GPU. `residual` and the sum are f32; the normalised sum has the dtype of
+/// `y`.
 pub(super) fn add_rms_norm(
     residual: &Tensor,
     y: &Tensor,
@@ -141,15 +145,19 @@ pub(super) fn add_rms_norm(
         let weights: Vec<&Tensor> = post.into_iter().chain([next]).collect();
         let (rows, width) = norm_shape(residual, &weights)?;
         if y.dims() != residual.dims() {
-            bail!("{OP} expects two tensors of one shape, found {residual:?} and {y:?}");
+            bail!("{OP} expects two tensors of the same shape, found {residual:?} and {y:?}");
         }
-        let held = (Held::new(OP, residual)?, Held::new(OP, y)?, Held::new(OP, next)?);
-        let held_post = post.map(|post| Held::new(OP, post)).transpose()?;
+        let held = (
+            CudaTensor::new(OP, residual)?,
+            CudaTensor::new(OP, y)?,
+            CudaTensor::new(OP, next)?,
+        );
+        let held_post = post.map(|post| CudaTensor::new(OP, post)).transpose()?;
         let views = (held.0.view::<f32>()?, held.1.view::<T>()?, held.2.view::<f32>()?);
-        let post = held_post.as_ref().map(Held::view::<f32>).transpose()?;
+        let post = held_post.as_ref().map(CudaTensor::view::<f32>).transpose()?;
         let function = device.get_or_load_custom_func(&format!("add_rms_norm_{}", T::SUFFIX), NORM.0, NORM.1)?;
-        #[expect(unsafe_code, reason = "the kernel writes every element before anybody reads it")]
-        // SAFETY: as the reason says; a block stays in its row.
+        #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
+        // SAFETY: the kernel writes every element, and each block accesses only its own row.
         let (sum, normed) = unsafe { (device.alloc::<f32>(y.elem_count())?, device.alloc::<T>(y.elem_count())?) };
         let mut builder = function.builder();
         builder.arg(&views.0).arg(&views.1);
@@ -167,35 +175,43 @@ pub(super) fn add_rms_norm(
     by_dtype!("add-rms-norm", y, typed(residual, y, post, next, eps as f32))
 }
 
-/// See [`super::norm_rope`]; the result has the dtype of `x`.
-pub(super) fn norm_rope(x: &Tensor, turn: &Turn, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
-    fn typed<T: Element>(x: &Tensor, turn: &Turn, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
+/// Computes [`super::norm_rope`] on the GPU. The result has the dtype of `x`.
+pub(super) fn norm_rope(x: &Tensor, angles: &RopeAngles, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
+    fn typed<T: Element>(x: &Tensor, angles: &RopeAngles, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
         const OP: &str = "norm-rope";
         let device = device(x)?;
         let (tokens, width) = x.dims2()?;
-        let half = turn.cos.dim(1)?;
-        let Some(positions) = &turn.positions else {
+        let half = angles.cos.dim(1)?;
+        let Some(positions) = &angles.positions else {
             bail!("{OP} on a GPU expects positions")
         };
-        let is_misshapen = turn.sin.dims() != turn.cos.dims()
+        let is_misshapen = angles.sin.dims() != angles.cos.dims()
             || norm.is_some_and(|(weight, _)| weight.dims() != [2 * half])
             || positions.dims() != [tokens];
-        if half == 0 || 2 * half > ROPE_HEAD || width % (2 * half) != 0 || is_misshapen {
-            bail!("{OP} expects one position a token and heads of up to {ROPE_HEAD}, found {x:?} and {turn:?}");
+        if half == 0 || 2 * half > MAX_ROPE_HEAD_DIM || width % (2 * half) != 0 || is_misshapen {
+            bail!(
+                "{OP} expects a position per token and heads of at most {MAX_ROPE_HEAD_DIM} elements, found {x:?} and \
+                 {angles:?}"
+            );
         }
-        let held = (Held::new(OP, x)?, Held::new(OP, &turn.cos)?, Held::new(OP, &turn.sin)?);
-        let held_positions = Held::new(OP, positions)?;
-        let held_norm = norm.map(|(weight, _)| Held::new(OP, weight)).transpose()?;
+        let held = (
+            CudaTensor::new(OP, x)?,
+            CudaTensor::new(OP, &angles.cos)?,
+            CudaTensor::new(OP, &angles.sin)?,
+        );
+        let held_positions = CudaTensor::new(OP, positions)?;
+        let held_norm = norm.map(|(weight, _)| CudaTensor::new(OP, weight)).transpose()?;
         let views = (held.0.view::<T>()?, held.1.view::<f32>()?, held.2.view::<f32>()?);
         let (positions, weight) = (
             held_positions.view::<u32>()?,
-            held_norm.as_ref().map(Held::view::<f32>).transpose()?,
+            held_norm.as_ref().map(CudaTensor::view::<f32>).transpose()?,
         );
         let eps = norm.map_or(0.0, |(_, eps)| eps as f32);
         let (tokens, heads, half) = (count(OP, tokens)?, count(OP, width / (2 * half))?, count(OP, half)?);
         let function = device.get_or_load_custom_func(&format!("norm_rope_{}", T::SUFFIX), NORM_ROPE.0, NORM_ROPE.1)?;
-        #[expect(unsafe_code, reason = "the kernel writes every element before anybody reads it")]
-        // SAFETY: as the reason says; a warp stays in its head, and `RopeTables::gather` has checked positions.
+        #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
+        // SAFETY: the kernel writes every element, each warp accesses only its own head, and `RopeTables::angles`
+        // has checked the positions.
         let out = unsafe { device.alloc::<T>(x.elem_count())? };
         let mut builder = function.builder();
         builder.arg(&views.0).arg(&views.1).arg(&views.2).arg(&positions);
@@ -207,10 +223,10 @@ pub(super) fn norm_rope(x: &Tensor, turn: &Turn, norm: Option<(&Tensor, f64)>) -
         launch(builder, ((tokens * heads).div_ceil(ROPE_WARPS), 1), ROPE_WARPS * 32)?;
         Ok(wrap(out, &device, x.shape()))
     }
-    by_dtype!("norm-rope", x, typed(x, turn, norm))
+    by_dtype!("norm-rope", x, typed(x, angles, norm))
 }
 
-/// attention.cu's `Shape`.
+/// The parameter `Shape` of the attention kernels, with the same fields as in attention.cu.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 struct AttentionShape {
@@ -222,17 +238,17 @@ struct AttentionShape {
     softcap: f32,
 }
 
-#[expect(unsafe_code, reason = "a kernel's parameter")]
-// SAFETY: plain numbers in C's layout, as attention.cu declares them.
+#[expect(unsafe_code, reason = "cudarc passes only types with this trait to a kernel")]
+// SAFETY: the fields are plain numbers in C's layout, as attention.cu declares them.
 unsafe impl candle_core::cuda_backend::cudarc::driver::DeviceRepr for AttentionShape {}
 
-/// See [`PackedAttention::forward`]; the shapes are checked there.
+/// Computes [`PackedAttention::forward`] on the GPU. The caller has checked the shapes.
 pub(super) fn attention(op: &PackedAttention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     fn typed<T: Element>(op: &PackedAttention<'_>, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
         const OP: &str = "packed-attention";
         let device = device(q)?;
         let Some(spans) = &op.spans.device else {
-            bail!("{OP} on a GPU expects its spans there")
+            bail!("{OP} on a GPU expects spans in GPU memory")
         };
         let shape = AttentionShape {
             heads: count(OP, op.heads)?,
@@ -244,26 +260,35 @@ pub(super) fn attention(op: &PackedAttention<'_>, q: &Tensor, k: &Tensor, v: &Te
         };
         let is_exact = T::SUFFIX == f32::SUFFIX;
         let (name, rows, grid, threads) = if is_exact {
-            let queries = count(OP, spans.span_of.dim(0)?)?;
-            ("attention_f32".to_owned(), &spans.span_of, (queries, shape.heads), 32)
+            let queries = count(OP, spans.row_of_query.dim(0)?)?;
+            (
+                "attention_f32".to_owned(),
+                &spans.row_of_query,
+                (queries, shape.heads),
+                32,
+            )
         } else {
             let blocks = count(OP, spans.tiles.elem_count() / 2)?;
             let name = format!("attention_bf16_{}", op.head_dim);
             (name, &spans.tiles, (blocks, shape.kv_heads), ATTENTION_WARPS * 32)
         };
-        if !is_exact && !ATTENTION_HEADS.contains(&op.head_dim) {
+        if !is_exact && !ATTENTION_HEAD_DIMS.contains(&op.head_dim) {
             bail!(
-                "{OP} in bf16 is compiled for heads of {ATTENTION_HEADS:?}, not {}",
+                "{OP} in bf16 is compiled for heads of {ATTENTION_HEAD_DIMS:?} elements, not {}",
                 op.head_dim
             );
         }
         if is_exact && op.head_dim > 256 {
-            bail!("{OP} takes heads of up to 256, not {}", op.head_dim);
+            bail!("{OP} supports heads of at most 256 elements, not {}", op.head_dim);
         }
-        let (held_q, held_k, held_v) = (Held::new(OP, q)?, Held::new(OP, k)?, Held::new(OP, v)?);
-        let held_rows = (Held::new(OP, &spans.fields)?, Held::new(OP, rows)?);
+        let (held_q, held_k, held_v) = (
+            CudaTensor::new(OP, q)?,
+            CudaTensor::new(OP, k)?,
+            CudaTensor::new(OP, v)?,
+        );
+        let held_rows = (CudaTensor::new(OP, &spans.fields)?, CudaTensor::new(OP, rows)?);
         let held_prefix = match op.prefix {
-            Some(prefix) => Some((Held::new(OP, &prefix.keys)?, Held::new(OP, &prefix.values)?)),
+            Some(prefix) => Some((CudaTensor::new(OP, &prefix.keys)?, CudaTensor::new(OP, &prefix.values)?)),
             None => None,
         };
         let views = (held_q.view::<T>()?, held_k.view::<T>()?, held_v.view::<T>()?);
@@ -273,8 +298,9 @@ pub(super) fn attention(op: &PackedAttention<'_>, q: &Tensor, k: &Tensor, v: &Te
             None => None,
         };
         let function = device.get_or_load_custom_func(&name, ATTENTION.0, ATTENTION.1)?;
-        #[expect(unsafe_code, reason = "the kernel writes every element before anybody reads it")]
-        // SAFETY: as the reason says; the spans were checked against the tensors.
+        #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
+        // SAFETY: the kernel writes every element, and `PackedAttention::check` has compared the spans with the
+        // tensors.
         let out = unsafe { device.alloc::<T>(q.elem_count())? };
         let mut builder = function.builder();
         builder.arg(&views.0).arg(&views.1).arg(&views.2);
@@ -289,7 +315,7 @@ pub(super) fn attention(op: &PackedAttention<'_>, q: &Tensor, k: &Tensor, v: &Te
     by_dtype!("packed-attention", q, typed(op, q, k, v))
 }
 
-/// A pointer that a kernel does not follow.
+/// A null pointer, for a parameter that the kernel does not read.
 const NULL: u64 = 0;
 
 fn launch(
@@ -302,16 +328,17 @@ fn launch(
         block_dim: (threads, 1, 1),
         shared_mem_bytes: 0,
     };
-    #[expect(unsafe_code, reason = "a launch is a foreign call")]
-    // SAFETY: every caller gives the kernel the arguments that its source declares, in order.
+    #[expect(unsafe_code, reason = "the compiler cannot check the arguments of a kernel")]
+    // SAFETY: every caller passes the arguments that the kernel's source declares, in the same order.
     unsafe { builder.launch(config) }.w()?;
     Ok(())
 }
 
+/// Returns the rows and the width of `x`, or an error if the weights do not fit it.
 fn norm_shape(x: &Tensor, weights: &[&Tensor]) -> Result<(u32, u32)> {
     let (rows, width) = x.dims2()?;
-    if width > NORM_WIDTH || weights.iter().any(|weight| weight.dims() != [width]) {
-        bail!("a norm expects weights as wide as its rows, at most {NORM_WIDTH}, found {x:?} and {weights:?}");
+    if width > MAX_NORM_WIDTH || weights.iter().any(|weight| weight.dims() != [width]) {
+        bail!("a norm expects weights as wide as its rows, at most {MAX_NORM_WIDTH}, found {x:?} and {weights:?}");
     }
     Ok((count("a norm", rows)?, count("a norm", width)?))
 }

@@ -1,32 +1,39 @@
-//! On a GPU, which must be there: every kernel against the same operation on the CPU, on random inputs.
+//! Compares every kernel with the same operation on the CPU, on random inputs. These tests need a GPU.
 
 use std::sync::LazyLock;
 
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::super::tests::random;
-use super::super::{CachedKeysValues, PackedAttention, Span, Spans, Turn, add_rms_norm, geglu, norm_rope, rms_norm};
+use super::super::{
+    CachedKeysValues, PackedAttention, RopeAngles, Span, Spans, add_rms_norm, geglu, norm_rope, rms_norm,
+};
 
-/// Both dtypes, and how far from the CPU's f32 a result of order one may be.
+/// Both dtypes, and how far a result of order one may differ from the CPU's f32 result.
 const DTYPES: [(DType, f32); 2] = [(DType::F32, 2e-5), (DType::BF16, 2e-2)];
 
-/// One for all tests: each would compile the kernels anew.
+/// Returns the device that all tests share, because each new device compiles the kernels again.
 fn gpu() -> Device {
     static GPU: LazyLock<Device> = LazyLock::new(|| Device::new_cuda(0).expect("these tests need a GPU"));
     GPU.clone()
 }
 
-/// What the GPU is given, and the same numbers on the CPU: rounded first, so that only the kernel differs.
+/// Returns `x` rounded to `dtype`, on the GPU in that dtype and on the CPU in f32. Both hold the same numbers, so that
+/// only the kernels can cause a difference.
 fn both(x: &Tensor, dtype: DType) -> Result<(Tensor, Tensor)> {
     let x = x.to_dtype(dtype)?;
     Ok((x.to_device(&gpu())?, x.to_dtype(DType::F32)?))
 }
 
+/// Panics unless the results differ by at most `tolerance`, relative to the largest expected value if that exceeds one.
 fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f32) -> Result<()> {
     let found = found.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
     let scale = expected.abs()?.max_all()?.to_scalar::<f32>()?.max(1.0);
     let error = (found - expected)?.abs()?.max_all()?.to_scalar::<f32>()? / scale;
-    assert!(error <= tolerance, "{what}: {error}, allowed {tolerance}");
+    assert!(
+        error <= tolerance,
+        "{what}: differs by {error}, expected at most {tolerance}"
+    );
     Ok(())
 }
 
@@ -71,25 +78,30 @@ fn norm_rope_equals_the_cpu() -> Result<()> {
             let (x, cpu_x) = both(&random((positions.len(), heads * head_dim), 1)?, dtype)?;
             let tables = (random((40, head_dim / 2), 2)?, random((40, head_dim / 2), 3)?);
             let (weight, cpu_weight) = both(&random(head_dim, 4)?, DType::F32)?;
-            let gpu_turn = Turn {
+            let gpu_angles = RopeAngles {
                 cos: tables.0.to_device(&gpu())?,
                 sin: tables.1.to_device(&gpu())?,
                 positions: Some(Tensor::new(&positions, &gpu())?),
             };
-            let on_cpu = Turn {
+            let table_on_cpu = RopeAngles {
                 cos: tables.0.clone(),
                 sin: tables.1.clone(),
                 positions: Some(Tensor::new(&positions, &Device::Cpu)?),
             };
-            let (cos, sin) = on_cpu.gathered()?;
-            let cpu_turn = Turn {
+            let (cos, sin) = table_on_cpu.of_tokens()?;
+            let cpu_angles = RopeAngles {
                 cos,
                 sin,
                 positions: None,
             };
             for (norm, cpu_norm) in [(None, None), (Some((&weight, 1e-6)), Some((&cpu_weight, 1e-6)))] {
-                let found = norm_rope(&x, &gpu_turn, norm)?;
-                assert_close("norm-rope", &found, &norm_rope(&cpu_x, &cpu_turn, cpu_norm)?, tolerance)?;
+                let found = norm_rope(&x, &gpu_angles, norm)?;
+                assert_close(
+                    "norm-rope",
+                    &found,
+                    &norm_rope(&cpu_x, &cpu_angles, cpu_norm)?,
+                    tolerance,
+                )?;
             }
         }
     }

@@ -1,33 +1,32 @@
-//! How much of a figure is chance: the percentile bootstrap (Efron and Tibshirani, "An introduction
-//! to the bootstrap", 1993, chapter 13).
+//! Intervals by the percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13).
 //!
-//! Rows are drawn plainly, not by class: how many of them are hateful is chance too, and the area
-//! under the precision-recall curve depends on it. The same seed gives the same intervals.
+//! Rows are drawn without stratification by class: the number of hateful rows is subject to chance as well, and the
+//! area under the precision-recall curve depends on it. The same seed gives the same intervals.
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde::{Deserialize, Serialize};
 
-use super::figures::{Estimate, Figures, Prepared};
+use super::figures::{Estimate, Figures, PreparedRows};
 
-/// How intervals are found.
+/// Settings of the bootstrap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bootstrap {
-    /// Samples drawn, with replacement, of as many rows as there are; none gives no intervals.
+    /// Number of resamples. Each draws as many rows as there are, with replacement. With 0, there are no intervals.
     pub resamples: usize,
-    /// Of the draws.
+    /// Seed of the random draws.
     pub seed: u64,
 }
 
-/// Outside of it lie 2.5 % of the resamples on either side.
+/// The quantiles of the resamples that bound the two-sided 95 % interval.
 const INTERVAL: [f64; 2] = [0.025, 0.975];
 
-/// With fewer resamples on which a figure is defined, it has no interval: what is left would be a
-/// selection.
-const DEFINED_SHARE: f64 = 0.95;
+/// Minimum share of resamples on which a figure must be defined to have an interval. Below it, the resamples that are
+/// left would be a biased selection.
+pub(crate) const DEFINED_SHARE: f64 = 0.95;
 
-/// Calls `each` with every resample: the weights, each multiplied by how often its row was drawn.
-pub fn resample(weights: &[f64], bootstrap: Bootstrap, mut each: impl FnMut(&[f64])) {
+/// Calls `each` with the weights of every resample: each row's weight times the number of times that the row was drawn.
+pub(crate) fn resample(weights: &[f64], bootstrap: Bootstrap, mut each: impl FnMut(&[f64])) {
     let rows = weights.len() as u32;
     if rows == 0 {
         return;
@@ -44,8 +43,9 @@ pub fn resample(weights: &[f64], bootstrap: Bootstrap, mut each: impl FnMut(&[f6
     }
 }
 
-/// The value below which a share of `sorted` lies, interpolated linearly between two values (NumPy's
-/// default); nothing for no values.
+/// Returns the quantile of sorted values at `share`, from 0 to 1, or `None` if there are no values.
+///
+/// It is interpolated linearly between two values, which is NumPy's default.
 pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     let last = sorted.len().checked_sub(1)?;
     let at = share.clamp(0.0, 1.0) * last as f64;
@@ -53,7 +53,8 @@ pub fn quantile(sorted: &[f64], share: f64) -> Option<f64> {
     Some(sorted[below] + (sorted[above] - sorted[below]) * at.fract())
 }
 
-pub(super) fn estimate(prepared: &Prepared, weights: &[f64], bootstrap: Bootstrap) -> Figures<Estimate> {
+/// Computes every figure on all rows, and its interval from resamples.
+pub(super) fn estimate(prepared: &PreparedRows, weights: &[f64], bootstrap: Bootstrap) -> Figures<Estimate> {
     let figures = prepared.figures(weights);
     let mut samples: Vec<Vec<f64>> = figures.iter().map(|_| Vec::new()).collect();
     resample(weights, bootstrap, |drawn| {
@@ -81,7 +82,7 @@ mod tests {
     use crate::retrain::judge::evaluation::tests::row;
 
     #[test]
-    fn quantiles_interpolate() {
+    fn quantiles_are_interpolated() {
         for (sorted, share, expected) in [
             (&[][..], 0.5, None),
             (&[3.0], 0.975, Some(3.0)),
@@ -99,16 +100,15 @@ mod tests {
         let bootstrap = Bootstrap { resamples: 50, seed: 3 };
         resample(&[1.0; 40], bootstrap, |drawn| sums.push(drawn.iter().sum::<f64>()));
         assert_eq!(sums, vec![40.0; 50]);
-        resample(&[], bootstrap, |_| panic!("nothing to draw from"));
+        resample(&[], bootstrap, |_| panic!("a resample of no rows"));
     }
 
-    /// The interval of a share is close to what the normal distribution says of it.
     #[test]
-    fn the_interval_of_a_share_is_about_right_and_repeats() {
+    fn the_interval_of_a_share_is_reproducible_and_close_to_the_normal_approximation() {
         let rows: Vec<_> = (0..400)
             .map(|index| row(if index % 5 == 0 { -1.0 } else { 1.0 }, true, 1.0))
             .collect();
-        let prepared = Prepared::new(&rows, 0.5);
+        let prepared = PreparedRows::new(&rows, 0.5);
         let bootstrap = Bootstrap {
             resamples: 2000,
             seed: 5,
@@ -126,7 +126,7 @@ mod tests {
 
     #[test]
     fn without_resamples_there_are_no_intervals() {
-        let prepared = Prepared::new(&[row(1.0, true, 1.0), row(-1.0, false, 1.0)], 0.5);
+        let prepared = PreparedRows::new(&[row(1.0, true, 1.0), row(-1.0, false, 1.0)], 0.5);
         let none = estimate(&prepared, &[1.0; 2], Bootstrap { resamples: 0, seed: 1 });
         assert_eq!((none.f1.value, none.f1.interval), (Some(1.0), None));
     }

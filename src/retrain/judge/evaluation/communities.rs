@@ -1,4 +1,4 @@
-//! The same threshold looked at in each community.
+//! Figures of each community at the evaluation threshold.
 
 use std::collections::BTreeMap;
 
@@ -6,22 +6,22 @@ use serde::{Deserialize, Serialize};
 
 use super::{Confusion, ScoredRow};
 
-/// One community's rows at the threshold.
+/// The figures of one community.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CommunityFigures {
-    /// Its id; absent for the rows that name none.
+    /// The id of the community; absent for the rows without one.
     pub community: Option<String>,
-    /// Rows that judged.
+    /// Number of rows.
     pub rows: usize,
-    /// Hateful ones among them.
+    /// Number of rows that are labelled hateful.
     pub hateful: usize,
-    /// Share called hateful among what is not; absent where there is nothing such.
+    /// Share of the rows not labelled hateful that are predicted hateful, weighted; absent if there are no such rows.
     pub false_positive_rate: Option<f64>,
-    /// F1 of the hateful class.
+    /// F1 score of the hateful class, weighted; absent if it is not defined.
     pub f1: Option<f64>,
 }
 
-/// Largest first, then by id.
+/// Returns the figures of every community, those with the most rows first, and by id among equals.
 pub(super) fn by_community(rows: &[ScoredRow], threshold: f64) -> Vec<CommunityFigures> {
     let mut communities: BTreeMap<Option<&str>, (usize, usize, Confusion)> = BTreeMap::new();
     for row in rows {
@@ -49,7 +49,7 @@ mod tests {
     use crate::retrain::judge::evaluation::tests::row;
 
     #[test]
-    fn each_community_is_counted_alone() {
+    fn figures_are_computed_for_each_community_separately() {
         let rows: Vec<_> = [
             (Some("garden"), 1.0, true),
             (Some("garden"), 1.0, false),
@@ -66,7 +66,16 @@ mod tests {
         .collect();
         let found: Vec<_> = by_community(&rows, 0.5)
             .into_iter()
-            .map(|one| (one.community, one.rows, one.hateful, one.false_positive_rate, one.f1))
+            .map(|figures| {
+                let CommunityFigures {
+                    community,
+                    rows,
+                    hateful,
+                    false_positive_rate,
+                    f1,
+                } = figures;
+                (community, rows, hateful, false_positive_rate, f1)
+            })
             .collect();
         let expected = [
             (Some("garden".to_owned()), 3, 1, Some(0.5), Some(2.0 / 3.0)),

@@ -1,4 +1,4 @@
-//! The curves that a report draws.
+//! The curves and histograms that a report shows.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,62 +6,63 @@ use super::figures::bin;
 use super::ranking::Ranking;
 use super::{CALIBRATION_BINS, EvaluationError, ScoredRow, check};
 
-/// Bars of the histograms: fine enough to show shape, coarse enough for a few hundred rows.
+/// Number of bars in a histogram: enough to show its shape, and few enough for a few hundred rows.
 const HISTOGRAM_BINS: usize = 20;
 
-/// A point of a curve, both coordinates in `0..=1`.
+/// A point of a curve. Both coordinates are from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Point {
-    /// False positive rate, or recall.
+    /// The false positive rate (ROC curve) or the recall (precision-recall curve).
     pub x: f64,
-    /// True positive rate, or precision.
+    /// The true positive rate (ROC curve) or the precision (precision-recall curve).
     pub y: f64,
 }
 
-/// One bar of the reliability diagram; bins as in [`Figures::ece`](super::Figures::ece).
+/// One bin of the reliability diagram. The bins are those of [`Figures::ece`](super::Figures::ece).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ReliabilityBin {
-    /// Where it begins; it is [`CALIBRATION_BINS`] times narrower than one.
+    /// The lowest probability in the bin, whose width is 1 / [`CALIBRATION_BINS`].
     pub from: f64,
-    /// Rows in it.
+    /// Number of rows in the bin.
     pub rows: usize,
-    /// Mean probability, weighted; absent for a bin without weight.
+    /// Weighted mean probability; absent if the bin has no weight.
     pub probability: Option<f64>,
-    /// Share of hateful rows, weighted; absent for a bin without weight.
+    /// Weighted share of hateful rows; absent if the bin has no weight.
     pub hateful: Option<f64>,
 }
 
-/// Rows by probability, in bins of equal width from 0 to 1.
+/// Unweighted counts of rows by probability, in 20 bins of equal width from 0 to 1.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Histogram {
-    /// Rows that are not hateful.
+    /// Counts of the rows that are not labelled hateful.
     pub ok: Vec<usize>,
-    /// Rows that are.
+    /// Counts of the rows that are labelled hateful.
     pub hateful: Vec<usize>,
 }
 
-/// Everything that is drawn.
+/// The curves and histograms of one adapter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Curves {
-    /// From `(0, 0)` to `(1, 1)`, one point for each distinct margin; empty with a single class.
+    /// The ROC curve from `(0, 0)` to `(1, 1)`, with one point for each distinct margin; empty if there is a single
+    /// class.
     pub roc: Vec<Point>,
-    /// One point for each distinct margin, recall rising; between two points precision is that of the
-    /// right one. Empty with a single class.
+    /// The precision-recall curve, with one point for each distinct margin, by increasing recall. Between two points,
+    /// the precision is that of the right one. Empty if there is a single class.
     pub precision_recall: Vec<Point>,
-    /// [`CALIBRATION_BINS`] bins.
+    /// The reliability diagram, with [`CALIBRATION_BINS`] bins.
     pub reliability: Vec<ReliabilityBin>,
-    /// Unweighted.
+    /// The histograms of both classes.
     pub histogram: Histogram,
 }
 
 impl Curves {
-    /// The curves of scored rows.
+    /// Computes the curves of scored rows.
     ///
     /// # Errors
-    /// [`EvaluationError`].
+    /// Returns an error if a margin, probability or weight is outside its range, or no row has a positive weight.
     pub fn new(rows: &[ScoredRow]) -> Result<Self, EvaluationError> {
         check(rows)?;
-        let (roc, precision_recall) = ranked(rows);
+        let (roc, precision_recall) = ranking_curves(rows);
         Ok(Self {
             roc,
             precision_recall,
@@ -71,27 +72,28 @@ impl Curves {
     }
 }
 
-fn ranked(rows: &[ScoredRow]) -> (Vec<Point>, Vec<Point>) {
+/// Returns the ROC curve and the precision-recall curve.
+fn ranking_curves(rows: &[ScoredRow]) -> (Vec<Point>, Vec<Point>) {
     let margins: Vec<f64> = rows.iter().map(|row| row.margin).collect();
     let hateful: Vec<bool> = rows.iter().map(|row| row.hateful).collect();
     let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
-    let mut above = Ranking::new(&margins).above(&margins, &hateful, &weights);
-    // Ranked first but without weight: a point there would divide by nothing.
-    above.retain(|above| above.hateful + above.ok > 0.0);
-    let Some(all) = above.last().copied() else {
+    let mut sums = Ranking::new(&margins).cumulative_weights(&margins, &hateful, &weights);
+    // If the first rows have no weight, the precision is not defined there.
+    sums.retain(|sum| sum.hateful + sum.ok > 0.0);
+    let Some(all) = sums.last().copied() else {
         return (Vec::new(), Vec::new());
     };
     if all.hateful == 0.0 || all.ok == 0.0 {
         return (Vec::new(), Vec::new());
     }
     let mut roc = vec![Point { x: 0.0, y: 0.0 }];
-    roc.extend(above.iter().map(|above| Point {
-        x: above.ok / all.ok,
-        y: above.hateful / all.hateful,
+    roc.extend(sums.iter().map(|sum| Point {
+        x: sum.ok / all.ok,
+        y: sum.hateful / all.hateful,
     }));
-    let precision_recall = above.iter().map(|above| Point {
-        x: above.hateful / all.hateful,
-        y: above.hateful / (above.hateful + above.ok),
+    let precision_recall = sums.iter().map(|sum| Point {
+        x: sum.hateful / all.hateful,
+        y: sum.hateful / (sum.hateful + sum.ok),
     });
     (roc, precision_recall.collect())
 }
@@ -128,12 +130,12 @@ fn histogram(rows: &[ScoredRow]) -> Histogram {
         hateful: vec![0; HISTOGRAM_BINS],
     };
     for row in rows {
-        let side = if row.hateful {
+        let counts = if row.hateful {
             &mut histogram.hateful
         } else {
             &mut histogram.ok
         };
-        side[bin(row.probability, HISTOGRAM_BINS)] += 1;
+        counts[bin(row.probability, HISTOGRAM_BINS)] += 1;
     }
     histogram
 }
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn curves_of_a_small_case() {
+    fn curves_of_a_few_rows_are_exact() {
         let rows = [
             row(3.0, true, 1.0),
             row(1.0, false, 1.0),
@@ -176,14 +178,14 @@ mod tests {
     }
 
     #[test]
-    fn a_single_class_has_no_curve() {
+    fn a_single_class_has_no_ranking_curves() {
         let curves = Curves::new(&[row(1.0, true, 1.0), row(2.0, true, 1.0)]).unwrap();
         assert!(curves.roc.is_empty() && curves.precision_recall.is_empty());
         assert_eq!(curves.reliability.len(), CALIBRATION_BINS);
     }
 
     #[test]
-    fn rows_without_weight_draw_nothing() {
+    fn rows_without_weight_add_no_points() {
         let rows = [row(9.0, false, 0.0), row(1.0, true, 1.0), row(-1.0, false, 1.0)];
         let curves = Curves::new(&rows).unwrap();
         assert_eq!(points(&curves.roc), [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)]);

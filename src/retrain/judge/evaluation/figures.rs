@@ -1,63 +1,63 @@
 //! The figures and their definitions.
 //!
-//! A figure whose definition divides by nothing is absent, never 0 or 1 by convention.
+//! A figure whose denominator is 0 is absent, rather than 0 or 1 by convention.
 
 use serde::{Deserialize, Serialize};
 
 use super::ranking::Ranking;
 use super::{CALIBRATION_BINS, ScoredRow};
 
-/// One `T` for each figure.
+/// One value for each figure.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Figures<T> {
-    /// F1 of the hateful class at the threshold.
+    /// F1 score of the hateful class at the threshold.
     pub f1: T,
-    /// Mean of both classes' F1, of one class where the other is neither there nor called.
+    /// Mean F1 score of both classes, or the F1 score of one class if the other is neither labelled nor predicted.
     pub macro_f1: T,
-    /// Share of hateful among what is called hateful.
+    /// Share of the rows predicted hateful that are labelled hateful.
     pub precision: T,
-    /// Share called hateful among what is.
+    /// Share of the rows labelled hateful that are predicted hateful.
     pub recall: T,
-    /// Share called what it is.
+    /// Share of the rows whose predicted class is the labelled one.
     pub accuracy: T,
-    /// Area under the ROC curve; absent with a single class.
+    /// Area under the ROC curve; absent if there is a single class.
     pub roc_auc: T,
-    /// Average precision; absent with a single class.
+    /// Average precision; absent if there is a single class.
     pub pr_auc: T,
-    /// Mean negative log-likelihood of the labels, natural logarithm.
+    /// Mean negative log-likelihood of the labels, in nats.
     pub log_loss: T,
-    /// Mean squared difference of probability and label.
+    /// Brier score: mean squared difference between probability and label.
     pub brier: T,
-    /// Expected calibration error: [`CALIBRATION_BINS`] bins of equal width over the probability of
-    /// the hateful class, `[a, b)` but for the last, which holds 1; the mean over rows of their bin's
-    /// difference of mean probability and share of hateful rows.
+    /// Expected calibration error: the mean over all rows of the absolute difference, in the row's bin, between mean
+    /// probability and share of hateful rows. The [`CALIBRATION_BINS`] bins divide the probability of the hateful class
+    /// into equal widths; each includes its lower edge, and the last one also includes 1.
     pub ece: T,
 }
 
-/// A figure and its 95 % interval.
+/// A figure with its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
-    /// On all rows; absent where it is not defined.
+    /// The figure on all rows; absent if it is not defined.
     pub value: Option<f64>,
-    /// From the bootstrap; absent where the figure often is not defined on a resample.
+    /// The bootstrap interval; absent if the figure is undefined on more than 5 % of the resamples.
     pub interval: Option<[f64; 2]>,
 }
 
-/// Rows, or sums of weights, by label and call.
+/// A confusion matrix, of counts or of sums of weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Confusion {
-    /// Hateful and called so.
+    /// Labelled hateful and predicted hateful.
     pub true_positives: f64,
-    /// Called hateful and not.
+    /// Not labelled hateful, but predicted hateful.
     pub false_positives: f64,
-    /// Hateful and not called so.
+    /// Labelled hateful, but not predicted hateful.
     pub false_negatives: f64,
-    /// Neither.
+    /// Neither labelled nor predicted hateful.
     pub true_negatives: f64,
 }
 
 impl<T> Figures<T> {
-    /// Names, as in JSON, and values.
+    /// Iterates over the figures with their names in JSON.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &T)> {
         [
             ("f1", &self.f1),
@@ -74,7 +74,7 @@ impl<T> Figures<T> {
         .into_iter()
     }
 
-    /// Each value through `f`, in the order of [`Figures::iter`].
+    /// Applies `f` to each value, in the order of [`Figures::iter`].
     pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Figures<U> {
         Figures {
             f1: f(self.f1),
@@ -92,28 +92,28 @@ impl<T> Figures<T> {
 }
 
 impl Confusion {
-    /// All of it.
+    /// Returns the sum of all four entries.
     pub fn total(self) -> f64 {
         self.true_positives + self.false_positives + self.false_negatives + self.true_negatives
     }
 
-    /// F1 of the hateful class.
+    /// Returns the F1 score of the hateful class.
     pub fn f1(self) -> Option<f64> {
         let errors = self.false_positives + self.false_negatives;
         ratio(2.0 * self.true_positives, 2.0 * self.true_positives + errors)
     }
 
-    /// Share of hateful among what is called hateful.
+    /// Returns the share of the rows predicted hateful that are labelled hateful.
     pub fn precision(self) -> Option<f64> {
         ratio(self.true_positives, self.true_positives + self.false_positives)
     }
 
-    /// Share called hateful among what is.
+    /// Returns the share of the rows labelled hateful that are predicted hateful.
     pub fn recall(self) -> Option<f64> {
         ratio(self.true_positives, self.true_positives + self.false_negatives)
     }
 
-    /// Share called hateful among what is not.
+    /// Returns the share of the rows not labelled hateful that are predicted hateful.
     pub fn false_positive_rate(self) -> Option<f64> {
         ratio(self.false_positives, self.false_positives + self.true_negatives)
     }
@@ -130,13 +130,13 @@ impl Confusion {
             true_negatives: self.true_positives,
         };
         match (self.f1(), swapped.f1()) {
-            (Some(one), Some(other)) => Some(0.5 * (one + other)),
-            (one, other) => one.or(other),
+            (Some(hateful), Some(other)) => Some(0.5 * (hateful + other)),
+            (hateful, other) => hateful.or(other),
         }
     }
 
-    pub(super) fn add(&mut self, hateful: bool, called: bool, weight: f64) {
-        *match (hateful, called) {
+    pub(super) fn add(&mut self, hateful: bool, predicted: bool, weight: f64) {
+        *match (hateful, predicted) {
             (true, true) => &mut self.true_positives,
             (false, true) => &mut self.false_positives,
             (true, false) => &mut self.false_negatives,
@@ -149,13 +149,14 @@ fn ratio(part: f64, whole: f64) -> Option<f64> {
     (whole > 0.0).then(|| part / whole)
 }
 
-/// The bin of a probability.
+/// Returns the index of a probability's bin, for bins of equal width.
 pub(super) fn bin(probability: f64, bins: usize) -> usize {
     ((probability * bins as f64) as usize).min(bins - 1)
 }
 
-/// Everything about rows that does not depend on their weights, so that a resample costs one pass.
-pub(super) struct Prepared {
+/// What the figures need and does not depend on the weights of the rows. It is computed once, so that every resample
+/// takes a single pass over the rows.
+pub(super) struct PreparedRows {
     ranking: Ranking,
     hateful: Vec<bool>,
     rows: Vec<PreparedRow>,
@@ -163,23 +164,23 @@ pub(super) struct Prepared {
 
 struct PreparedRow {
     hateful: bool,
-    called: bool,
+    predicted: bool,
     bin: u8,
     /// Probability minus label.
     difference: f64,
     log_loss: f64,
 }
 
-impl Prepared {
+impl PreparedRows {
     pub(super) fn new(rows: &[ScoredRow], threshold: f64) -> Self {
         let margins: Vec<f64> = rows.iter().map(|row| row.margin).collect();
         let prepared = rows.iter().map(|row| {
             let label = f64::from(u8::from(row.hateful));
-            // As scikit-learn: a certain and wrong row costs 36 nats, not infinity.
+            // As in scikit-learn: the loss of a wrong prediction with probability 1 is 36 nats instead of infinite.
             let likelihood = row.probability.clamp(f64::EPSILON, 1.0 - f64::EPSILON);
             PreparedRow {
                 hateful: row.hateful,
-                called: row.probability >= threshold,
+                predicted: row.probability >= threshold,
                 bin: bin(row.probability, CALIBRATION_BINS) as u8,
                 difference: row.probability - label,
                 log_loss: -(if row.hateful { likelihood } else { 1.0 - likelihood }).ln(),
@@ -195,7 +196,7 @@ impl Prepared {
     pub(super) fn confusion(&self, weights: &[f64]) -> Confusion {
         let mut confusion = Confusion::default();
         for (row, &weight) in self.rows.iter().zip(weights) {
-            confusion.add(row.hateful, row.called, weight);
+            confusion.add(row.hateful, row.predicted, weight);
         }
         confusion
     }
@@ -231,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_division_by_nothing_is_no_figure() {
+    fn a_figure_with_a_denominator_of_zero_is_absent() {
         let check = |[tp, fp, fn_, tn]: [f64; 4], expected: [Option<f64>; 5]| {
             let confusion = Confusion {
                 true_positives: tp,
@@ -258,8 +259,8 @@ mod tests {
     }
 
     #[test]
-    fn map_goes_in_the_order_of_iter() {
-        let prepared = Prepared::new(&[], 0.5).figures(&[]);
+    fn map_visits_the_figures_in_the_order_of_iter() {
+        let prepared = PreparedRows::new(&[], 0.5).figures(&[]);
         let mut count = 0;
         let numbered = prepared.map(|_| {
             count += 1;
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn bins_are_closed_below_and_the_last_one_above() {
+    fn a_bin_includes_its_lower_edge_and_the_last_one_also_includes_one() {
         for (probability, expected) in [(0.0, 0), (0.0999, 1), (0.1, 2), (0.5, 10), (0.95, 19), (1.0, 19)] {
             assert_eq!(bin(probability, 20), expected, "{probability}");
         }

@@ -1,8 +1,8 @@
-//! How good scores are, measured on labelled rows: figures, intervals, communities, curves.
+//! Evaluates scores on labelled rows: figures with intervals, figures by community, and curves.
 //!
-//! Pure and exact: the same rows give the same numbers, equal to scikit-learn's where it has them.
-//! Ranking figures look at the margin, everything else at the calibrated probability. Which rows may
-//! judge, and what their weights mean, is the caller's business.
+//! The same rows always give the same numbers, which equal those of scikit-learn if it defines them. Figures of ranking
+//! are computed from the margins, all others from the calibrated probabilities. The caller chooses the rows and their
+//! weights. This module does no I/O.
 
 mod bootstrap;
 mod communities;
@@ -12,120 +12,95 @@ mod ranking;
 
 use serde::{Deserialize, Serialize};
 
-pub use bootstrap::{Bootstrap, quantile, resample};
+pub use bootstrap::{Bootstrap, quantile};
+pub(crate) use bootstrap::{DEFINED_SHARE, resample};
 pub use communities::CommunityFigures;
 pub use curves::{Curves, Histogram, Point, ReliabilityBin};
 pub use figures::{Confusion, Estimate, Figures};
-pub use ranking::{Areas, Ranking};
+pub(crate) use ranking::Ranking;
 
-use figures::Prepared;
+use figures::PreparedRows;
 
-/// Bins of the expected calibration error: the number of Guo et al., "On calibration of modern neural
-/// networks", 2017.
+/// Number of bins of the expected calibration error, as in Guo et al., "On Calibration of Modern Neural Networks"
+/// (2017).
 pub const CALIBRATION_BINS: usize = 15;
 
-/// One labelled row and what the model says of it.
+/// One labelled row with the model's prediction.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ScoredRow {
-    /// Logit of the hateful label minus the other's: what ranks the rows.
+    /// The logit of the hateful label minus the logit of the other label, by which rows are ranked.
     pub margin: f64,
-    /// Calibrated probability of being hateful: what thresholds look at.
+    /// The calibrated probability that the row is hateful, which thresholds are compared with.
     pub probability: f64,
-    /// The label, made hard by [`SoftLabels::round`].
+    /// Whether the row is labelled hateful.
     pub hateful: bool,
-    /// How many rows of the traffic it stands for; 1 where nothing is known.
+    /// The number of comments in the traffic that the row represents; 1 if that is not known.
     pub weight: f64,
-    /// The community it was posted in.
+    /// The community that the comment was posted in, if known.
     pub community: Option<String>,
 }
 
-/// What a label between 0 and 1 counts as. `hateful_from` is looked at first.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct SoftLabels {
-    /// At or above: hateful.
-    pub hateful_from: f64,
-    /// At or below: not hateful. What lies between the two does not judge.
-    pub ok_to: f64,
-}
-
-impl SoftLabels {
-    /// The likelier of the two classes; one half is hateful, as in the split.
-    pub const LIKELIER: Self = Self {
-        hateful_from: 0.5,
-        ok_to: 0.5,
-    };
-
-    /// The hard label, or nothing where the row does not judge.
-    pub fn round(self, hateful: f64) -> Option<bool> {
-        if hateful >= self.hateful_from {
-            Some(true)
-        } else {
-            (hateful <= self.ok_to).then_some(false)
-        }
-    }
-}
-
-/// How an evaluation is made.
+/// Settings of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct EvaluationConfig {
-    /// Probability from which on a row counts as called hateful.
+    /// The threshold: rows with at least this probability are predicted hateful. From 0 to 1.
     pub threshold: f64,
-    /// How the intervals are found.
+    /// How the intervals are estimated.
     pub bootstrap: Bootstrap,
 }
 
-/// How good scores are.
+/// The result of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evaluation {
-    /// Rows that judged.
+    /// Number of rows.
     pub rows: usize,
-    /// Hateful ones among them.
+    /// Number of rows that are labelled hateful.
     pub hateful: usize,
-    /// Threshold and resampling.
+    /// The settings of the evaluation.
     pub config: EvaluationConfig,
-    /// Each figure with its interval.
+    /// The figures with their intervals, weighted.
     pub figures: Figures<Estimate>,
-    /// Rows by label and call at the threshold, unweighted.
+    /// The confusion matrix at the threshold, unweighted.
     pub confusion: Confusion,
-    /// The same as sums of weights: what the figures were computed from.
+    /// The confusion matrix as sums of weights, from which the figures are computed.
     pub weighted_confusion: Confusion,
-    /// By community, largest first.
+    /// The figures of each community, those with the most rows first.
     pub communities: Vec<CommunityFigures>,
 }
 
-/// Why rows cannot be judged by.
+/// Why rows cannot be evaluated.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum EvaluationError {
-    /// Nothing to judge by.
-    #[error("there are no rows of positive weight to judge by")]
+    /// No row has a positive weight.
+    #[error("no row has a positive weight")]
     Empty,
-    /// A number outside of its range.
+    /// A number of a row is outside its range.
     #[error("row {row}: {what} is {value}, expected {expected}")]
     Row {
-        /// From zero.
+        /// Index of the row, from 0.
         row: usize,
-        /// Margin, probability or weight.
+        /// Which number it is: margin, probability or weight.
         what: &'static str,
-        /// What it is.
+        /// The value.
         value: f64,
-        /// What would do.
+        /// Description of valid values.
         expected: &'static str,
     },
-    /// A threshold that is no probability.
+    /// The threshold is not a probability.
     #[error("the threshold is {0}, expected a number from 0 to 1")]
     Threshold(f64),
 }
 
-/// Measures scores against labels.
+/// Evaluates scored rows against their labels.
 ///
 /// # Errors
-/// [`EvaluationError`].
+/// Returns an error if a number or the threshold is outside its range, or no row has a positive weight.
 pub fn evaluate(rows: &[ScoredRow], config: EvaluationConfig) -> Result<Evaluation, EvaluationError> {
     check(rows)?;
     if !(0.0..=1.0).contains(&config.threshold) {
         return Err(EvaluationError::Threshold(config.threshold));
     }
-    let prepared = Prepared::new(rows, config.threshold);
+    let prepared = PreparedRows::new(rows, config.threshold);
     let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
     let ones = vec![1.0; rows.len()];
     Ok(Evaluation {
@@ -139,10 +114,11 @@ pub fn evaluate(rows: &[ScoredRow], config: EvaluationConfig) -> Result<Evaluati
     })
 }
 
-/// What every measurement rests on: finite margins, probabilities, weights that are not negative.
+/// Checks that margins are finite, that probabilities are from 0 to 1, that weights are finite and not negative, and
+/// that one of them is positive.
 fn check(rows: &[ScoredRow]) -> Result<(), EvaluationError> {
     for (row, scored) in rows.iter().enumerate() {
-        let fault = |what, value, expected| EvaluationError::Row {
+        let error = |what, value, expected| EvaluationError::Row {
             row,
             what,
             value,
@@ -155,13 +131,13 @@ fn check(rows: &[ScoredRow]) -> Result<(), EvaluationError> {
             ..
         } = scored;
         if !margin.is_finite() {
-            return Err(fault("margin", margin, "a finite number"));
+            return Err(error("margin", margin, "a finite number"));
         }
         if !(0.0..=1.0).contains(&probability) {
-            return Err(fault("probability", probability, "a number from 0 to 1"));
+            return Err(error("probability", probability, "a number from 0 to 1"));
         }
         if !(weight >= 0.0 && weight.is_finite()) {
-            return Err(fault("weight", weight, "a finite number, not negative"));
+            return Err(error("weight", weight, "a finite number of 0 or more"));
         }
     }
     if rows.iter().any(|row| row.weight > 0.0) {
@@ -196,35 +172,14 @@ mod tests {
     }
 
     #[test]
-    fn soft_labels_are_rounded_by_the_callers_rule() {
-        let strict = SoftLabels {
-            hateful_from: 0.8,
-            ok_to: 0.2,
-        };
-        for (rule, hateful, expected) in [
-            (SoftLabels::LIKELIER, 0.5, Some(true)),
-            (SoftLabels::LIKELIER, 0.49, Some(false)),
-            (strict, 0.8, Some(true)),
-            (strict, 0.2, Some(false)),
-            (strict, 0.5, None),
-        ] {
-            assert_eq!(rule.round(hateful), expected, "{hateful} under {rule:?}");
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_judged_by_is_named() {
+    fn rows_that_cannot_be_evaluated_are_errors() {
         let check = |rows: &[ScoredRow], threshold, expected: &str| {
             let error = evaluate(rows, EvaluationConfig { threshold, ..CONFIG }).unwrap_err();
             assert_eq!(error.to_string(), expected);
         };
         let good = row(1.0, true, 1.0);
-        check(&[], 0.5, "there are no rows of positive weight to judge by");
-        check(
-            &[row(1.0, true, 0.0)],
-            0.5,
-            "there are no rows of positive weight to judge by",
-        );
+        check(&[], 0.5, "no row has a positive weight");
+        check(&[row(1.0, true, 0.0)], 0.5, "no row has a positive weight");
         let infinite = ScoredRow {
             margin: f64::INFINITY,
             ..good.clone()
@@ -237,7 +192,7 @@ mod tests {
         check(
             &[row(1.0, true, -1.0)],
             0.5,
-            "row 0: weight is -1, expected a finite number, not negative",
+            "row 0: weight is -1, expected a finite number of 0 or more",
         );
         let unlikely = ScoredRow {
             probability: 1.5,
@@ -252,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn one_class_has_no_ranking() {
+    fn a_single_class_has_no_ranking_figures() {
         for hateful in [false, true] {
             let rows = [row(1.0, hateful, 1.0), row(-1.0, hateful, 1.0)];
             let evaluation = evaluate(&rows, CONFIG).unwrap();
@@ -264,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn an_evaluation_reads_back_from_json() {
+    fn an_evaluation_survives_a_round_trip_through_json() {
         let rows: Vec<_> = (0..50)
             .map(|index| row(f64::from(index % 7) - 3.0, index % 3 == 0, 1.0))
             .collect();
@@ -274,22 +229,23 @@ mod tests {
     }
 
     fn rows() -> impl Strategy<Value = Vec<ScoredRow>> {
-        // Few distinct margins, so that ties are common.
+        // There are few distinct margins, so that ties are common.
         let one = (-8i32..8, any::<bool>(), 0u8..5)
             .prop_map(|(margin, hateful, weight)| row(f64::from(margin) / 2.0, hateful, f64::from(weight)));
-        prop::collection::vec(one, 1..60).prop_filter("some weight", |rows| rows.iter().any(|row| row.weight > 0.0))
+        prop::collection::vec(one, 1..60)
+            .prop_filter("a positive weight", |rows| rows.iter().any(|row| row.weight > 0.0))
     }
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn every_figure_is_in_its_range_and_inside_its_interval_order(rows in rows()) {
+        fn every_figure_is_in_its_range_and_every_interval_is_ordered(rows in rows()) {
             let evaluation = evaluate(&rows, CONFIG).unwrap();
             for (name, estimate) in evaluation.figures.iter() {
-                let bounded = name != "log_loss";
+                let highest = if name == "log_loss" { f64::MAX } else { 1.0 + 1e-12 };
                 for value in estimate.value.into_iter().chain(estimate.interval.into_iter().flatten()) {
-                    prop_assert!(value >= 0.0 && value.is_finite() && (!bounded || value <= 1.0 + 1e-12), "{} {}", name, value);
+                    prop_assert!((0.0..=highest).contains(&value), "{} {}", name, value);
                 }
                 if let Some([low, high]) = estimate.interval {
                     prop_assert!(low <= high);
@@ -297,27 +253,28 @@ mod tests {
             }
         }
 
-        /// A row of weight three is three rows, and the order of rows does not matter.
+        /// A row of weight 3 counts as three rows, and the order of the rows does not matter.
         #[test]
-        fn a_weight_is_a_count(rows in rows(), turn in 0usize..60) {
+        fn a_weight_is_equivalent_to_repeated_rows(rows in rows(), rotation in 0usize..60) {
             let mut repeated: Vec<_> = rows
                 .iter()
                 .flat_map(|one| std::iter::repeat_n(ScoredRow { weight: 1.0, ..one.clone() }, one.weight as usize))
                 .collect();
-            let turn = turn % repeated.len();
-            repeated.rotate_left(turn);
+            let rotation = rotation % repeated.len();
+            repeated.rotate_left(rotation);
             let (weighted, repeated) = (evaluate(&rows, CONFIG).unwrap(), evaluate(&repeated, CONFIG).unwrap());
             for ((name, one), (_, other)) in weighted.figures.iter().zip(repeated.figures.iter()) {
                 match (one.value, other.value) {
-                    (Some(one), Some(other)) => prop_assert!((one - other).abs() < 1e-12, "{}: {} and {}", name, one, other),
+                    (Some(one), Some(other)) => {
+                        prop_assert!((one - other).abs() < 1e-12, "{}: {} and {}", name, one, other);
+                    }
                     (one, other) => prop_assert_eq!(one, other, "{}", name),
                 }
             }
         }
 
-        /// Flipping labels and margins mirrors the ROC area.
         #[test]
-        fn the_roc_area_is_symmetric(rows in rows()) {
+        fn flipping_labels_and_margins_keeps_the_roc_area(rows in rows()) {
             let flipped: Vec<_> = rows.iter().map(|one| row(-one.margin, !one.hateful, one.weight)).collect();
             let area = |rows: &[ScoredRow]| evaluate(rows, CONFIG).unwrap().figures.roc_auc.value;
             match (area(&rows), area(&flipped)) {

@@ -1,80 +1,86 @@
-//! Rows in order of their margin, and the areas under the two curves that the order gives.
+//! The areas under the ROC and precision-recall curves, which depend only on the order of the rows by margin.
 //!
-//! The order is found once; each set of weights then costs one pass. Rows of equal margin stand
-//! together: no order among them is better than another.
+//! Rows are sorted once; the areas for any weights are then computed in a single pass. Rows with equal margins are
+//! treated as one group, because their order is arbitrary.
 
-/// Rows in falling order of margin.
+/// Rows sorted by margin, from the largest to the smallest.
 #[derive(Debug, Clone)]
-pub struct Ranking {
-    /// Row numbers.
+pub(crate) struct Ranking {
+    /// Indices of the rows.
     order: Vec<u32>,
-    /// Where each group of equal margins ends in `order`.
-    ends: Vec<u32>,
+    /// For each group of equal margins, the index in `order` after its last row.
+    group_ends: Vec<u32>,
 }
 
-/// Areas under the two curves; nothing where only one class has weight.
+/// The areas under the ROC curve and the precision-recall curve.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Areas {
-    /// Probability that a hateful row ranks above one that is not, ties counting one half.
-    pub roc_auc: f64,
-    /// Average precision: the sum over margins of precision times the gain in recall, without
-    /// interpolation, as scikit-learn's `average_precision_score`.
-    pub pr_auc: f64,
+pub(crate) struct Areas {
+    /// The probability that a hateful row ranks above one that is not, where ties count one half.
+    pub(crate) roc_auc: f64,
+    /// Average precision: the sum over margins of precision times the increase in recall, without interpolation, as in
+    /// scikit-learn's `average_precision_score`.
+    pub(crate) pr_auc: f64,
 }
 
-/// Weight at or above a margin.
+/// The weight of each class at or above a margin.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Above {
+pub(super) struct CumulativeWeight {
     pub margin: f64,
     pub hateful: f64,
     pub ok: f64,
 }
 
 impl Ranking {
-    /// Ranks finite margins.
-    pub fn new(margins: &[f64]) -> Self {
+    /// Ranks rows by their margins, which must be finite.
+    pub(crate) fn new(margins: &[f64]) -> Self {
         let mut order: Vec<u32> = (0..margins.len() as u32).collect();
-        order.sort_by(|&one, &other| margins[other as usize].total_cmp(&margins[one as usize]));
-        let mut ends = Vec::new();
-        for (at, pair) in order.windows(2).enumerate() {
-            // Compared as numbers: zero and minus zero are one margin.
+        order.sort_by(|&a, &b| margins[b as usize].total_cmp(&margins[a as usize]));
+        let mut group_ends = Vec::new();
+        for (index, pair) in order.windows(2).enumerate() {
+            // Compared as numbers, so that 0 and -0 are one margin.
             if margins[pair[0] as usize] != margins[pair[1] as usize] {
-                ends.push(at as u32 + 1);
+                group_ends.push(index as u32 + 1);
             }
         }
         if !order.is_empty() {
-            ends.push(order.len() as u32);
+            group_ends.push(order.len() as u32);
         }
-        Self { order, ends }
+        Self { order, group_ends }
     }
 
-    /// The areas under labels and weights given by row number.
-    pub fn areas(&self, hateful: &[bool], weights: &[f64]) -> Option<Areas> {
-        let (mut above, mut ok_above) = (0.0, 0.0);
-        // Sums over groups: ok weight times hateful weight ranked above, hateful weight times precision.
+    /// Returns the areas for labels and weights, which are given in the original order of the rows, or `None` if only
+    /// one class has weight.
+    pub(crate) fn areas(&self, hateful: &[bool], weights: &[f64]) -> Option<Areas> {
+        let (mut hateful_above, mut ok_above) = (0.0, 0.0);
+        // Sums over the groups: other weight times the hateful weight ranked above, and hateful weight times precision.
         let (mut pairs, mut precisions) = (0.0, 0.0);
-        for (own, ok) in self.groups(hateful, weights) {
-            pairs += ok * (above + 0.5 * own);
-            above += own;
-            ok_above += ok;
-            if own > 0.0 {
-                precisions += own * (above / (above + ok_above));
+        for (group_hateful, group_ok) in self.groups(hateful, weights) {
+            pairs += group_ok * (hateful_above + 0.5 * group_hateful);
+            hateful_above += group_hateful;
+            ok_above += group_ok;
+            if group_hateful > 0.0 {
+                precisions += group_hateful * (hateful_above / (hateful_above + ok_above));
             }
         }
-        (above > 0.0 && ok_above > 0.0).then(|| Areas {
-            roc_auc: pairs / (above * ok_above),
-            pr_auc: precisions / above,
+        (hateful_above > 0.0 && ok_above > 0.0).then(|| Areas {
+            roc_auc: pairs / (hateful_above * ok_above),
+            pr_auc: precisions / hateful_above,
         })
     }
 
-    /// Weights at or above each distinct margin, largest margin first.
-    pub(super) fn above(&self, margins: &[f64], hateful: &[bool], weights: &[f64]) -> Vec<Above> {
+    /// Returns the weights at or above each distinct margin, from the largest margin to the smallest.
+    pub(super) fn cumulative_weights(
+        &self,
+        margins: &[f64],
+        hateful: &[bool],
+        weights: &[f64],
+    ) -> Vec<CumulativeWeight> {
         let mut sums = (0.0, 0.0);
-        let groups = self.groups(hateful, weights).zip(&self.ends);
+        let groups = self.groups(hateful, weights).zip(&self.group_ends);
         groups
-            .map(|((own, ok), &end)| {
-                sums = (sums.0 + own, sums.1 + ok);
-                Above {
+            .map(|((hateful, ok), &end)| {
+                sums = (sums.0 + hateful, sums.1 + ok);
+                CumulativeWeight {
                     margin: margins[self.order[end as usize - 1] as usize],
                     hateful: sums.0,
                     ok: sums.1,
@@ -83,18 +89,18 @@ impl Ranking {
             .collect()
     }
 
-    /// Hateful and other weight of each group of equal margins.
+    /// Returns the weight of the hateful rows and of the other rows in each group of equal margins.
     fn groups(&self, hateful: &[bool], weights: &[f64]) -> impl Iterator<Item = (f64, f64)> {
         let mut start = 0;
-        self.ends.iter().map(move |&end| {
+        self.group_ends.iter().map(move |&end| {
             let group = &self.order[start..end as usize];
             start = end as usize;
-            group.iter().fold((0.0, 0.0), |(own, ok), &row| {
+            group.iter().fold((0.0, 0.0), |(hateful_sum, ok_sum), &row| {
                 let weight = weights[row as usize];
                 if hateful[row as usize] {
-                    (own + weight, ok)
+                    (hateful_sum + weight, ok_sum)
                 } else {
-                    (own, ok + weight)
+                    (hateful_sum, ok_sum + weight)
                 }
             })
         })
@@ -106,7 +112,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn areas_of_small_cases() {
+    fn areas_of_a_few_rows_are_exact() {
         let check = |margins: &[f64], hateful: &[bool], expected: Option<(f64, f64)>| {
             let areas = Ranking::new(margins).areas(hateful, &vec![1.0; margins.len()]);
             let found = areas.map(|areas| (areas.roc_auc, areas.pr_auc));
@@ -127,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_serves_any_weights() {
+    fn one_ranking_gives_the_areas_for_any_weights() {
         let ranking = Ranking::new(&[3.0, 2.0, 2.0]);
         let hateful = [true, false, true];
         let areas = |weights: &[f64]| ranking.areas(&hateful, weights).map(|areas| areas.roc_auc);

@@ -1,9 +1,10 @@
-//! Whether any community's harmless comments are called hateful more often than before.
+//! Tests whether the challenger flags harmless comments of any community more often than the champion does.
 //!
-//! Among the rows that are not hateful, only those on which the two disagree tell them apart. If the
-//! challenger were no worse, each of them would be as likely newly called as no longer called: the
-//! exact one-sided McNemar test. Rows count one, whatever their weight. With many communities some
-//! would look worse by chance, so that the levels are Holm's (1979), 5 % over all together.
+//! Among the rows that are not hateful, only those that exactly one adapter flags are informative. If the challenger
+//! were no worse, each of them would be as likely to be newly flagged as to be no longer flagged; this is the exact
+//! one-sided McNemar test. Every row counts once, whatever its weight. With many communities, some would look worse
+//! by chance, so the significance levels are corrected by Holm's procedure ("A Simple Sequentially Rejective
+//! Multiple Test Procedure", 1979), for a level of 5 % over all groups together.
 
 use std::collections::BTreeMap;
 
@@ -11,49 +12,53 @@ use serde::{Deserialize, Serialize};
 
 use super::GateRow;
 
-/// Rows that are not hateful from which on a community is tested by itself; those with fewer are
-/// tested together. Fewer than five disagreements prove nothing either way: 1/2^4 is above 5 %.
+/// Minimum number of rows that are not hateful for testing a community by itself. Smaller communities are tested
+/// together.
+///
+/// With fewer than five disagreements, the test cannot reject at the 5 % level, because 1/2^4 is larger.
 pub const MIN_OK_ROWS: usize = 20;
 
-/// Chance that any community is called worse where none is.
+/// Probability of finding at least one group worse if none is.
 const LEVEL: f64 = 0.05;
 
-/// Whose comments are compared.
+/// The comments that are compared as one group.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Group {
-    /// One community.
+pub enum CommunityGroup {
+    /// The comments of one community.
     Community {
-        /// Its id.
+        /// The id of the community.
         id: String,
     },
-    /// Rows that name no community.
+    /// The comments without a community.
     Unnamed,
-    /// All communities with fewer than [`MIN_OK_ROWS`] rows that are not hateful.
+    /// The comments of all communities with fewer than [`MIN_OK_ROWS`] rows that are not hateful.
     Small {
-        /// How many they are.
+        /// Number of these communities.
         communities: usize,
     },
 }
 
-/// One group's rows that are not hateful, under both adapters.
+/// How often each adapter flags the rows of one group that are not hateful. An adapter flags a row if its own
+/// calibration and thresholds would have the comment reviewed or blocked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CommunityComparison {
-    /// Whose they are.
-    pub group: Group,
-    /// How many they are.
+    /// The group of comments.
+    pub group: CommunityGroup,
+    /// Number of rows that are not hateful.
     pub ok_rows: usize,
-    /// Share that the champion calls hateful.
+    /// Share of these rows that the champion flags, from 0 to 1.
     pub champion_rate: f64,
-    /// Share that the challenger calls hateful.
+    /// Share of these rows that the challenger flags, from 0 to 1.
     pub challenger_rate: f64,
-    /// Called by the challenger alone.
+    /// Number of rows that only the challenger flags.
     pub newly_called: usize,
-    /// Called by the champion alone.
+    /// Number of rows that only the champion flags.
     pub no_longer_called: usize,
-    /// Chance of so many newly called ones if the challenger were no worse; absent with too few rows.
+    /// Probability of at least this many newly flagged rows if the challenger were no worse. Absent if there are fewer
+    /// than [`MIN_OK_ROWS`] rows.
     pub p_value: Option<f64>,
-    /// It is smaller than its level allows.
+    /// Whether the challenger is significantly worse for this group.
     pub worse: bool,
 }
 
@@ -66,11 +71,11 @@ struct ErrorCounts {
     no_longer: usize,
 }
 
-/// Every group, communities by id, then the rest.
+/// Compares every group: the communities by id, then the comments without a community, then the small communities.
 pub(super) fn compare(rows: &[GateRow]) -> Vec<CommunityComparison> {
     let mut communities: BTreeMap<Option<&str>, ErrorCounts> = BTreeMap::new();
     for row in rows.iter().filter(|row| !row.hateful) {
-        let (champion, challenger) = (row.champion.called, row.challenger.called);
+        let (champion, challenger) = (row.champion.flagged, row.challenger.flagged);
         let counts = communities.entry(row.community.as_deref()).or_default();
         counts.rows += 1;
         counts.champion += usize::from(champion);
@@ -78,12 +83,12 @@ pub(super) fn compare(rows: &[GateRow]) -> Vec<CommunityComparison> {
         counts.newly += usize::from(challenger && !champion);
         counts.no_longer += usize::from(champion && !challenger);
     }
-    let mut groups: BTreeMap<Group, ErrorCounts> = BTreeMap::new();
+    let mut groups: BTreeMap<CommunityGroup, ErrorCounts> = BTreeMap::new();
     let (mut small, mut small_communities) = (ErrorCounts::default(), 0);
     for (community, counts) in communities {
         match community {
             Some(id) if counts.rows >= MIN_OK_ROWS => {
-                groups.insert(Group::Community { id: id.to_owned() }, counts);
+                groups.insert(CommunityGroup::Community { id: id.to_owned() }, counts);
             }
             Some(_) => {
                 small_communities += 1;
@@ -94,12 +99,12 @@ pub(super) fn compare(rows: &[GateRow]) -> Vec<CommunityComparison> {
                 small.no_longer += counts.no_longer;
             }
             None => {
-                groups.insert(Group::Unnamed, counts);
+                groups.insert(CommunityGroup::Unnamed, counts);
             }
         }
     }
     if small_communities > 0 {
-        let group = Group::Small {
+        let group = CommunityGroup::Small {
             communities: small_communities,
         };
         groups.insert(group, small);
@@ -112,8 +117,8 @@ pub(super) fn compare(rows: &[GateRow]) -> Vec<CommunityComparison> {
     comparisons
 }
 
-fn comparison(group: Group, counts: ErrorCounts) -> CommunityComparison {
-    let rate = |called: usize| called as f64 / counts.rows as f64;
+fn comparison(group: CommunityGroup, counts: ErrorCounts) -> CommunityComparison {
+    let rate = |flagged: usize| flagged as f64 / counts.rows as f64;
     let p_value = upper_tail(counts.newly, counts.newly + counts.no_longer);
     CommunityComparison {
         group,
@@ -127,14 +132,14 @@ fn comparison(group: Group, counts: ErrorCounts) -> CommunityComparison {
     }
 }
 
-/// Holm's procedure: the smallest p-value is held to the level over all tests, the next to the level
-/// over one fewer, until one is too large.
+/// Applies Holm's procedure: the smallest p-value is compared with the level divided by the number of tests, the next
+/// one with the level divided by one fewer, and so on until one is too large.
 fn mark_worse(comparisons: &mut [CommunityComparison]) {
     let mut tested: Vec<(f64, &mut bool)> = comparisons
         .iter_mut()
-        .filter_map(|one| Some((one.p_value?, &mut one.worse)))
+        .filter_map(|comparison| Some((comparison.p_value?, &mut comparison.worse)))
         .collect();
-    tested.sort_by(|one, other| one.0.total_cmp(&other.0));
+    tested.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     let count = tested.len();
     for (rank, (p_value, worse)) in tested.into_iter().enumerate() {
         if p_value > LEVEL / (count - rank) as f64 {
@@ -144,9 +149,9 @@ fn mark_worse(comparisons: &mut [CommunityComparison]) {
     }
 }
 
-/// Probability of at least `heads` in `tosses` of a fair coin.
+/// Returns the probability of at least `heads` heads in `tosses` tosses of a fair coin.
 fn upper_tail(heads: usize, tosses: usize) -> f64 {
-    // Terms in logarithms, from the first one up: thousands of tosses underflow otherwise.
+    // The terms are kept as logarithms, because they underflow for thousands of tosses.
     let mut term = -(tosses as f64) * std::f64::consts::LN_2;
     for head in 0..heads {
         term += ((tosses - head) as f64 / (head + 1) as f64).ln();
@@ -165,9 +170,9 @@ mod tests {
     use crate::retrain::judge::gate::Prediction;
     use crate::retrain::judge::gate::tests::drawn;
 
-    /// Rows that are not hateful, of one community.
+    /// Returns rows of one community that are not hateful, by how the two adapters flag them.
     fn rows(community: Option<&str>, newly: usize, no_longer: usize, agreed: usize) -> Vec<GateRow> {
-        let prediction = |called| Prediction { margin: 0.0, called };
+        let prediction = |flagged| Prediction { margin: 0.0, flagged };
         let row = |champion, challenger| GateRow {
             hateful: false,
             weight: 1.0,
@@ -181,9 +186,9 @@ mod tests {
         rows
     }
 
-    /// scipy.stats.binom.sf(heads - 1, tosses, 0.5).
+    /// The expected values are `scipy.stats.binom.sf(heads - 1, tosses, 0.5)`.
     #[test]
-    fn tails_of_the_binomial() {
+    fn binomial_tails_equal_those_of_scipy() {
         for (heads, tosses, expected) in [
             (0, 0, 1.0),
             (5, 5, 0.031_25),
@@ -194,12 +199,15 @@ mod tests {
             (3, 12, 0.980_712_890_625),
         ] {
             let found = upper_tail(heads, tosses);
-            assert!((found / expected - 1.0).abs() < 1e-9, "{heads} of {tosses}: {found}");
+            assert!(
+                (found / expected - 1.0).abs() < 1e-9,
+                "{heads} heads in {tosses} tosses: {found}"
+            );
         }
     }
 
     #[test]
-    fn a_community_is_worse_beyond_noise_or_not() {
+    fn a_community_is_worse_only_if_the_difference_is_significant() {
         let check = |newly, no_longer, agreed, expected| {
             let found = compare(&rows(Some("garden"), newly, no_longer, agreed));
             assert_eq!(
@@ -213,50 +221,50 @@ mod tests {
         check(0, 9, 100, false);
         check(9, 7, 100, false);
         check(20, 7, 100, true);
-        // Too few rows to say.
+        // Too few rows to be tested.
         check(6, 0, 13, false);
     }
 
     #[test]
-    fn many_communities_share_the_level() {
+    fn the_significance_level_is_shared_by_all_communities() {
         let mut all = Vec::new();
         for community in ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"] {
             all.extend(rows(Some(community), 3, 3, 40));
         }
-        // Alone it would be called worse at p = 0.03, among eleven it is not.
+        // p = 0.03 would be significant for a single community, but not among eleven.
         all.extend(rows(Some("garden"), 5, 0, 40));
-        assert!(compare(&all).iter().all(|one| !one.worse));
+        assert!(compare(&all).iter().all(|comparison| !comparison.worse));
         all.extend(rows(Some("chess"), 12, 0, 40));
         let worse: Vec<_> = compare(&all)
             .into_iter()
-            .filter(|one| one.worse)
-            .map(|one| one.group)
+            .filter(|comparison| comparison.worse)
+            .map(|comparison| comparison.group)
             .collect();
-        assert_eq!(worse, [Group::Community { id: "chess".into() }]);
+        assert_eq!(worse, [CommunityGroup::Community { id: "chess".into() }]);
     }
 
     #[test]
-    fn small_communities_are_looked_at_together() {
+    fn small_communities_are_tested_together() {
         let mut all = rows(None, 0, 0, 30);
         for index in 0..8 {
             all.extend(rows(Some(&format!("small-{index}")), 2, 0, 3));
         }
         let found = compare(&all);
-        assert_eq!(found[0].group, Group::Unnamed);
+        assert_eq!(found[0].group, CommunityGroup::Unnamed);
         let small = &found[1];
         assert_eq!(
             (&small.group, small.ok_rows, small.worse),
-            (&Group::Small { communities: 8 }, 40, true)
+            (&CommunityGroup::Small { communities: 8 }, 40, true)
         );
         assert_eq!((small.champion_rate, small.challenger_rate), (0.0, 0.4));
     }
 
     #[test]
-    fn hateful_rows_do_not_count() {
+    fn hateful_rows_are_ignored() {
         let mut all = rows(Some("garden"), 9, 0, 40);
         all.iter_mut().for_each(|row| row.hateful = true);
         assert!(compare(&all).is_empty());
         let found = compare(&drawn(400, [1.0, 1.0], 1));
-        assert_eq!(found.iter().map(|one| one.ok_rows).sum::<usize>(), 300);
+        assert_eq!(found.iter().map(|comparison| comparison.ok_rows).sum::<usize>(), 300);
     }
 }

@@ -1,101 +1,105 @@
-//! Whether a challenger takes the champion's place.
+//! Decides whether a challenger replaces the champion.
 //!
-//! Three questions, all asked on rows that neither was trained on, all answered before anything is
-//! decided: does it rank better, is no community's harmless speech treated worse, does it get the
-//! golden set right. Pure; a verdict carries every number that it rests on.
+//! The challenger must rank the test part better, must not flag the harmless comments of any community more often, and
+//! must classify the golden set correctly. A failed check does not end the comparison, so the verdict lists every
+//! reason against the challenger and every number that it is based on. This module does no I/O.
 
 mod communities;
 mod verdict;
 
 use serde::{Deserialize, Serialize};
 
-use super::evaluation::{Bootstrap, Ranking, quantile, resample};
+use super::evaluation::{Bootstrap, DEFINED_SHARE, Ranking, quantile, resample};
 
-pub use communities::{CommunityComparison, Group, MIN_OK_ROWS};
+pub use communities::{CommunityComparison, CommunityGroup, MIN_OK_ROWS};
 pub use verdict::{Refusal, Verdict};
 
-/// Rows of each class in the test part. Below, the percentile interval is known to be too short
-/// (Hesterberg, "What teachers should know about the bootstrap", 2015).
+/// Minimum number of rows of each class in the test part. With fewer, percentile intervals are too narrow (Hesterberg,
+/// "What Teachers Should Know about the Bootstrap", 2015).
 pub const MIN_CLASS_ROWS: usize = 20;
 
-/// What PR-AUC may lose, at the bound, for having learnt from more rows: feedback grows where the
-/// champion was wrong, and an adapter that has seen it is worth having at equal rank.
+/// Largest loss of PR-AUC, at the lower bound, that is accepted from a challenger that was trained on more rows.
+///
+/// New feedback tends to come from comments that the champion got wrong, so an adapter that was trained on it is
+/// preferred if it ranks equally well.
 pub const GROWTH_TOLERANCE: f64 = 0.01;
 
-/// A lower bound of 95 %, and the interval that is told beside it.
-const LOWER: f64 = 0.05;
+/// The quantile of the resamples that serves as the one-sided 95 % lower bound.
+const LOWER_BOUND: f64 = 0.05;
+
+/// The quantiles of the resamples that bound the two-sided 95 % interval.
 const INTERVAL: [f64; 2] = [0.025, 0.975];
 
-/// One row of the test part, scored by both.
+/// One labelled row of the test part, with the predictions of both adapters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateRow {
-    /// The label.
+    /// Whether the row is labelled hateful.
     pub hateful: bool,
-    /// How many rows of the traffic it stands for.
+    /// The number of comments in the traffic that the row represents; 0 or more.
     pub weight: f64,
-    /// The community it was posted in.
+    /// The community that the comment was posted in, if known.
     pub community: Option<String>,
-    /// What the adapter in service says.
+    /// The prediction of the champion.
     pub champion: Prediction,
-    /// What the new one says.
+    /// The prediction of the challenger.
     pub challenger: Prediction,
 }
 
-/// What an adapter says of a row.
+/// An adapter's prediction for a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Prediction {
-    /// Logit of the hateful label minus the other's.
+    /// The logit of the hateful label minus the logit of the other label.
     pub margin: f64,
-    /// Whether its own calibration and thresholds would act on it.
-    pub called: bool,
+    /// Whether the adapter's calibration and thresholds would have the comment reviewed or blocked.
+    pub flagged: bool,
 }
 
-/// Rows in the training part of each.
+/// Number of rows that each adapter was trained on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingRows {
-    /// Of the adapter in service; 0 for the bare base.
+    /// Training rows of the champion; 0 for the bare base model.
     pub champion: usize,
-    /// Of the new one.
+    /// Training rows of the challenger.
     pub challenger: usize,
 }
 
-/// Fixed cases that every adapter must get right.
+/// The result of the challenger on the golden set.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GoldenSet {
-    /// How many there are.
+    /// Number of texts in the golden set.
     pub cases: usize,
-    /// Ids of those that failed, never their text.
+    /// Ids of the misclassified texts. The texts themselves are not included.
     pub failed: Vec<String>,
 }
 
-/// How the gate judges.
+/// Settings of the gate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GateConfig {
-    /// Of the difference in PR-AUC.
+    /// How the interval of the difference in PR-AUC is estimated.
     pub bootstrap: Bootstrap,
-    /// So many more training rows than the champion's earn [`GROWTH_TOLERANCE`].
+    /// Number of training rows that the challenger must have beyond the champion's for [`GROWTH_TOLERANCE`] to apply.
     pub min_growth: usize,
 }
 
-/// PR-AUC of both on the same rows.
+/// The PR-AUC of both adapters on the test part.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct RankComparison {
-    /// The champion's.
+    /// PR-AUC of the champion.
     pub champion: f64,
-    /// The challenger's.
+    /// PR-AUC of the challenger.
     pub challenger: f64,
-    /// Challenger minus champion.
+    /// PR-AUC of the challenger minus that of the champion.
     pub difference: f64,
-    /// One-sided 95 % lower bound of the difference: the 5th percentile of a paired bootstrap, each
-    /// resample judging both.
+    /// One-sided 95 % lower bound of the difference: the 5th percentile of a paired bootstrap, in which both adapters
+    /// are evaluated on the same resamples.
     pub lower_bound: f64,
     /// Two-sided 95 % interval of the difference.
     pub interval: [f64; 2],
-    /// The lower bound must be above it: 0, or minus [`GROWTH_TOLERANCE`].
+    /// What the lower bound must exceed: 0, or minus [`GROWTH_TOLERANCE`].
     pub required: f64,
 }
 
-/// Judges a challenger.
+/// Compares a challenger with the champion and returns the verdict.
 pub fn judge(rows: &[GateRow], training_rows: TrainingRows, golden: GoldenSet, config: GateConfig) -> Verdict {
     let hateful = rows.iter().filter(|row| row.hateful).count();
     let mut verdict = Verdict {
@@ -123,7 +127,7 @@ pub fn judge(rows: &[GateRow], training_rows: TrainingRows, golden: GoldenSet, c
                 hateful,
                 ok: rows.len() - hateful,
             }),
-            // Written so that a bound that is no number fails as well.
+            // This comparison is false for NaN, so a bound that is not a number is refused.
             Some(comparison) if comparison.lower_bound > comparison.required => {}
             Some(comparison) => verdict.refusals.push(Refusal::NotBetter(comparison)),
         }
@@ -141,25 +145,25 @@ pub fn judge(rows: &[GateRow], training_rows: TrainingRows, golden: GoldenSet, c
     verdict
 }
 
-/// The first number that nothing can be prediction of.
+/// Returns a refusal if a margin or weight is not usable.
 fn unusable(rows: &[GateRow]) -> Option<Refusal> {
-    rows.iter().enumerate().find_map(|(row, one)| {
+    rows.iter().enumerate().find_map(|(index, row)| {
         let numbers = [
-            ("champion's margin", one.champion.margin),
-            ("challenger's margin", one.challenger.margin),
-            ("weight", one.weight),
+            ("champion's margin", row.champion.margin),
+            ("challenger's margin", row.challenger.margin),
+            ("weight", row.weight),
         ];
         let bad = numbers.into_iter().find(|(_, value)| !value.is_finite());
-        let bad = bad.or_else(|| (one.weight < 0.0).then_some(("weight", one.weight)));
+        let bad = bad.or_else(|| (row.weight < 0.0).then_some(("weight", row.weight)));
         bad.map(|(what, value)| Refusal::NoNumber {
-            row,
+            row: index,
             what: what.to_owned(),
             value: value.to_string(),
         })
     })
 }
 
-/// Nothing where the areas are not defined, or not on enough resamples.
+/// Compares the rankings. Returns `None` if an area is not defined, or is not defined on enough resamples.
 fn compare(rows: &[GateRow], training_rows: TrainingRows, config: GateConfig) -> Option<RankComparison> {
     let ranking = |prediction: fn(&GateRow) -> Prediction| {
         let margins: Vec<f64> = rows.iter().map(|row| prediction(row).margin).collect();
@@ -177,7 +181,7 @@ fn compare(rows: &[GateRow], training_rows: TrainingRows, config: GateConfig) ->
     resample(&weights, config.bootstrap, |drawn| {
         differences.extend(areas(drawn).map(|(champion, challenger)| challenger - champion));
     });
-    if (differences.len() as f64) < 0.95 * config.bootstrap.resamples as f64 {
+    if (differences.len() as f64) < DEFINED_SHARE * config.bootstrap.resamples as f64 {
         return None;
     }
     differences.sort_by(f64::total_cmp);
@@ -188,7 +192,7 @@ fn compare(rows: &[GateRow], training_rows: TrainingRows, config: GateConfig) ->
         champion,
         challenger,
         difference: challenger - champion,
-        lower_bound: bound(LOWER)?,
+        lower_bound: bound(LOWER_BOUND)?,
         interval: [bound(INTERVAL[0])?, bound(INTERVAL[1])?],
         required: if grown { -GROWTH_TOLERANCE } else { 0.0 },
     })
@@ -213,7 +217,8 @@ mod tests {
         challenger: 500,
     };
 
-    /// Rows whose margins are the label with noise of its own for each; less noise ranks better.
+    /// Returns rows whose margins are the label plus independent noise for each adapter. Less noise gives a better
+    /// ranking.
     pub(super) fn drawn(count: usize, noise: [f64; 2], seed: u64) -> Vec<GateRow> {
         let mut random = StdRng::seed_from_u64(seed);
         let row = |index: usize| {
@@ -222,7 +227,7 @@ mod tests {
                 let margin = if hateful { 1.0 } else { -1.0 } + noise * random.random_range(-3.0..3.0);
                 Prediction {
                     margin,
-                    called: margin >= 0.0,
+                    flagged: margin >= 0.0,
                 }
             };
             GateRow {
@@ -259,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn more_training_rows_earn_a_little_patience() {
+    fn an_equal_challenger_is_promoted_if_it_has_enough_more_training_rows() {
         let mut rows = drawn(400, [0.8, 0.8], 2);
         rows.iter_mut().for_each(|row| row.challenger = row.champion);
         let check = |champion, challenger, required, promote| {
@@ -276,9 +281,9 @@ mod tests {
         check(600, 500, 0.0, false);
     }
 
-    /// Two adapters of equal worth: the new one is let through about as often as the bound says.
+    /// Between equally good adapters, the challenger is promoted about as often as a 95 % bound allows.
     #[test]
-    fn chance_alone_seldom_promotes() {
+    fn equally_good_adapters_are_rarely_promoted() {
         let config = GateConfig {
             bootstrap: Bootstrap {
                 resamples: 200,
@@ -293,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_judged_is_refused() {
+    fn the_refusal_gives_the_reason() {
         let check = |rows: &[GateRow], golden, expected: &str| {
             let verdict = judge(rows, SAME, golden, CONFIG);
             let refusals: Vec<String> = verdict.refusals.iter().map(ToString::to_string).collect();
@@ -324,32 +329,35 @@ mod tests {
         check(
             &drawn(600, [1.2, 0.5], 1),
             failing,
-            "2 of 12 golden cases fail: quoted-insult, reclaimed-word",
+            "2 of 12 golden texts are misclassified: quoted-insult, reclaimed-word",
         );
     }
 
     #[test]
-    fn a_verdict_is_a_sentence() {
+    fn a_verdict_is_displayed_as_one_sentence() {
         let sentence = |noise, golden| judge(&drawn(600, noise, 1), SAME, golden, CONFIG).to_string();
         let promoted = sentence([1.2, 0.5], passing());
         assert!(
-            promoted.starts_with("promote the challenger: PR-AUC goes from 0."),
+            promoted.starts_with("promote the challenger: PR-AUC changes from 0."),
             "{promoted}"
         );
-        let end = ", above 0; none of 2 groups has more false positives beyond noise; all 12 golden cases pass";
+        let end = ", above 0; false positives do not increase significantly in any of the 2 groups compared; all 12 golden texts pass";
         assert!(promoted.ends_with(end), "{promoted}");
         let failing = GoldenSet {
             cases: 2,
             failed: vec!["greeting".into()],
         };
         let kept = sentence([0.5, 1.2], failing);
-        assert!(kept.starts_with("keep the champion: PR-AUC goes from "), "{kept}");
-        assert!(kept.contains("; community `chess` would see "), "{kept}");
-        assert!(kept.ends_with("; 1 of 2 golden cases fail: greeting"), "{kept}");
+        assert!(kept.starts_with("keep the champion: PR-AUC changes from "), "{kept}");
+        assert!(kept.contains("; community `chess`: "), "{kept}");
+        assert!(
+            kept.ends_with("; 1 of 2 golden texts is misclassified: greeting"),
+            "{kept}"
+        );
     }
 
     #[test]
-    fn no_resamples_promote_nothing() {
+    fn without_resamples_nothing_is_promoted() {
         let config = GateConfig {
             bootstrap: Bootstrap { resamples: 0, seed: 1 },
             ..CONFIG
@@ -358,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn a_verdict_reads_back_from_json() {
+    fn a_verdict_survives_a_round_trip_through_json() {
         for noise in [[1.2, 0.5], [0.5, 1.2]] {
             let verdict = judge(&drawn(400, noise, 3), SAME, passing(), CONFIG);
             let json = serde_json::to_string(&verdict).unwrap();

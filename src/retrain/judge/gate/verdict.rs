@@ -1,75 +1,80 @@
-//! What the gate says, and why, for machines and for people.
+//! The gate's verdict, as a record in the manifest and as a sentence for readers.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{CommunityComparison, GateConfig, GoldenSet, Group, MIN_CLASS_ROWS, RankComparison, TrainingRows};
+use super::{CommunityComparison, CommunityGroup, GateConfig, GoldenSet, MIN_CLASS_ROWS, RankComparison, TrainingRows};
 
-/// The gate's answer, with all that it rests on. As text it is one sentence.
+/// The gate's decision, with everything that it is based on. It is displayed as one sentence.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Whether the challenger takes the champion's place.
+    /// Whether the challenger may replace the champion.
     pub promote: bool,
-    /// Rows of the test part.
+    /// Number of rows in the test part.
     pub rows: usize,
-    /// Hateful ones among them.
+    /// Number of these rows that are labelled hateful.
     pub hateful: usize,
-    /// What each was trained on.
+    /// Number of rows that each adapter was trained on.
     pub training_rows: TrainingRows,
-    /// How it was judged.
+    /// The settings of the gate.
     pub config: GateConfig,
-    /// Ranking; absent where it could not be compared.
+    /// The comparison of the rankings; absent if there were too few rows.
     pub pr_auc: Option<RankComparison>,
-    /// False positives, by community.
+    /// The comparison of false positives, one entry per group of comments.
     pub communities: Vec<CommunityComparison>,
-    /// The golden set.
+    /// The result of the challenger on the golden set.
     pub golden: GoldenSet,
-    /// Everything that speaks against the challenger; empty where it is promoted.
+    /// Every reason against the challenger; empty if it may be promoted.
     pub refusals: Vec<Refusal>,
 }
 
-/// One reason to keep the champion.
+/// A reason to keep the champion.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Refusal {
-    /// A margin or weight that is no number.
+    /// A margin or weight is not a finite number, or a weight is negative.
     #[error("row {row}: the {what} is {value}, expected a finite number")]
     NoNumber {
-        /// From zero.
+        /// Index of the row, from 0.
         row: usize,
-        /// Whose, and what.
+        /// Which number it is, such as "champion's margin".
         what: String,
-        /// As text: JSON has no such number.
+        /// The value, as text because JSON has no such numbers.
         value: String,
     },
-    /// The difference would be chance.
+    /// The test part has too few rows of a class for a comparison.
     #[error("the test part has {hateful} hateful and {ok} other rows, expected at least {MIN_CLASS_ROWS} of each")]
     TooFewRows {
-        /// Hateful rows.
+        /// Number of rows that are labelled hateful.
         hateful: usize,
-        /// The others.
+        /// Number of rows that are not.
         ok: usize,
     },
-    /// It does not rank better, or not surely.
+    /// The challenger does not rank better, or the difference may be due to chance.
     #[error(
-        "PR-AUC goes from {:.3} to {:.3}, a difference of {:+.3} with a 95 % lower bound of {:+.3}, expected above {}",
+        "PR-AUC changes from {:.3} to {:.3}, a difference of {:+.3} with a 95 % lower bound of {:+.3}, \
+         expected above {}",
         .0.champion, .0.challenger, .0.difference, .0.lower_bound, .0.required
     )]
     NotBetter(RankComparison),
-    /// More harmless comments of a community are called hateful.
+    /// The challenger flags significantly more harmless comments of a group.
     #[error(
-        "{} would see {:.1} % of harmless comments called hateful instead of {:.1} % ({} newly, {} no longer, p = {:.4})",
+        "{}: {:.1} % of harmless comments would be reviewed or blocked instead of {:.1} % \
+         ({} newly, {} no longer, p = {:.4})",
         .0.group, 100.0 * .0.challenger_rate, 100.0 * .0.champion_rate, .0.newly_called, .0.no_longer_called,
         .0.p_value.unwrap_or(1.0)
     )]
     CommunityWorse(CommunityComparison),
-    /// It gets fixed cases wrong.
-    #[error("{} of {cases} golden cases fail: {}", failed.len(), failed.join(", "))]
+    /// The challenger misclassifies texts of the golden set.
+    #[error(
+        "{} of {cases} golden texts {} misclassified: {}",
+        failed.len(), if failed.len() == 1 { "is" } else { "are" }, failed.join(", ")
+    )]
     Golden {
-        /// How many there are.
+        /// Number of texts in the golden set.
         cases: usize,
-        /// Ids of those that fail.
+        /// Ids of the misclassified texts.
         failed: Vec<String>,
     },
 }
@@ -96,25 +101,28 @@ impl fmt::Display for Verdict {
         {
             write!(
                 f,
-                "PR-AUC goes from {champion:.3} to {challenger:.3}, a difference of {difference:+.3} with a 95 % \
+                "PR-AUC changes from {champion:.3} to {challenger:.3}, a difference of {difference:+.3} with a 95 % \
                  lower bound of {lower_bound:+.3}, above {required}"
             )?;
         }
-        let tested = self.communities.iter().filter(|one| one.p_value.is_some()).count();
+        let tested = self.communities.iter().filter(|group| group.p_value.is_some()).count();
         match tested {
-            0 => f.write_str("; no community has enough rows to compare false positives")?,
-            1 => f.write_str("; the one group compared has no more false positives beyond noise")?,
-            _ => write!(f, "; none of {tested} groups has more false positives beyond noise")?,
+            0 => f.write_str("; no community has enough rows for a comparison of false positives")?,
+            1 => f.write_str("; false positives do not increase significantly in the one group compared")?,
+            _ => write!(
+                f,
+                "; false positives do not increase significantly in any of the {tested} groups compared"
+            )?,
         }
         match self.golden.cases {
             0 => f.write_str("; there is no golden set"),
-            1 => f.write_str("; the golden case passes"),
-            cases => write!(f, "; all {cases} golden cases pass"),
+            1 => f.write_str("; the golden text passes"),
+            cases => write!(f, "; all {cases} golden texts pass"),
         }
     }
 }
 
-impl fmt::Display for Group {
+impl fmt::Display for CommunityGroup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Community { id } => write!(f, "community `{id}`"),

@@ -1,249 +1,252 @@
-//! Where the bands should begin, from the validation part.
+//! Derives the block and review thresholds from the validation part.
 //!
-//! `block` is the lowest threshold whose precision reaches a target even at its lower bound: Wilson's
-//! score interval, one-sided 95 %, over the effective number of rows. Each threshold is bounded by itself,
-//! so the lowest that passes is a little optimistic; the test part shows what it does on other rows.
-//! `review` is where a target recall is reached, or a target share of traffic is kept to; both count what
-//! is at or above the threshold, blocked or reviewed.
+//! The block threshold is the lowest one whose precision reaches a target at its lower bound: that of Wilson's
+//! one-sided 95 % score interval over the effective number of rows. The bound holds for each threshold separately, so
+//! the precision of the lowest one that passes is slightly overestimated; the test part shows the precision on other
+//! rows. The review threshold is the highest one that reaches a target recall, or the lowest one that keeps within a
+//! target share of the traffic. Both count every row at or above the threshold, whether reviewed or blocked.
 //!
-//! Only feedback that was chosen at random with a known probability says what traffic is like; each
-//! such row stands for one over that probability. With enough of it, it alone is looked at. Without,
-//! `block` comes from all labelled rows, each counting one, and is marked not representative, and no
-//! recall or share is derived: what nobody was shown is not in the labels.
+//! Only feedback that was sampled at random with a known probability is representative of the traffic. Each sampled row
+//! is weighted by the inverse of that probability. If there are enough sampled rows, only they are used. Otherwise, the
+//! block threshold is derived from all labelled rows with equal weights and marked as not representative, and no review
+//! threshold is derived, because hateful comments that nobody looked at are missing from the labels.
 
-mod cuts;
+mod candidates;
 
 use serde::{Deserialize, Serialize};
 
-use cuts::Cuts;
+use candidates::Candidates;
 
 use super::sampling::effective_rows;
-use crate::message::Thresholds;
+use crate::decide::DerivedThresholds;
 
-/// Effective sampled rows from which on they speak for the traffic: a share of one in ten is then
-/// known to 0.03 (one standard error).
+/// Minimum effective number of sampled rows for thresholds that are representative of the traffic. A share of 0.1 then
+/// has a standard error of 0.03.
 pub const MIN_SAMPLED: f64 = 100.0;
 
-/// Effective hateful rows among the sampled for a recall: one of 0.9 is then known to 0.07.
+/// Minimum effective number of hateful sampled rows for a review threshold by recall. A recall of 0.9 then has a
+/// standard error of 0.07.
 pub const MIN_HATEFUL: f64 = 20.0;
 
-/// One row of the validation part.
+/// One labelled row of the validation part, with its probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ThresholdRow {
-    /// Calibrated.
+    /// The calibrated probability that the row is hateful.
     pub probability: f64,
-    /// The label.
+    /// Whether the row is labelled hateful.
     pub hateful: bool,
-    /// Probability with which it was chosen to be labelled, where it was sampled.
+    /// The probability with which the comment was sampled for labelling, above 0; absent if it was not sampled.
     pub inclusion: Option<f64>,
 }
 
-/// What the bands are to reach.
+/// The targets that the thresholds have to reach.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Targets {
-    /// Least precision of what is blocked.
+pub struct ThresholdTargets {
+    /// Minimum precision of the block threshold, above 0.
     pub block_precision: f64,
-    /// What a moderator should get to see.
+    /// The target of the review threshold.
     pub review: ReviewTarget,
 }
 
-/// What a moderator should get to see.
+/// The target of the review threshold, above 0 and at most 1.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReviewTarget {
-    /// At least this share of all hateful comments, reviewed or blocked.
+    /// At least this share of all hateful comments is reviewed or blocked.
     Recall(f64),
-    /// At most this share of all comments, reviewed or blocked.
+    /// At most this share of all comments is reviewed or blocked.
     Share(f64),
 }
 
-/// The bands, and what they rest on.
+/// The derived thresholds, with the evidence for them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Bands {
-    /// Which rows were looked at.
-    pub basis: Basis,
-    /// How many they are.
+pub struct ThresholdDerivation {
+    /// Which rows were used.
+    pub basis: ThresholdBasis,
+    /// Number of rows used.
     pub rows: usize,
-    /// Hateful ones among them.
+    /// Number of these rows that are labelled hateful.
     pub hateful: usize,
-    /// What was asked for.
-    pub targets: Targets,
-    /// Where blocking begins.
-    pub block: Band,
-    /// Where review begins; never above `block`.
-    pub review: Band,
+    /// The targets of the derivation.
+    pub targets: ThresholdTargets,
+    /// The block threshold.
+    pub block: ThresholdOutcome,
+    /// The review threshold, which is never above the block threshold.
+    pub review: ThresholdOutcome,
 }
 
-/// Which rows speak.
+/// The rows that thresholds are derived from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Basis {
-    /// Sampled rows, weighted: what is said holds for the traffic.
+pub enum ThresholdBasis {
+    /// Sampled rows, weighted, which are representative of the traffic.
     Sampled,
-    /// All labelled rows, unweighted: not representative of the traffic.
+    /// All labelled rows, unweighted, which are not representative of the traffic.
     AsLabelled,
 }
 
-/// One band.
+/// A derived threshold, or the reason that there is none.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
-pub enum Band {
+pub enum ThresholdOutcome {
     /// A threshold was found.
     Derived {
-        /// The probability at which the band begins.
+        /// The threshold, a calibrated probability.
         value: f64,
-        /// What is at or above it.
-        figures: BandFigures,
-        /// The target alone would have been met higher up, where everything is blocked already.
+        /// Statistics of the rows at or above the threshold.
+        figures: ThresholdFigures,
+        /// Whether the review threshold was lowered to the block threshold, because the target alone would be met by a
+        /// higher one.
         limited_by_block: bool,
     },
-    /// None was, and the settings' stays.
+    /// No threshold was derived, and the one in the settings applies.
     None {
-        /// Why.
-        reason: NoBand,
+        /// Why no threshold was derived.
+        reason: NoThreshold,
     },
 }
 
-/// What is at or above a threshold, on the rows of the basis.
+/// Statistics of the rows at or above a threshold. Everything except the number of rows is weighted.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct BandFigures {
-    /// Rows, unweighted.
+pub struct ThresholdFigures {
+    /// Number of rows.
     pub rows: usize,
-    /// Share of hateful ones.
+    /// Share of these rows that are hateful.
     pub precision: f64,
-    /// Its lower bound.
+    /// One-sided 95 % lower bound of the precision.
     pub precision_bound: f64,
-    /// Share of all hateful rows; absent without such.
+    /// Share of all hateful rows that are at or above the threshold; absent if there are none.
     pub recall: Option<f64>,
-    /// Share of all rows.
+    /// Share of all rows that are at or above the threshold.
     pub share: f64,
 }
 
-/// Why there is no threshold.
+/// Why no threshold was derived.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "snake_case", tag = "kind")]
-pub enum NoBand {
-    /// No row has a known probability of having been chosen.
-    #[error("no feedback was sampled with a known rate, so recall and share of traffic are not known")]
+pub enum NoThreshold {
+    /// No row was sampled with a known probability.
+    #[error("no feedback was sampled with a known rate, so recall and share of the traffic are unknown")]
     NoSample,
     /// Too few rows were sampled.
-    #[error("the sampled feedback is worth {effective:.0} rows, expected at least {MIN_SAMPLED}")]
+    #[error("the sampled feedback has {effective:.0} effective rows, expected at least {MIN_SAMPLED}")]
     SmallSample {
-        /// Effective rows.
+        /// Effective number of sampled rows.
         effective: f64,
     },
     /// Too few hateful rows were sampled.
     #[error("the sampled feedback has {effective:.0} effective hateful rows, expected at least {MIN_HATEFUL}")]
     FewHateful {
-        /// Effective hateful rows.
+        /// Effective number of hateful sampled rows.
         effective: f64,
     },
-    /// No threshold is surely precise enough.
+    /// No threshold reaches the target precision at its lower bound.
     #[error("no threshold has a precision of {target} with 95 % confidence; the best lower bound is {best:.3}")]
     Imprecise {
-        /// What was asked for.
+        /// The target precision.
         target: f64,
-        /// Largest lower bound of any threshold.
+        /// The highest lower bound of any threshold.
         best: f64,
     },
-    /// Even the highest threshold lets more through.
-    #[error("no threshold keeps to a share of {target}; the highest one has {least:.4}")]
+    /// Even the highest threshold has a larger share of the traffic at or above it.
+    #[error("no threshold keeps the share of the traffic within {target}; at the highest one, it is {least:.4}")]
     TooMany {
-        /// What was asked for.
+        /// The target share.
         target: f64,
-        /// Share at the highest threshold.
+        /// The share at the highest threshold.
         least: f64,
     },
 }
 
-/// A number that thresholds cannot be derived from.
+/// A row or a target has a number outside its range.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ThresholdError {
-    /// Of a row.
+    /// A probability of a row is outside its range.
     #[error("row {row}: {what} is {value}, expected {expected}")]
     Row {
-        /// From zero.
+        /// Index of the row, from 0.
         row: usize,
-        /// Probability or inclusion.
+        /// Which number it is: probability or inclusion.
         what: &'static str,
-        /// What it is.
+        /// The value.
         value: f64,
-        /// What would do.
+        /// Description of valid values.
         expected: &'static str,
     },
-    /// Of a target.
-    #[error("the target {what} is {value}, expected a number above 0, at most 1")]
+    /// A target is outside its range.
+    #[error("the target {what} is {value}, expected a number above 0 and at most 1")]
     Target {
-        /// Precision, recall or share.
+        /// Which target it is: precision, recall or share.
         what: &'static str,
-        /// What it is.
+        /// The value.
         value: f64,
     },
 }
 
-impl Bands {
-    /// Derives both bands.
+impl ThresholdDerivation {
+    /// Derives both thresholds. The module's documentation describes the method.
     ///
     /// # Errors
-    /// [`ThresholdError`]: a number outside of its range.
-    pub fn derive(rows: &[ThresholdRow], targets: Targets) -> Result<Self, ThresholdError> {
+    /// Returns an error if a probability or a target is outside its range.
+    pub fn derive(rows: &[ThresholdRow], targets: ThresholdTargets) -> Result<Self, ThresholdError> {
         check(rows, targets)?;
         let sampled: Vec<(f64, bool, f64)> = rows
             .iter()
             .filter_map(|row| Some((row.probability, row.hateful, 1.0 / row.inclusion?)))
             .collect();
-        let worth = effective_rows(sampled.iter().map(|&(_, _, weight)| (weight, 1.0)));
-        let (basis, rows) = if worth >= MIN_SAMPLED {
-            (Basis::Sampled, sampled)
+        let effective_sampled = effective_rows(sampled.iter().map(|&(_, _, weight)| (weight, 1.0)));
+        let (basis, rows) = if effective_sampled >= MIN_SAMPLED {
+            (ThresholdBasis::Sampled, sampled)
         } else {
             let all = rows.iter().map(|row| (row.probability, row.hateful, 1.0));
-            (Basis::AsLabelled, all.collect())
+            (ThresholdBasis::AsLabelled, all.collect())
         };
         let hateful = rows.iter().filter(|(_, hateful, _)| *hateful);
         let effective_hateful = effective_rows(hateful.clone().map(|&(_, _, weight)| (weight, 1.0)));
-        let cuts = Cuts::new(&rows);
-        let block = cuts.block(targets.block_precision);
+        let candidates = Candidates::new(&rows);
+        let block = candidates.block(targets.block_precision);
         let review = match basis {
-            Basis::AsLabelled if worth == 0.0 => Err(NoBand::NoSample),
-            Basis::AsLabelled => Err(NoBand::SmallSample { effective: worth }),
-            Basis::Sampled => match targets.review {
-                ReviewTarget::Recall(_) if effective_hateful < MIN_HATEFUL => Err(NoBand::FewHateful {
+            ThresholdBasis::AsLabelled if effective_sampled == 0.0 => Err(NoThreshold::NoSample),
+            ThresholdBasis::AsLabelled => Err(NoThreshold::SmallSample {
+                effective: effective_sampled,
+            }),
+            ThresholdBasis::Sampled => match targets.review {
+                ReviewTarget::Recall(_) if effective_hateful < MIN_HATEFUL => Err(NoThreshold::FewHateful {
                     effective: effective_hateful,
                 }),
-                ReviewTarget::Recall(target) => Ok(cuts.recall(target)),
-                ReviewTarget::Share(target) => cuts.share(target),
+                ReviewTarget::Recall(target) => Ok(candidates.recall(target)),
+                ReviewTarget::Share(target) => candidates.share(target),
             },
         };
-        // Cuts count downwards: the later one is the lower threshold.
-        let limit = block.unwrap_or(0);
+        // Candidates are sorted from the highest down, so a larger index is a lower threshold.
+        let block_index = block.unwrap_or(0);
         Ok(Self {
             basis,
             rows: rows.len(),
             hateful: hateful.count(),
             targets,
-            block: cuts.band(block, 0),
-            review: cuts.band(review, limit),
+            block: candidates.outcome(block, 0),
+            review: candidates.outcome(review, block_index),
         })
     }
 
-    /// Whether the figures hold for the traffic.
-    pub fn representative(&self) -> bool {
-        self.basis == Basis::Sampled
+    /// Returns whether the thresholds are representative of the traffic.
+    pub fn is_representative(&self) -> bool {
+        self.basis == ThresholdBasis::Sampled
     }
 
-    /// The thresholds to serve: what was derived, else the settings', review never above block.
-    pub fn or(&self, settings: Thresholds) -> Thresholds {
-        let block = self.block.value().unwrap_or(settings.block);
-        let review = self.review.value().unwrap_or(settings.review);
-        Thresholds {
-            review: review.min(block),
-            block,
+    /// Returns the thresholds alone, as a version carries them.
+    pub fn derived(&self) -> DerivedThresholds {
+        DerivedThresholds {
+            review: self.review.value(),
+            block: self.block.value(),
+            representative: self.is_representative(),
         }
     }
 }
 
-impl Band {
-    /// The threshold, if there is one.
+impl ThresholdOutcome {
+    /// Returns the threshold, if one was derived.
     pub fn value(&self) -> Option<f64> {
         match self {
             Self::Derived { value, .. } => Some(*value),
@@ -252,7 +255,7 @@ impl Band {
     }
 }
 
-fn check(rows: &[ThresholdRow], targets: Targets) -> Result<(), ThresholdError> {
+fn check(rows: &[ThresholdRow], targets: ThresholdTargets) -> Result<(), ThresholdError> {
     let (name, review) = match targets.review {
         ReviewTarget::Recall(target) => ("recall", target),
         ReviewTarget::Share(target) => ("share", target),
@@ -262,20 +265,20 @@ fn check(rows: &[ThresholdRow], targets: Targets) -> Result<(), ThresholdError> 
             return Err(ThresholdError::Target { what, value });
         }
     }
-    for (row, one) in rows.iter().enumerate() {
-        let fault = |what, value, expected| ThresholdError::Row {
+    for (row, labelled) in rows.iter().enumerate() {
+        let error = |what, value, expected| ThresholdError::Row {
             row,
             what,
             value,
             expected,
         };
-        if !(0.0..=1.0).contains(&one.probability) {
-            return Err(fault("probability", one.probability, "a number from 0 to 1"));
+        if !(0.0..=1.0).contains(&labelled.probability) {
+            return Err(error("probability", labelled.probability, "a number from 0 to 1"));
         }
-        if let Some(inclusion) = one.inclusion
+        if let Some(inclusion) = labelled.inclusion
             && !(inclusion > 0.0 && inclusion <= 1.0)
         {
-            return Err(fault("inclusion", inclusion, "a number above 0, at most 1"));
+            return Err(error("inclusion", inclusion, "a number above 0 and at most 1"));
         }
     }
     Ok(())
@@ -288,7 +291,7 @@ mod tests {
     use super::*;
     use crate::retrain::judge::sampling::wilson_lower;
 
-    const TARGETS: Targets = Targets {
+    const TARGETS: ThresholdTargets = ThresholdTargets {
         block_precision: 0.9,
         review: ReviewTarget::Recall(0.8),
     };
@@ -301,7 +304,7 @@ mod tests {
         }
     }
 
-    /// Probabilities 0.001 to 0.999; hateful from `from` on.
+    /// Returns rows with probabilities from 0.001 to 0.999, of which those from `from` on are hateful.
     fn separated(from: f64, inclusion: Option<f64>) -> Vec<ThresholdRow> {
         let probabilities = (1..1000).map(|index| f64::from(index) / 1000.0);
         probabilities
@@ -310,64 +313,66 @@ mod tests {
     }
 
     #[test]
-    fn sampled_rows_give_both_bands() {
-        let bands = Bands::derive(&separated(0.8, Some(0.1)), TARGETS).unwrap();
-        assert!(bands.representative());
-        assert_eq!((bands.rows, bands.hateful), (999, 200));
-        let Band::Derived { value, figures, .. } = bands.block else {
-            panic!("{:?}", bands.block);
+    fn sampled_rows_give_both_thresholds() {
+        let derivation = ThresholdDerivation::derive(&separated(0.8, Some(0.1)), TARGETS).unwrap();
+        assert!(derivation.is_representative());
+        assert_eq!((derivation.rows, derivation.hateful), (999, 200));
+        let ThresholdOutcome::Derived { value, figures, .. } = derivation.block else {
+            panic!("{:?}", derivation.block);
         };
-        // Below 0.8 precision falls, and its bound with it.
+        // Below 0.8, the precision falls, and so does its bound.
         assert!(
             figures.precision_bound >= 0.9 && (0.785..0.8).contains(&value),
             "{value}"
         );
         assert_eq!(figures.recall, Some(1.0));
-        // Recall alone asks for 0.84, where everything is blocked.
-        assert!(matches!(bands.review, Band::Derived { value: review, limited_by_block: true, .. } if review == value));
+        // The recall is reached at 0.84, which is above the block threshold.
+        assert!(
+            matches!(derivation.review, ThresholdOutcome::Derived { value: review, limited_by_block: true, .. } if review == value)
+        );
     }
 
     #[test]
-    fn a_share_of_traffic_is_kept_to() {
+    fn the_review_threshold_keeps_within_a_share_of_the_traffic() {
         let rows = separated(0.8, Some(0.1));
         let check = |share, expected: f64| {
-            let targets = Targets {
+            let targets = ThresholdTargets {
                 review: ReviewTarget::Share(share),
                 ..TARGETS
             };
-            let value = Bands::derive(&rows, targets).unwrap().review.value();
+            let value = ThresholdDerivation::derive(&rows, targets).unwrap().review.value();
             assert!((value.unwrap() - expected).abs() < 0.0011, "{share}: {value:?}");
         };
         check(0.5, 0.5);
         check(0.3, 0.7);
         let one_value: Vec<_> = (0..200).map(|index| row(0.5, index % 2 == 0, Some(1.0))).collect();
-        let targets = Targets {
+        let targets = ThresholdTargets {
             review: ReviewTarget::Share(0.5),
             ..TARGETS
         };
-        let reason = NoBand::TooMany {
+        let reason = NoThreshold::TooMany {
             target: 0.5,
             least: 1.0,
         };
         assert_eq!(
-            Bands::derive(&one_value, targets).unwrap().review,
-            Band::None { reason }
+            ThresholdDerivation::derive(&one_value, targets).unwrap().review,
+            ThresholdOutcome::None { reason }
         );
     }
 
     #[test]
-    fn a_rarely_chosen_row_stands_for_many() {
-        // Half of what is above one half is hateful as labelled, one in eleven in the traffic.
+    fn sampled_rows_are_weighted_by_their_inverse_probability() {
+        // Of the rows above 0.5, half are hateful among the labelled ones, but one in eleven in the traffic.
         let mut rows = vec![row(0.9, true, Some(1.0)); 200];
         rows.extend(vec![row(0.9, false, Some(0.1)); 200]);
         rows.extend(vec![row(0.1, false, Some(0.1)); 200]);
-        let targets = Targets {
+        let targets = ThresholdTargets {
             block_precision: 0.05,
             ..TARGETS
         };
-        let bands = Bands::derive(&rows, targets).unwrap();
-        let Band::Derived { value, figures, .. } = bands.block else {
-            panic!("{:?}", bands.block);
+        let derivation = ThresholdDerivation::derive(&rows, targets).unwrap();
+        let ThresholdOutcome::Derived { value, figures, .. } = derivation.block else {
+            panic!("{:?}", derivation.block);
         };
         assert_eq!(value, 0.9);
         assert!((figures.precision - 200.0 / 2200.0).abs() < 1e-12);
@@ -375,44 +380,53 @@ mod tests {
     }
 
     #[test]
-    fn without_a_sample_no_recall_or_share_is_claimed() {
-        let check = |rows: &[ThresholdRow], expected: NoBand| {
+    fn without_enough_sampled_rows_no_review_threshold_is_derived() {
+        let check = |rows: &[ThresholdRow], expected: NoThreshold| {
             for review in [ReviewTarget::Recall(0.8), ReviewTarget::Share(0.1)] {
-                let bands = Bands::derive(rows, Targets { review, ..TARGETS }).unwrap();
-                assert_eq!(bands.review, Band::None { reason: expected });
-                assert!(!bands.representative());
+                let derivation = ThresholdDerivation::derive(rows, ThresholdTargets { review, ..TARGETS }).unwrap();
+                assert_eq!(derivation.review, ThresholdOutcome::None { reason: expected });
+                assert!(!derivation.is_representative());
             }
         };
-        check(&separated(0.8, None), NoBand::NoSample);
+        check(&separated(0.8, None), NoThreshold::NoSample);
         let mut some = separated(0.8, None);
         some.iter_mut().take(99).for_each(|row| row.inclusion = Some(0.5));
-        check(&some, NoBand::SmallSample { effective: 99.0 });
-        assert!(Bands::derive(&some, TARGETS).unwrap().block.value().is_some());
+        check(&some, NoThreshold::SmallSample { effective: 99.0 });
+        assert!(
+            ThresholdDerivation::derive(&some, TARGETS)
+                .unwrap()
+                .block
+                .value()
+                .is_some()
+        );
         let few = separated(0.99, Some(0.5));
-        let bands = Bands::derive(&few, TARGETS).unwrap();
-        let reason = NoBand::FewHateful { effective: 10.0 };
-        assert_eq!(bands.review, Band::None { reason });
+        let derivation = ThresholdDerivation::derive(&few, TARGETS).unwrap();
+        let reason = NoThreshold::FewHateful { effective: 10.0 };
+        assert_eq!(derivation.review, ThresholdOutcome::None { reason });
     }
 
     #[test]
-    fn what_cannot_be_reached_says_how_far_it_got() {
+    fn an_unreachable_precision_reports_the_best_lower_bound() {
         let rows = vec![row(0.9, true, None); 20];
-        let bands = Bands::derive(&rows, TARGETS).unwrap();
-        let Band::None { reason } = bands.block else {
-            panic!("{:?}", bands.block);
+        let derivation = ThresholdDerivation::derive(&rows, TARGETS).unwrap();
+        let ThresholdOutcome::None { reason } = derivation.block else {
+            panic!("{:?}", derivation.block);
         };
         assert_eq!(
             reason.to_string(),
             "no threshold has a precision of 0.9 with 95 % confidence; the best lower bound is 0.881"
         );
-        let nothing = Bands::derive(&[], TARGETS).unwrap();
+        let nothing = ThresholdDerivation::derive(&[], TARGETS).unwrap();
         assert_eq!((nothing.block.value(), nothing.review.value()), (None, None));
     }
 
     #[test]
-    fn numbers_outside_their_range_are_named() {
+    fn numbers_outside_their_range_are_errors() {
         let check = |rows: &[ThresholdRow], targets, expected: &str| {
-            assert_eq!(Bands::derive(rows, targets).unwrap_err().to_string(), expected);
+            assert_eq!(
+                ThresholdDerivation::derive(rows, targets).unwrap_err().to_string(),
+                expected
+            );
         };
         check(
             &[row(f64::NAN, true, None)],
@@ -422,33 +436,17 @@ mod tests {
         check(
             &[row(0.5, true, Some(0.0))],
             TARGETS,
-            "row 0: inclusion is 0, expected a number above 0, at most 1",
+            "row 0: inclusion is 0, expected a number above 0 and at most 1",
         );
-        let targets = Targets {
+        let targets = ThresholdTargets {
             review: ReviewTarget::Share(1.5),
             ..TARGETS
         };
         check(
             &[],
             targets,
-            "the target share is 1.5, expected a number above 0, at most 1",
+            "the target share is 1.5, expected a number above 0 and at most 1",
         );
-    }
-
-    #[test]
-    fn the_settings_fill_in_and_review_stays_below_block() {
-        let settings = Thresholds {
-            review: 0.9,
-            block: 0.95,
-        };
-        let labelled = Bands::derive(&separated(0.8, None), TARGETS).unwrap();
-        let served = labelled.or(settings);
-        assert_eq!(
-            (Some(served.block), served.review),
-            (labelled.block.value(), served.block)
-        );
-        let nothing = Bands::derive(&[], TARGETS).unwrap();
-        assert_eq!(nothing.or(settings), settings);
     }
 
     fn rows() -> impl Strategy<Value = Vec<ThresholdRow>> {
@@ -462,36 +460,39 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(128))]
 
         #[test]
-        fn the_bands_hold_what_they_promise(rows in rows(), precision in 0.05f64..=1.0, target in 0.05f64..=1.0, recall: bool) {
+        fn the_thresholds_meet_their_targets(
+            rows in rows(),
+            block_precision in 0.05f64..=1.0,
+            target in 0.05f64..=1.0,
+            recall: bool,
+        ) {
             let review = if recall { ReviewTarget::Recall(target) } else { ReviewTarget::Share(target) };
-            let bands = Bands::derive(&rows, Targets { block_precision: precision, review }).unwrap();
-            if let (Some(review), Some(block)) = (bands.review.value(), bands.block.value()) {
+            let derivation = ThresholdDerivation::derive(&rows, ThresholdTargets { block_precision, review }).unwrap();
+            if let (Some(review), Some(block)) = (derivation.review.value(), derivation.block.value()) {
                 prop_assert!(review <= block);
             }
-            // Again from the definition, over the rows that were looked at.
-            let sampled = bands.representative();
-            let looked_at: Vec<_> = rows.iter().filter(|row| !sampled || row.inclusion.is_some()).collect();
+            // Computed again from the definition, over the rows that were used.
+            let sampled = derivation.is_representative();
+            let used: Vec<_> = rows.iter().filter(|row| !sampled || row.inclusion.is_some()).collect();
             let weight = |row: &ThresholdRow| if sampled { 1.0 / row.inclusion.unwrap_or(1.0) } else { 1.0 };
             let bound = |threshold: f64| {
-                let above = looked_at.iter().filter(|row| row.probability >= threshold);
-                let worth = effective_rows(above.clone().map(|row| (weight(row), 1.0)));
+                let above = used.iter().filter(|row| row.probability >= threshold);
+                let effective = effective_rows(above.clone().map(|row| (weight(row), 1.0)));
                 let sum: f64 = above.clone().map(|row| weight(row)).sum();
                 let hateful: f64 = above.filter(|row| row.hateful).map(|row| weight(row)).sum();
-                wilson_lower(hateful / sum, worth)
+                wilson_lower(hateful / sum, effective)
             };
-            let lowest = looked_at.iter().map(|row| row.probability).filter(|&value| bound(value) >= precision).reduce(f64::min);
-            prop_assert_eq!(bands.block.value(), lowest);
-            if let Band::Derived { figures, limited_by_block, .. } = bands.review {
+            let precise = used.iter().map(|row| row.probability).filter(|&value| bound(value) >= block_precision);
+            let lowest = precise.reduce(f64::min);
+            prop_assert_eq!(derivation.block.value(), lowest);
+            if let ThresholdOutcome::Derived { figures, limited_by_block, .. } = derivation.review {
                 match review {
                     ReviewTarget::Recall(target) => prop_assert!(figures.recall.unwrap() >= target - 1e-12),
                     ReviewTarget::Share(target) => prop_assert!(limited_by_block || figures.share <= target + 1e-12),
                 }
             }
-            let settings = Thresholds { review: 0.4, block: 0.6 };
-            let served = bands.or(settings);
-            prop_assert!(served.review <= served.block);
-            let json = serde_json::to_string(&bands).unwrap();
-            prop_assert_eq!(serde_json::from_str::<Bands>(&json).unwrap(), bands);
+            let json = serde_json::to_string(&derivation).unwrap();
+            prop_assert_eq!(serde_json::from_str::<ThresholdDerivation>(&json).unwrap(), derivation);
         }
     }
 }

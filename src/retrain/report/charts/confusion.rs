@@ -1,30 +1,37 @@
-//! Rows by label and call, the darker the larger the share of their label.
+//! The confusion matrix. The larger its share of the row, the darker a cell.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
 
-use super::{ChartError, INK, SCALE, SMALL_TEXT, TEXT, Who, svg, text_style};
+use super::{ChartError, INK, SCALE, SMALL_TEXT, Series, TEXT, svg, text_style};
 use crate::retrain::judge::evaluation::Confusion;
 
 const SIZE: (u32, u32) = (560, 250);
-/// Left and upper edge of the four cells, and their size, as shown.
+/// Left edge of the cells, in pixels as shown.
 const LEFT: u32 = 110;
+/// Top edge of the cells.
 const TOP: u32 = 44;
+/// Width and height of a cell.
 const CELL: (u32, u32) = (215, 100);
 
-/// The four counts.
-pub(in crate::retrain::report) fn confusion(who: Who, name: &str, confusion: &Confusion) -> Result<String, ChartError> {
+/// Draws the four counts of a confusion matrix.
+pub(in crate::retrain::report) fn confusion(
+    series: Series,
+    name: &str,
+    confusion: &Confusion,
+) -> Result<String, ChartError> {
     let rows = [
         ("hateful", [confusion.true_positives, confusion.false_negatives]),
         ("not hateful", [confusion.false_positives, confusion.true_negatives]),
     ];
     let label = format!(
-        "confusion matrix of the {name}: of the hateful {} called hateful and {} not, of the others {} and {}",
+        "confusion matrix of the {name}: {} hateful rows predicted hateful and {} not, \
+         {} other rows predicted hateful and {} not",
         rows[0].1[0], rows[0].1[1], rows[1].1[0], rows[1].1[1]
     );
     let at = |x: u32, y: u32| ((x * SCALE) as i32, (y * SCALE) as i32);
     svg("confusion", &label, SIZE, |area| {
-        for (column, heading) in (0..).zip(["called hateful", "not called"]) {
+        for (column, heading) in (0..).zip(["predicted hateful", "predicted not hateful"]) {
             let center = at(LEFT + column * CELL.0 + CELL.0 / 2, TOP - 14);
             area.draw(&Text::new(heading, center, text_style(TEXT, INK, HPos::Center)))?;
         }
@@ -36,8 +43,8 @@ pub(in crate::retrain::report) fn confusion(who: Who, name: &str, confusion: &Co
             for (column, count) in (0..).zip(counts) {
                 let (x, y) = (LEFT + column * CELL.0, TOP + row * CELL.1);
                 let share = if all > 0.0 { count / all } else { 0.0 };
-                // Light enough to be read through.
-                let shade = who.color().mix(0.05 + 0.35 * share).filled();
+                // Light enough for the text to be readable.
+                let shade = series.color().mix(0.05 + 0.35 * share).filled();
                 let corners = [at(x, y), at(x + CELL.0, y + CELL.1)];
                 area.draw(&Rectangle::new(corners, shade))?;
                 area.draw(&Rectangle::new(corners, INK.stroke_width(2)))?;

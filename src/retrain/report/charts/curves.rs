@@ -1,21 +1,23 @@
-//! ROC, precision-recall and reliability: lines in the unit square.
+//! The ROC curve, the precision-recall curve and the reliability diagram, all drawn in the unit square.
 
 use plotters::prelude::*;
 
-use super::{Area, ChartError, Drawn, INK, LINE, MUTED, SCALE, SMALL_TEXT, STROKE, TEXT, Who, svg, thinned};
+use super::{
+    ChartArea, ChartError, DrawResult, INK, LINE, MUTED, SCALE, SMALL_TEXT, STROKE, Series, TEXT, svg, thinned,
+};
 use crate::retrain::judge::evaluation::{Curves, Point, ReliabilityBin};
 
 const SIZE: (u32, u32) = (380, 350);
 
-type Unit<'a, 'b> = ChartContext<
+type UnitChart<'a, 'b> = ChartContext<
     'a,
     SVGBackend<'b>,
     Cartesian2d<plotters::coord::types::RangedCoordf64, plotters::coord::types::RangedCoordf64>,
 >;
-type Started<'a, 'b> = Result<Unit<'a, 'b>, DrawingAreaErrorKind<std::io::Error>>;
+type UnitChartResult<'a, 'b> = Result<UnitChart<'a, 'b>, DrawingAreaErrorKind<std::io::Error>>;
 
-/// A unit square with labelled axes.
-fn unit<'a, 'b>(area: &'a Area<'b>, x: &str, y: &str) -> Started<'a, 'b> {
+/// Starts a chart of the unit square, with labelled axes.
+fn unit_chart<'a, 'b>(area: &'a ChartArea<'b>, x: &str, y: &str) -> UnitChartResult<'a, 'b> {
     let mut chart = ChartBuilder::on(area)
         .margin_top(12 * SCALE)
         .margin_right(14 * SCALE)
@@ -41,48 +43,50 @@ fn unit<'a, 'b>(area: &'a Area<'b>, x: &str, y: &str) -> Started<'a, 'b> {
     Ok(chart)
 }
 
-fn line(chart: &mut Unit<'_, '_>, points: Vec<(f64, f64)>, color: RGBColor, width: u32) -> Drawn {
+fn line(chart: &mut UnitChart<'_, '_>, points: Vec<(f64, f64)>, color: RGBColor, width: u32) -> DrawResult {
     chart.draw_series(LineSeries::new(points, color.stroke_width(width)))?;
     Ok(())
 }
 
-/// Champion first, so that the challenger lies on top.
-fn sides<'a>(champion: &'a Curves, challenger: &'a Curves) -> [(Who, &'a Curves); 2] {
-    [(Who::Champion, champion), (Who::Challenger, challenger)]
+/// Returns the champion first, so that the challenger is drawn on top.
+fn both<'a>(champion: &'a Curves, challenger: &'a Curves) -> [(Series, &'a Curves); 2] {
+    [(Series::Champion, champion), (Series::Challenger, challenger)]
 }
 
-/// True positive rate over false positive rate.
+/// Draws the true positive rate against the false positive rate.
 pub(in crate::retrain::report) fn roc(champion: &Curves, challenger: &Curves) -> Result<String, ChartError> {
-    let label = "ROC curves: true positive rate over false positive rate, champion dashed, challenger solid";
+    let label = "ROC curves: true positive rate against false positive rate, champion dashed, challenger solid";
     svg("ROC", label, SIZE, |area| {
-        let mut chart = unit(area, "false positive rate", "true positive rate")?;
+        let mut chart = unit_chart(area, "false positive rate", "true positive rate")?;
         line(&mut chart, vec![(0.0, 0.0), (1.0, 1.0)], MUTED, 3)?;
-        for (who, curves) in sides(champion, challenger) {
+        for (series, curves) in both(champion, challenger) {
             let points = thinned(curves.roc.iter().map(|point| (point.x, point.y)));
-            line(&mut chart, points, who.color(), STROKE)?;
+            line(&mut chart, points, series.color(), STROKE)?;
         }
         Ok(())
     })
 }
 
-/// Precision over recall, in steps; `hateful` is the share that chance alone would give.
+/// Draws precision against recall, in steps. `hateful` is the share of hateful rows, which is the precision of a random
+/// ranking.
 pub(in crate::retrain::report) fn precision_recall(
     champion: &Curves,
     challenger: &Curves,
     hateful: f64,
 ) -> Result<String, ChartError> {
-    let label = "precision-recall curves: precision over recall, champion dashed, challenger solid";
+    let label = "precision-recall curves: precision against recall, champion dashed, challenger solid";
     svg("precision-recall", label, SIZE, |area| {
-        let mut chart = unit(area, "recall", "precision")?;
+        let mut chart = unit_chart(area, "recall", "precision")?;
         line(&mut chart, vec![(0.0, hateful), (1.0, hateful)], MUTED, 3)?;
-        for (who, curves) in sides(champion, challenger) {
-            line(&mut chart, steps(&curves.precision_recall), who.color(), STROKE)?;
+        for (series, curves) in both(champion, challenger) {
+            line(&mut chart, steps(&curves.precision_recall), series.color(), STROKE)?;
         }
         Ok(())
     })
 }
 
-/// Between two points precision is that of the right one: up or down first, then to the right.
+/// Adds the corners of the steps. Between two points, the precision is that of the right one, so the line first goes up
+/// or down and then to the right.
 fn steps(points: &[Point]) -> Vec<(f64, f64)> {
     let mut recall = 0.0;
     let corners = points.iter().flat_map(|point| {
@@ -92,23 +96,24 @@ fn steps(points: &[Point]) -> Vec<(f64, f64)> {
     thinned(corners)
 }
 
-/// Share of hateful rows over mean probability, each bin a mark: the champion's squares, the challenger's
-/// circles, larger where there are more rows.
+/// Draws the share of hateful rows against the mean probability of each bin: as squares for the champion, and as
+/// circles for the challenger. Larger marks represent more rows.
 pub(in crate::retrain::report) fn reliability(champion: &Curves, challenger: &Curves) -> Result<String, ChartError> {
-    let label = "reliability: share of hateful rows over mean probability, champion in squares, challenger in circles";
+    let label = "reliability diagram: share of hateful rows against mean probability, champion as squares, \
+                 challenger as circles";
     svg("reliability", label, SIZE, |area| {
-        let mut chart = unit(area, "mean probability", "share hateful")?;
+        let mut chart = unit_chart(area, "mean probability", "share hateful")?;
         line(&mut chart, vec![(0.0, 0.0), (1.0, 1.0)], MUTED, 3)?;
-        for (who, curves) in sides(champion, challenger) {
+        for (series, curves) in both(champion, challenger) {
             let marks = marks(&curves.reliability);
             let points = marks.iter().map(|&(point, _)| point).collect();
-            line(&mut chart, points, who.color(), 3)?;
-            let style = who.color().filled();
-            match who {
-                Who::Champion => chart.draw_series(marks.iter().map(|&((x, y), size)| {
+            line(&mut chart, points, series.color(), 3)?;
+            let style = series.color().filled();
+            match series {
+                Series::Champion => chart.draw_series(marks.iter().map(|&((x, y), size)| {
                     EmptyElement::at((x, y)) + Rectangle::new([(-size, -size), (size, size)], style)
                 }))?,
-                Who::Challenger => chart.draw_series(
+                Series::Challenger => chart.draw_series(
                     marks
                         .iter()
                         .map(|&((x, y), size)| EmptyElement::at((x, y)) + Circle::new((0, 0), size + 2, style)),
@@ -119,11 +124,12 @@ pub(in crate::retrain::report) fn reliability(champion: &Curves, challenger: &Cu
     })
 }
 
-/// Bins that hold anything: where their mark stands and how large it is, its area by the rows.
+/// Returns the position and size of a mark for each bin that is not empty. The area of a mark grows with the number of
+/// rows.
 fn marks(bins: &[ReliabilityBin]) -> Vec<((f64, f64), i32)> {
-    let most = bins.iter().map(|bin| bin.rows).max().unwrap_or(1).max(1);
+    let largest = bins.iter().map(|bin| bin.rows).max().unwrap_or(1).max(1);
     let mark = |bin: &ReliabilityBin| {
-        let share = bin.rows as f64 / most as f64;
+        let share = bin.rows as f64 / largest as f64;
         let size = 6.0 + 12.0 * share.sqrt();
         Some(((bin.probability?, bin.hateful?), size.round() as i32))
     };
@@ -135,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn precision_changes_before_recall() {
+    fn the_precision_changes_before_the_recall() {
         let points = [Point { x: 0.5, y: 1.0 }, Point { x: 1.0, y: 0.75 }];
         assert_eq!(steps(&points), [(0.0, 1.0), (0.5, 1.0), (0.5, 0.75), (1.0, 0.75)]);
         assert!(steps(&[]).is_empty());

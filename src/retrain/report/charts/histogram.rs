@@ -1,7 +1,7 @@
-//! Where the rows of each class lie: hateful ones above the line, the others below it.
+//! The histogram of probabilities: hateful rows above the line, other rows below it.
 //!
-//! Heights are square roots of shares: a good adapter puts most rows of a class into one bar, and the
-//! mistakes are in the others.
+//! The height of a bar is the square root of its share. A good adapter puts most rows of a class into a single bar, and
+//! the mistakes, which are in the others, would be invisible on a linear scale.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;
@@ -11,14 +11,14 @@ use crate::retrain::judge::evaluation::Histogram;
 
 const SIZE: (u32, u32) = (560, 330);
 
-/// Shares of each class by probability, up to `highest` in either direction, and the threshold.
+/// Draws the share of each class by probability, up to `highest` in both directions, and the threshold.
 pub(in crate::retrain::report) fn histogram(
     name: &str,
     histogram: &Histogram,
     threshold: f64,
     highest: f64,
 ) -> Result<String, ChartError> {
-    let label = format!("probabilities of the {name}: shares of hateful rows upwards, of the others downwards");
+    let label = format!("histogram of the probabilities of the {name}: hateful rows upwards, other rows downwards");
     let top = highest.sqrt();
     svg("histogram", &label, SIZE, |area| {
         let mut chart = ChartBuilder::on(area)
@@ -47,26 +47,26 @@ pub(in crate::retrain::report) fn histogram(
             let bars = shares(counts).into_iter().enumerate().filter(|&(_, share)| share > 0.0);
             chart.draw_series(bars.map(|(bin, share)| {
                 let [from, to] = [bin as f64, bin as f64 + 1.0].map(|edge| edge / counts.len() as f64);
-                // A gap tells neighbours apart.
+                // A small gap separates neighbouring bars.
                 Rectangle::new([(from + 0.004, 0.0), (to - 0.004, sign * share.sqrt())], color.filled())
             }))?;
         }
         chart.draw_series(LineSeries::new([(0.0, 0.0), (1.0, 0.0)], INK.stroke_width(2)))?;
         let mark = [(threshold, -top), (threshold, top)];
         chart.draw_series(LineSeries::new(mark, MUTED.stroke_width(3)))?;
-        // Named in the corner of its half, on the side where fewer bars are expected.
-        let named = [
+        // Each half is labelled in the corner where few bars are expected.
+        let names = [
             ("hateful", 0.02, 0.9, HPos::Left),
             ("not hateful", 0.98, -0.9, HPos::Right),
         ];
         chart.draw_series(
-            named.map(|(text, x, y, h_pos)| Text::new(text, (x, y * top), text_style(TEXT, INK, h_pos))),
+            names.map(|(text, x, y, h_pos)| Text::new(text, (x, y * top), text_style(TEXT, INK, h_pos))),
         )?;
         Ok(())
     })
 }
 
-/// The largest share of any bar of these histograms, with some room above it.
+/// Returns a common upper end of the scale for both histograms, slightly above the largest share.
 pub(in crate::retrain::report) fn highest(histograms: [&Histogram; 2]) -> f64 {
     let shares = histograms
         .iter()
@@ -90,9 +90,9 @@ mod tests {
             ok: ok.to_vec(),
             hateful: hateful.to_vec(),
         };
-        let (one, other) = (histogram([3, 1], [1, 1]), histogram([0, 0], [1, 4]));
-        assert!((highest([&one, &other]) - 0.88).abs() < 1e-12);
-        assert_eq!(highest([&histogram([5, 0], [0, 0]), &one]), 1.0);
+        let (first, second) = (histogram([3, 1], [1, 1]), histogram([0, 0], [1, 4]));
+        assert!((highest([&first, &second]) - 0.88).abs() < 1e-12);
+        assert_eq!(highest([&histogram([5, 0], [0, 0]), &first]), 1.0);
         assert_eq!(highest([&histogram([0, 0], [0, 0]); 2]), 0.1);
     }
 }

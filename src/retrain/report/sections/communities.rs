@@ -1,47 +1,47 @@
-//! Who is called hateful how often, by community, and what the gate made of it.
+//! The section on communities: their figures, and the gate's comparison of false positives.
 
 use crate::retrain::judge::evaluation::CommunityFigures;
-use crate::retrain::judge::gate::{Group, Verdict};
+use crate::retrain::judge::gate::{CommunityGroup, Verdict};
 use crate::retrain::report::Report;
 use crate::retrain::report::html::{Cell, number, percent, table};
 
-/// Communities shown; the manifest has all.
-const MOST_COMMUNITIES: usize = 25;
+/// Maximum number of communities shown.
+const MAX_COMMUNITIES: usize = 25;
 
 pub(in crate::retrain::report) fn communities(report: &Report<'_>) -> String {
     let [champion, challenger] = [report.champion, report.challenger].map(|side| &side.evaluation.communities);
-    let name = |community: &Option<String>| community.clone().unwrap_or_else(|| "(none named)".to_owned());
-    let rows = challenger.iter().take(MOST_COMMUNITIES).map(|one| {
-        let before = champion.iter().find(|other| other.community == one.community);
+    let name = |community: &Option<String>| community.clone().unwrap_or_else(|| "(none)".to_owned());
+    let rows = challenger.iter().take(MAX_COMMUNITIES).map(|figures| {
+        let before = champion.iter().find(|other| other.community == figures.community);
         let pair = |shown: fn(Option<f64>) -> String, value: fn(&CommunityFigures) -> Option<f64>| {
-            [shown(before.and_then(value)), shown(value(one))].map(Cell::Number)
+            [shown(before.and_then(value)), shown(value(figures))].map(Cell::Number)
         };
         let mut row = vec![
-            Cell::Text(name(&one.community)),
-            Cell::Number(one.rows.to_string()),
-            Cell::Number(one.hateful.to_string()),
+            Cell::Text(name(&figures.community)),
+            Cell::Number(figures.rows.to_string()),
+            Cell::Number(figures.hateful.to_string()),
         ];
-        row.extend(pair(percent, |one| one.false_positive_rate));
-        row.extend(pair(number, |one| one.f1));
+        row.extend(pair(percent, |figures| figures.false_positive_rate));
+        row.extend(pair(number, |figures| figures.f1));
         row
     });
     let columns = [
         "Community",
         "Rows",
         "Hateful",
-        "False positives, champion",
-        "False positives, challenger",
+        "False positive rate, champion",
+        "False positive rate, challenger",
         "F1, champion",
         "F1, challenger",
     ];
     let by_community = table(
-        "At the threshold of the figures above, largest communities first.",
+        "At the same threshold as the figures above, with the largest communities first.",
         &columns,
         rows.collect(),
     );
-    let more = match challenger.len().saturating_sub(MOST_COMMUNITIES) {
-        0 => String::new(),
-        more => format!("<p class=\"quiet\">{more} smaller communities are not shown; the manifest has all.</p>\n"),
+    let more = match report.judgement {
+        Some(_) => left_out(challenger.len(), "communities", "; the manifest lists all"),
+        None => left_out(challenger.len(), "communities", ""),
     };
     let compared = report
         .judgement
@@ -49,50 +49,54 @@ pub(in crate::retrain::report) fn communities(report: &Report<'_>) -> String {
     format!("<h2>Communities</h2>\n{by_community}{more}{compared}")
 }
 
+/// Returns a remark if only some communities or groups are shown.
+fn left_out(count: usize, what: &str, elsewhere: &str) -> String {
+    if count <= MAX_COMMUNITIES {
+        return String::new();
+    }
+    format!("<p class=\"quiet\">{MAX_COMMUNITIES} of {count} {what} are shown{elsewhere}.</p>\n")
+}
+
 fn compared(verdict: &Verdict) -> String {
-    // What speaks against the challenger must be among what is shown.
+    // The groups that count against the challenger come first, so that they are always shown.
     let mut compared: Vec<_> = verdict.communities.iter().collect();
-    compared.sort_by_key(|one| (!one.worse, std::cmp::Reverse(one.ok_rows)));
-    let hidden = compared.len().saturating_sub(MOST_COMMUNITIES);
-    let rows = compared.iter().take(MOST_COMMUNITIES).map(|one| {
-        let outcome = match (one.worse, one.p_value) {
-            (true, _) => "worse beyond noise",
-            (false, Some(_)) => "not worse beyond noise",
-            (false, None) => "too few rows to say",
+    compared.sort_by_key(|comparison| (!comparison.worse, std::cmp::Reverse(comparison.ok_rows)));
+    let hidden = left_out(compared.len(), "groups", "; the manifest lists all");
+    let rows = compared.iter().take(MAX_COMMUNITIES).map(|comparison| {
+        let outcome = match (comparison.worse, comparison.p_value) {
+            (true, _) => "significantly worse",
+            (false, Some(_)) => "not significantly worse",
+            (false, None) => "too few rows for a test",
         };
-        let group = match &one.group {
-            Group::Community { id } => id.clone(),
+        let group = match &comparison.group {
+            CommunityGroup::Community { id } => id.clone(),
             other => format!("({other})"),
         };
         vec![
             Cell::Text(group),
-            Cell::Number(one.ok_rows.to_string()),
-            Cell::Number(percent(Some(one.champion_rate))),
-            Cell::Number(percent(Some(one.challenger_rate))),
-            Cell::Number(one.newly_called.to_string()),
-            Cell::Number(one.no_longer_called.to_string()),
-            Cell::Number(one.p_value.map_or_else(|| "–".to_owned(), |p| format!("{p:.4}"))),
+            Cell::Number(comparison.ok_rows.to_string()),
+            Cell::Number(percent(Some(comparison.champion_rate))),
+            Cell::Number(percent(Some(comparison.challenger_rate))),
+            Cell::Number(comparison.newly_called.to_string()),
+            Cell::Number(comparison.no_longer_called.to_string()),
+            Cell::Number(comparison.p_value.map_or_else(|| "–".to_owned(), |p| format!("{p:.4}"))),
             Cell::Text(outcome.to_owned()),
         ]
     });
     let columns = [
         "Group",
         "Harmless rows",
-        "Called, champion",
-        "Called, challenger",
-        "Newly called",
-        "No longer called",
+        "Flagged, champion",
+        "Flagged, challenger",
+        "Newly flagged",
+        "No longer flagged",
         "p",
         "Outcome",
     ];
     let compared = table(
-        "What the gate looked at: harmless comments that each adapter would act on with its own thresholds.",
+        "Comparison by the gate: harmless comments that each adapter flags for review or blocking, by its own thresholds.",
         &columns,
         rows.collect(),
     );
-    let hidden = match hidden {
-        0 => String::new(),
-        hidden => format!("<p class=\"quiet\">{hidden} more groups are not shown; the manifest has all.</p>\n"),
-    };
-    format!("<h3>False positives, before and after</h3>\n{compared}{hidden}")
+    format!("<h3>False positives of champion and challenger</h3>\n{compared}{hidden}")
 }

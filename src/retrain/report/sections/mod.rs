@@ -1,19 +1,19 @@
-//! The page's sections, in order.
+//! The sections of the report.
 
-mod bands;
+mod calibration;
 mod charts;
 mod communities;
 
 use super::html::{Cell, escape, facts as fact_table, number, table};
 use super::{Judgement, Report, ReportSide};
 use crate::retrain::judge::evaluation::{CALIBRATION_BINS, Estimate, Evaluation};
-use crate::retrain::judge::gate::{MIN_CLASS_ROWS, MIN_OK_ROWS, Verdict};
+use crate::retrain::judge::gate::{GROWTH_TOLERANCE, MIN_CLASS_ROWS, MIN_OK_ROWS, Verdict};
 
-pub(super) use bands::calibration;
-pub(super) use charts::{calls, curves};
+pub(super) use calibration::calibration;
+pub(super) use charts::{curves, predictions};
 pub(super) use communities::communities;
 
-/// What kind of page it is.
+/// Returns the title, which depends on whether the report is about a retraining.
 pub(super) fn title(report: &Report<'_>) -> &'static str {
     match report.judgement {
         Some(_) => "Retraining report",
@@ -23,21 +23,24 @@ pub(super) fn title(report: &Report<'_>) -> &'static str {
 
 pub(super) fn verdict(report: &Report<'_>) -> String {
     let names = format!(
-        "Challenger {} against champion {}, {}.",
+        "Challenger: {}. Champion: {}. Created: {}.",
         escape(report.challenger.name),
         escape(report.champion.name),
         escape(report.created_at),
     );
-    let Some(Judgement { verdict, bands, .. }) = report.judgement else {
+    let Some(Judgement {
+        verdict, thresholds, ..
+    }) = report.judgement
+    else {
         let Evaluation { rows, hateful, .. } = report.challenger.evaluation;
         return format!(
-            "<h1>Evaluation report</h1>\n<p class=\"sub\">{names} {rows} rows, {hateful} of them hateful.</p>\n"
+            "<h1>Evaluation report</h1>\n<p class=\"sub\">{names} {rows} rows, {hateful} of them labelled hateful.</p>\n"
         );
     };
     let (class, mark, heading) = if verdict.promote {
-        ("yes", "✓", "Promoted")
+        ("yes", "✓", "Accepted for promotion")
     } else {
-        ("no", "✗", "Not promoted: the champion stays")
+        ("no", "✗", "Not promoted: the champion stays in service")
     };
     let reasons = if verdict.promote {
         format!("<p>{}.</p>", escape(&capitalised(&verdict.to_string())))
@@ -48,15 +51,15 @@ pub(super) fn verdict(report: &Report<'_>) -> String {
             .map(|refusal| format!("<li>{}.</li>\n", escape(&capitalised(&refusal.to_string()))));
         format!("<ul>\n{}</ul>", reasons.collect::<String>())
     };
-    let not_representative = if bands.representative() {
+    let not_representative = if thresholds.is_representative() {
         ""
     } else {
-        "<p class=\"note\"><strong>Not representative.</strong> Too little of this feedback was sampled from the \
-         traffic with a known rate. The figures hold for the labelled comments, not for all comments, and no \
-         threshold for a recall or a share of the traffic was derived from them.</p>\n"
+        "<p class=\"note\"><strong>Not representative.</strong> Too few of the labelled comments were \
+         sampled from the traffic at a known rate. The figures apply to the labelled comments, not to all comments, \
+         and no review threshold was derived from them.</p>\n"
     };
     format!(
-        "<h1>Retraining report</h1>\n<p class=\"sub\">{names} {} rows of the test part, {} of them hateful.</p>\n\
+        "<h1>Retraining report</h1>\n<p class=\"sub\">{names} {} rows in the test part, {} of them labelled hateful.</p>\n\
          <div class=\"verdict {class}\"><strong>{mark} {heading}</strong>\n{reasons}</div>\n{not_representative}",
         verdict.rows, verdict.hateful,
     )
@@ -69,12 +72,12 @@ fn capitalised(text: &str) -> String {
         .map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
 }
 
-/// Name, as shown, and which way is better.
+/// The figures shown: name in JSON, name in the report, and which direction is better.
 const FIGURES: [(&str, &str, Better); 10] = [
     ("pr_auc", "PR-AUC (average precision)", Better::Higher),
     ("roc_auc", "ROC-AUC", Better::Higher),
-    ("f1", "F1, hateful", Better::Higher),
-    ("macro_f1", "F1, mean of classes", Better::Higher),
+    ("f1", "F1, hateful class", Better::Higher),
+    ("macro_f1", "F1, mean of both classes", Better::Higher),
     ("precision", "Precision", Better::Higher),
     ("recall", "Recall", Better::Higher),
     ("accuracy", "Accuracy", Better::Higher),
@@ -104,11 +107,10 @@ pub(super) fn figures(report: &Report<'_>) -> String {
             None => Cell::Remarked(value, "no interval".to_owned()),
         }
     };
-    let rows = FIGURES.map(|(name, shown, better)| {
+    let figures = FIGURES.map(|(name, shown, better)| {
         let [champion, challenger] = [report.champion, report.challenger].map(|side| estimate(side, name));
-        let values = champion
-            .and_then(|one| one.value)
-            .zip(challenger.and_then(|one| one.value));
+        let value = |estimate: Option<Estimate>| estimate.and_then(|estimate| estimate.value);
+        let values = value(champion).zip(value(challenger));
         let difference = match values {
             Some((champion, challenger)) => {
                 let difference = challenger - champion;
@@ -117,7 +119,7 @@ pub(super) fn figures(report: &Report<'_>) -> String {
                 } else {
                     -difference
                 };
-                // What rounds to nothing is neither.
+                // A difference that is shown as 0.000 is neither better nor worse.
                 let word = match gain {
                     gain if gain >= 5e-4 => "better",
                     gain if gain <= -5e-4 => "worse",
@@ -136,17 +138,23 @@ pub(super) fn figures(report: &Report<'_>) -> String {
     });
     let threshold = report.challenger.evaluation.config.threshold;
     let resamples = report.challenger.evaluation.config.bootstrap.resamples;
+    let rows = if report.judgement.is_some() {
+        "the test part"
+    } else {
+        "all rows"
+    };
     let caption = format!(
-        "On the rows that judge, with 95 % intervals from {resamples} resamples. Called hateful from probability {threshold} on."
+        "Computed on {rows}, with 95 % intervals from {resamples} resamples. Rows with a probability of at least \
+         {threshold} are predicted hateful."
     );
     let columns = ["Figure", "Champion", "Challenger", "Difference"];
-    format!("<h2>Figures</h2>\n{}", table(&caption, &columns, rows.into()))
+    format!("<h2>Figures</h2>\n{}", table(&caption, &columns, figures.into()))
 }
 
 pub(super) fn facts(report: &Report<'_>) -> String {
-    let data = fact_table("Rows of feedback", &report.data);
-    let hyperparameters = fact_table("Training", &report.hyperparameters);
-    let identities = fact_table("Content hashes and names", &report.identities);
+    let data = fact_table("Feedback", &report.data);
+    let hyperparameters = fact_table("Settings of the training", &report.hyperparameters);
+    let identities = fact_table("Names and content hashes", &report.identities);
     format!(
         "<h2>Data and training</h2>\n<div class=\"facts\">\n<div>{data}</div>\n<div>{hyperparameters}</div>\n</div>\n\
          <h2>Identities</h2>\n{identities}"
@@ -158,25 +166,28 @@ pub(super) fn definitions(report: &Report<'_>) -> String {
         .judgement
         .map_or_else(Default::default, |judgement| gate(judgement.verdict));
     format!(
-        "<h2>How to read this</h2>\n{parts}\
-         <p>Figures are defined as in scikit-learn; a figure that is not defined is shown as a dash. PR-AUC is average \
-         precision. The calibration error has {CALIBRATION_BINS} bins of equal width. Intervals are percentiles of a \
-         bootstrap that draws rows plainly; the same seed gives the same intervals.</p>\n\
-         {gate}<p class=\"quiet\">This page holds no text of any comment.</p>\n"
+        "<h2>How to read this report</h2>\n{parts}\
+         <p>Figures are defined as in scikit-learn; a dash means that a figure is not defined. PR-AUC is average \
+         precision. The expected calibration error has {CALIBRATION_BINS} bins of equal width. Intervals are \
+         percentiles of bootstrap resamples, which are not stratified by class; the same seed gives the same \
+         intervals.</p>\n\
+         {gate}<p class=\"quiet\">This page does not contain the text of any comment.</p>\n"
     )
 }
 
-/// What the parts are for, and how the gate judges.
+/// Describes the parts of the data, and how the gate compares the adapters.
 fn gate(verdict: &Verdict) -> (String, String) {
     let growth = &verdict.training_rows;
-    let parts = "<p>The test part judges and is never trained on; calibration and bands come from the validation part. The \
-         side of a text is fixed by a key and does not change from one training to the next.</p>\n";
+    let parts = "<p>The adapters are compared on the test part, which is never trained on. The calibration and the \
+         thresholds are derived from the validation part. A fixed key determines which part a text belongs to, so this \
+         does not change from one retraining to the next.</p>\n";
     let gate = format!(
         "<p>The gate compares PR-AUC by a paired bootstrap: the one-sided 95 % lower bound of the difference must be \
-         above 0, or above -0.01 where the challenger was trained on at least {} more rows than the champion \
-         ({} against {}). It needs {MIN_CLASS_ROWS} rows of each class. False positives are compared by exact one-sided \
-         McNemar tests under Holm's levels, 5 % over all groups; communities with fewer than {MIN_OK_ROWS} harmless \
-         rows are compared together.</p>\n",
+         above 0, or above -{GROWTH_TOLERANCE} if the challenger was trained on at least {} more rows than the \
+         champion (here, on {} rows compared with {}). At least {MIN_CLASS_ROWS} rows of each class are required. False \
+         positives are compared by exact one-sided McNemar tests, with Holm's correction for a level of 5 % over all \
+         groups. Communities with fewer than {MIN_OK_ROWS} harmless rows are compared together. A row is harmless if \
+         it is not labelled hateful.</p>\n",
         verdict.config.min_growth, growth.challenger, growth.champion,
     );
     (parts.to_owned(), gate)

@@ -1,18 +1,18 @@
-//! What the metrics say of committed outputs: each is touched once a commit.
+//! Updates the metrics of committed outputs, once per commit.
 
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use metrics::{counter, histogram};
 
-use super::output::{Output, Tally};
+use super::output::{Output, OutputKind};
 use crate::message::Action;
 use crate::ops::metrics as names;
 
-/// LabelCounts by label.
+/// Counts by the value of a metric's label.
 type LabelCounts = BTreeMap<&'static str, u64>;
 
-/// LabelCounts outputs, once they are committed.
+/// Counts outputs that were committed at `now`.
 pub(super) fn record(outputs: &[Output], now: SystemTime) {
     let now = now
         .duration_since(SystemTime::UNIX_EPOCH)
@@ -21,18 +21,18 @@ pub(super) fn record(outputs: &[Output], now: SystemTime) {
     let latency = histogram!(names::APPEND_TO_COMMIT);
     let score = histogram!(names::PROBABILITY);
     for output in outputs {
-        let outcome = match output.tally {
-            Tally::Decided { action, probability } => {
+        let outcome = match output.kind {
+            OutputKind::Decided { action, probability } => {
                 score.record(probability);
                 *actions.entry(action_name(action)).or_default() += 1;
                 "decided"
             }
-            Tally::Deleted => {
+            OutputKind::Deleted => {
                 *actions.entry(action_name(Action::Delete)).or_default() += 1;
                 "deleted"
             }
-            Tally::Tombstone => "tombstone",
-            Tally::DeadLetter { reason } => {
+            OutputKind::Tombstone => "tombstone",
+            OutputKind::DeadLetter { reason } => {
                 *reasons.entry(reason).or_default() += 1;
                 "dead_letter"
             }

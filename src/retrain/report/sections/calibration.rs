@@ -1,29 +1,29 @@
-//! How margins become probabilities, and where the bands begin.
+//! The section on the calibration and the thresholds.
 
 use super::capitalised;
 use crate::decide::Calibration;
-use crate::retrain::judge::calibration::Method;
-use crate::retrain::judge::thresholds::{Band, ReviewTarget};
+use crate::retrain::judge::calibration::CalibrationMethod;
+use crate::retrain::judge::thresholds::{ReviewTarget, ThresholdOutcome};
 use crate::retrain::report::html::{Cell, escape, number, percent, table};
 use crate::retrain::report::{Judgement, Report};
 
 pub(in crate::retrain::report) fn calibration(report: &Report<'_>) -> String {
     let Some(Judgement {
         calibration: fitted,
-        bands,
+        thresholds,
         ..
     }) = report.judgement
     else {
         return String::new();
     };
     let method = match fitted.method {
-        Method::Platt => format!("Platt scaling, {}", line(fitted.calibration)),
-        Method::Temperature => format!("temperature scaling, {}", line(fitted.calibration)),
-        Method::Identity { reason } => format!("none, the model's own probability: {reason}"),
+        CalibrationMethod::Platt => format!("Platt scaling, {}", line(fitted.calibration)),
+        CalibrationMethod::Temperature => format!("temperature scaling, {}", line(fitted.calibration)),
+        CalibrationMethod::Identity { reason } => format!("none, so the probability equals the score: {reason}"),
     };
     let text = format!(
-        "<p>Calibration: {}. On {} validation rows, worth {:.0} hateful and {:.0} other ones, the log-loss went from \
-         {:.4} to {:.4}.</p>\n",
+        "<p>Calibration: {}. On {} validation rows, with effectively {:.0} hateful and {:.0} other rows, the log-loss \
+         changed from {:.4} to {:.4}.</p>\n",
         escape(&method),
         fitted.rows,
         fitted.effective_hateful,
@@ -31,19 +31,19 @@ pub(in crate::retrain::report) fn calibration(report: &Report<'_>) -> String {
         fitted.log_loss_before,
         fitted.log_loss_after,
     );
-    let review = match bands.targets.review {
+    let review = match thresholds.targets.review {
         ReviewTarget::Recall(target) => format!("recall of at least {target}"),
         ReviewTarget::Share(target) => format!("at most {} of the traffic", percent(Some(target))),
     };
     let block = format!(
-        "precision of at least {}, at its lower bound",
-        bands.targets.block_precision
+        "precision of at least {} at its lower bound",
+        thresholds.targets.block_precision
     );
-    let row = |name: &str, target: String, band: &Band| {
+    let row = |name: &str, target: String, outcome: &ThresholdOutcome| {
         let text = |text: &str| Cell::Text(text.to_owned());
         let mut row = vec![text(name), Cell::Text(target)];
-        match band {
-            Band::Derived {
+        match outcome {
+            ThresholdOutcome::Derived {
                 value,
                 figures,
                 limited_by_block,
@@ -52,18 +52,18 @@ pub(in crate::retrain::report) fn calibration(report: &Report<'_>) -> String {
                     Cell::Number(format!("{value:.4}")),
                     Cell::Remarked(
                         number(Some(figures.precision)),
-                        format!("bound {:.3}", figures.precision_bound),
+                        format!("lower bound {:.3}", figures.precision_bound),
                     ),
                     Cell::Number(number(figures.recall)),
                     Cell::Number(percent(Some(figures.share))),
                     text(if *limited_by_block {
-                        "met where blocking begins"
+                        "lowered to the block threshold"
                     } else {
                         ""
                     }),
                 ]);
             }
-            Band::None { reason } => {
+            ThresholdOutcome::None { reason } => {
                 let none = || Cell::Number("–".to_owned());
                 row.extend([
                     none(),
@@ -76,28 +76,31 @@ pub(in crate::retrain::report) fn calibration(report: &Report<'_>) -> String {
         }
         row
     };
-    let rows = vec![row("Block", block, &bands.block), row("Review", review, &bands.review)];
+    let rows = vec![
+        row("Block", block, &thresholds.block),
+        row("Review", review, &thresholds.review),
+    ];
     let caption = format!(
-        "Bands on the calibrated probability, from {} validation rows, {} of them hateful{}. Where none was derived, \
-         the settings' threshold stays.",
-        bands.rows,
-        bands.hateful,
-        if bands.representative() {
-            ", weighted to stand for the traffic"
+        "Thresholds of the calibrated probability, derived from {} validation rows, {} of them hateful, {}. If a \
+         threshold could not be derived, the one in the settings applies.",
+        thresholds.rows,
+        thresholds.hateful,
+        if thresholds.is_representative() {
+            "weighted to represent the traffic"
         } else {
-            ", as labelled"
+            "unweighted"
         }
     );
-    let columns = ["Band", "Target", "From", "Precision", "Recall", "Share", "Remark"];
+    let columns = ["Threshold", "Target", "Value", "Precision", "Recall", "Share", "Remark"];
     format!(
-        "<h2>Calibration and bands</h2>\n{text}{}",
+        "<h2>Calibration and thresholds</h2>\n{text}{}",
         table(&caption, &columns, rows)
     )
 }
 
 fn line(calibration: Calibration) -> String {
     match calibration {
-        Calibration::Identity => "the margin itself".to_owned(),
+        Calibration::Identity => "slope 1 and intercept 0".to_owned(),
         Calibration::Platt { slope, intercept } => format!("slope {slope:.4} and intercept {intercept:.4}"),
     }
 }

@@ -1,0 +1,113 @@
+//! Chooses the offset from which a newly assigned partition is read. Does no I/O.
+
+use crate::config::{OnGap, Start};
+use crate::stream::control::Gap;
+
+/// The offsets of a partition that are known when it is assigned.
+#[derive(Debug, Clone, Copy)]
+pub struct KnownOffsets {
+    pub partition: i32,
+    /// The group's committed offset, which is the next one to read.
+    pub committed: Option<i64>,
+    /// The oldest offset, and the next one that a reader of committed records will see; `None` if the partition has no
+    /// leader at the moment.
+    pub range: Option<(i64, i64)>,
+}
+
+/// The offset from which a partition is read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StartOffset {
+    pub offset: i64,
+    /// The group has already committed this offset.
+    pub is_committed: bool,
+    /// The gap that is skipped, because `kafka.on_gap` is `continue`.
+    pub skipped: Option<Gap>,
+}
+
+/// Returns the committed offset if the partition still holds it, and otherwise the offset that the settings choose.
+/// Returns `None` if too little is known to decide.
+///
+/// A committed offset beyond the end is accepted here: the group may have committed the very end of a topic whose last
+/// records belong to an open transaction. If the offset really is out of range, the first fetch fails.
+///
+/// # Errors
+/// Returns the gap if retention has deleted records that the group has not read, unless `on_gap` is `continue`.
+pub fn choose_start(known: KnownOffsets, start: Start, on_gap: OnGap) -> Result<Option<StartOffset>, Gap> {
+    let at = |offset, is_committed, skipped| StartOffset {
+        offset,
+        is_committed,
+        skipped,
+    };
+    let (next, (low, high)) = match (known.committed, known.range) {
+        (Some(next), None) => return Ok(Some(at(next, true, None))),
+        (None, None) => return Ok(None),
+        (None, Some((low, high))) => {
+            let offset = match start {
+                Start::Earliest => low,
+                Start::Latest => high,
+            };
+            return Ok(Some(at(offset, false, None)));
+        }
+        (Some(next), Some(range)) => (next, range),
+    };
+    if next >= low {
+        return Ok(Some(at(next, true, None)));
+    }
+    let gap = Gap {
+        partition: known.partition,
+        next,
+        low,
+        high,
+    };
+    match on_gap {
+        OnGap::Stop => Err(gap),
+        OnGap::Continue => Ok(Some(at(low, false, Some(gap)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_committed_offset_is_used_unless_retention_has_deleted_it() {
+        let check = |committed, start, expected: Option<i64>| {
+            let known = KnownOffsets {
+                partition: 1,
+                committed,
+                range: Some((10, 20)),
+            };
+            let found = choose_start(known, start, OnGap::Stop);
+            let offset = |found: &Option<StartOffset>| found.as_ref().map(|start| start.offset);
+            assert_eq!(found.as_ref().ok().and_then(offset), expected, "{committed:?}");
+            let continued = choose_start(known, start, OnGap::Continue).unwrap().unwrap();
+            assert_eq!(continued.offset, expected.unwrap_or(10));
+            assert_eq!(continued.skipped, found.err());
+        };
+        check(None, Start::Earliest, Some(10));
+        check(None, Start::Latest, Some(20));
+        // A committed offset overrides the setting, also at the very end, where an idle group has committed.
+        check(Some(10), Start::Latest, Some(10));
+        check(Some(20), Start::Earliest, Some(20));
+        check(Some(9), Start::Earliest, None);
+        // An offset beyond the visible end may follow records of an open transaction.
+        check(Some(21), Start::Latest, Some(21));
+    }
+
+    #[test]
+    fn without_a_leader_a_committed_offset_is_used_unchecked() {
+        let find = |committed| {
+            let known = KnownOffsets {
+                partition: 1,
+                committed,
+                range: None,
+            };
+            choose_start(known, Start::Earliest, OnGap::Stop).unwrap()
+        };
+        assert_eq!(
+            find(Some(7)).map(|start| (start.offset, start.is_committed)),
+            Some((7, true))
+        );
+        assert_eq!(find(None), None);
+    }
+}
