@@ -1,6 +1,6 @@
 //! Measures models of published shapes on a GPU and compares them with a plain matrix product. The weights are random,
-//! and each checkpoint, of up to 5.3 GB, is written to a temporary folder. Each figure is written to a JSON file as soon
-//! as it is measured.
+//! and each checkpoint, of up to 5.3 GB, is written to a temporary folder. Each figure is written to a JSON file as
+//! soon as it is measured.
 //!
 //!     gpu OUT.json [--device cuda:0] [--shape NAME] [--seconds S] [--rows N]
 //!

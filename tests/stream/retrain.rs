@@ -30,7 +30,8 @@ impl Workspace {
              [kafka.properties]\n\"session.timeout.ms\" = 3000\n\"heartbeat.interval.ms\" = 300\n\"fetch.wait.max.ms\" = 10\n\
              [topics]\ncomments = \"{}\"\ndecisions = \"{}\"\ndead_letters = \"{}\"\nfeedback = \"{feedback}\"\n\
              [model]\npath = \"{}\"\n[registry]\nurl = \"file://{}/registry\"\npoll = \"200ms\"\n\
-             [retrain]\nlearning_rate = 0.01\nepochs = 6\ntargets = [\"q_proj\", \"v_proj\", \"down_proj\"]\n\
+             [retrain]\nlearning_rate = 0.01\nepochs = 3\nbatch = 4\nrank = 4\n\
+             targets = [\"q_proj\", \"v_proj\", \"down_proj\"]\ntest = 0.5\nmin_rows = 20\n\
              [http]\nlisten = \"127.0.0.1:0\"\n",
             broker.address(),
             names.group,
@@ -138,11 +139,11 @@ fn a_running_daemon_swaps_to_the_version_that_retraining_promotes() {
     let (code, out, err) = workspace.run(&["retrain"]);
     assert_eq!((code, err.as_str()), (Some(0), ""), "{out}");
     assert!(
-        out.contains("skipped: the training part has 0 rows, expected at least 100"),
+        out.contains("skipped: the training part has 0 rows, expected at least 20"),
         "{out}"
     );
 
-    let labels: Vec<(String, String)> = (0..500).map(label).collect();
+    let labels: Vec<(String, String)> = (0..200).map(label).collect();
     broker.produce(
         &feedback,
         labels
@@ -154,11 +155,11 @@ fn a_running_daemon_swaps_to_the_version_that_retraining_promotes() {
     let (code, out, err) = workspace.run(&["retrain"]);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(
-        out.contains("feedback  502 records, 499 contents, 0 superseded, 1 forgotten, 1 refused"),
+        out.contains("feedback  202 records, 199 contents, 0 superseded, 1 forgotten, 1 refused"),
         "{out}"
     );
     assert!(
-        err.contains("partition 0 offset 250: is not a JSON object in UTF-8"),
+        err.contains("partition 0 offset 100: is not a JSON object in UTF-8"),
         "{err}"
     );
     assert!(out.contains("promoted  pointer 1"), "{out}");
@@ -238,7 +239,7 @@ fn a_second_retraining_is_refused_and_bad_input_is_named() {
     let names = Names::new("lock");
     let workspace = Workspace::new(&broker, &names, "none");
     let input = workspace.folder.path().join("labels.jsonl");
-    let labels: Vec<String> = (0..400).map(|number| label(number).1 + "\n").collect();
+    let labels: Vec<String> = (0..200).map(|number| label(number).1 + "\n").collect();
     std::fs::write(&input, labels.concat()).unwrap();
     let input = input.to_str().unwrap();
     let registry = moderatord::registry::Registry::open(&format!("file://{}", workspace.registry().display())).unwrap();

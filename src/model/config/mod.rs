@@ -56,7 +56,8 @@ pub struct Rope {
 /// What distinguishes one layer from another.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerConfig {
-    /// The number of tokens that a query attends to, including its own; `None` if it attends to all tokens before it.
+    /// The number of tokens that a query attends to, including its own; `None` if it attends to all tokens up to its
+    /// own.
     pub window: Option<usize>,
     /// The rotary position embedding of this layer.
     pub rope: Rope,

@@ -71,7 +71,7 @@ pub(super) fn read(file: &Path, text: &str) -> Result<GemmaConfig, Faults> {
     .read(&raw)
 }
 
-/// Adds the defaults of transformers' `Gemma3TextConfig` to a nested config, which relies on them.
+/// Adds the defaults of transformers' `Gemma3TextConfig` to a nested config, where they may be omitted.
 fn with_text_defaults(mut nested: Value) -> Value {
     let defaults = serde_json::json!({
         "model_type": "gemma3_text", "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4,
@@ -235,8 +235,8 @@ impl ConfigReader<'_> {
         sliding.iter().map(layer).collect()
     }
 
-    /// Returns the RoPE of one layer type. It comes from `rope_parameters` if that field is set (transformers 5; flat or
-    /// nested by layer type), and from the flat fields of published checkpoints otherwise.
+    /// Returns the RoPE of one layer type. It comes from `rope_parameters` if that field is set (transformers 5; flat
+    /// or nested by layer type), and from the flat fields of published checkpoints otherwise.
     fn rope(&mut self, raw: &RawModelConfig, layer_type: &str, theta: Option<f64>, scaling: Option<&RawRope>) -> Rope {
         let nested = raw
             .rope_parameters

@@ -1,4 +1,4 @@
-//! Resolves the settings of device and dtype, or explains why they cannot be met; and manages a GPU's memory.
+//! Resolves the device settings, or explains why they cannot be met, and manages the memory of a GPU.
 
 #[cfg(feature = "cuda")]
 pub(crate) mod gpu;
@@ -106,7 +106,7 @@ impl Placement {
         }
     }
 
-    /// Returns the setting that selects this device and never another one.
+    /// Returns the setting that always selects this device, unlike `auto`.
     pub(crate) fn choice(&self) -> DeviceChoice {
         self.ordinal.map_or(DeviceChoice::Cpu, DeviceChoice::Cuda)
     }
@@ -116,8 +116,8 @@ impl Placement {
         self.dtype.as_str()
     }
 
-    /// Returns the bytes that can still be allocated on a GPU, or `None` on the CPU, whose memory is shared with the rest
-    /// of the system.
+    /// Returns the bytes that can still be allocated on a GPU, or `None` on the CPU, whose memory is shared with the
+    /// rest of the system.
     pub(crate) fn free_bytes(&self) -> CandleResult<Option<u64>> {
         match &self.device {
             #[cfg(feature = "cuda")]
@@ -127,7 +127,7 @@ impl Placement {
     }
 }
 
-/// Waits for a GPU and returns freed memory that this process keeps to the driver. After an allocation has failed, this
+/// Waits for a GPU and gives the unused memory of this process back to the driver. After a failed allocation, this
 /// leaves room for other processes and for libraries that do not allocate from the pool. Does nothing on the CPU.
 pub(crate) fn release_unused_memory(device: &Device) -> CandleResult<()> {
     match device {
@@ -137,8 +137,8 @@ pub(crate) fn release_unused_memory(device: &Device) -> CandleResult<()> {
     }
 }
 
-/// Sets how much GPU memory this process keeps when tensors are freed: what tensors use now, plus `bytes`. Memory beyond
-/// that is returned to the driver whenever the device is synchronised.
+/// Sets how much GPU memory this process keeps when tensors are freed: what tensors use now, plus `bytes`. Memory
+/// beyond that is returned to the driver whenever the device is synchronised.
 #[cfg_attr(
     not(feature = "cuda"),
     expect(unused_variables, reason = "only memory of a GPU is managed")
@@ -151,8 +151,8 @@ pub(crate) fn retain_freed_memory(device: &Device, bytes: u64) -> CandleResult<(
     }
 }
 
-/// Keeps a GPU that has failed open until the process ends; call this before its last handle is dropped. The handles of
-/// CUDA's libraries panic if they cannot be closed.
+/// Leaks the handle of a GPU that has failed, because the handles of CUDA's libraries panic if they cannot be closed.
+/// Call this before the last handle is dropped.
 pub(crate) fn leak_if_failed(device: &Device) {
     match device {
         #[cfg(feature = "cuda")]
@@ -192,8 +192,8 @@ fn open_gpu(_ordinal: usize) -> Result<Placement, String> {
     Err("needs a build with CUDA, expected `auto` or `cpu`".to_owned())
 }
 
-/// Opens a GPU and runs one of our kernels on it. This fails if the driver is too old or if the kernels are not compiled
-/// for the GPU.
+/// Opens a GPU and runs one of our kernels on it. This fails if the driver is too old or if the kernels are not
+/// compiled for the GPU.
 #[cfg(feature = "cuda")]
 fn open_gpu(ordinal: usize) -> Result<Placement, String> {
     if let Some(reason) = gpu::driver_load_error() {

@@ -1,5 +1,5 @@
-//! A base model in Hugging Face layout: a folder with `config.json`, `tokenizer.json`, and the weights in one safetensors
-//! file or in shards.
+//! A base model in Hugging Face layout: a folder with `config.json`, `tokenizer.json`, and the weights in one
+//! safetensors file or in shards.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,7 +21,7 @@ use crate::model::config::GemmaConfig;
 pub(super) const MAX_JSON_BYTES: u64 = 16 << 20;
 /// The `tokenizer.json` of Gemma 3 has 33 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
-/// The prefixes of the tensor names of a text decoder: by itself, and in old and new multimodal checkpoints.
+/// The prefixes of the decoder's tensor names in text-only checkpoints, and in old and new multimodal ones.
 const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
 
 /// An open base model. Its config and tokenizer have been read, and its weights are mapped.
@@ -183,7 +183,7 @@ impl Checkpoint {
         content_hash(lines.concat().as_bytes())
     }
 
-    /// Returns the name of the unembedding's tensor, which lies beside the decoder and not below its prefix.
+    /// Returns the name of the unembedding's tensor, which is not part of the decoder and has a shorter prefix.
     fn lm_head_name(&self) -> String {
         format!("{}lm_head.weight", self.prefix.trim_end_matches("model."))
     }

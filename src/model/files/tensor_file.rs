@@ -15,8 +15,8 @@ use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 
 use crate::fault::Fault;
 
-/// The number of elements that one task converts. It is large enough to hide the cost of a task, and small enough to keep
-/// all cores busy.
+/// The number of elements that one task converts. It is large enough to hide the cost of a task, and small enough to
+/// keep all cores busy.
 const CONVERT_CHUNK: usize = 1 << 16;
 
 /// An open safetensors file with a valid header.

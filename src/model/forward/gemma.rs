@@ -90,7 +90,7 @@ impl Gemma {
         &self.config
     }
 
-    /// Returns the device that holds the weights and computes.
+    /// Returns the device that the weights are on.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -142,8 +142,8 @@ impl Gemma {
     /// Computes the normed final hidden state at the last position of each row: (rows, hidden), in [`Gemma::dtype`].
     ///
     /// # Errors
-    /// Returns an error if a row is empty, is longer than the checkpoint supports, contains an id outside the vocabulary
-    /// or shares more tokens than the prefix has, or if the device fails.
+    /// Returns an error if a row is empty, is longer than the checkpoint supports, contains an id outside the
+    /// vocabulary or shares more tokens than the prefix has, or if the device fails.
     pub fn forward(&self, rows: &[PackedRow<'_>], prefix: Option<&PrefixCache>) -> Result<Tensor> {
         let prefix = prefix.map_or(SharedPrefix::None, SharedPrefix::Cached);
         Ok(self

@@ -15,8 +15,8 @@ const RANK_MULTIPLE: usize = 8;
 /// How a delta is combined with the frozen weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LoraMode {
-    /// The delta is added to the weight when it is loaded and then costs nothing per token. Only f32 weights are precise
-    /// enough for this.
+    /// The delta is added to the weight when it is loaded and then costs nothing per token. Only f32 weights are
+    /// precise enough for this.
     Merged,
     /// The delta is computed separately: `x W' + scale (x A') B'`.
     Unmerged,
@@ -42,8 +42,8 @@ enum Weight {
 impl Linear {
     /// Makes a dense layer of a weight (outputs, inputs) and an optional delta, which is copied to the weight's device.
     ///
-    /// If the weight is not f32, the delta is never merged, whatever `mode` is, because rounding the sum would lose a
-    /// small delta. It is converted to the weight's dtype, which rounds it relative to its own size.
+    /// If the weight is not f32, `mode` has no effect and the delta is not merged, because rounding the sum would lose
+    /// a small delta. The delta is converted to the weight's dtype, which rounds it relative to its own size.
     pub(crate) fn dense(weight: Tensor, lora: Option<&LoraWeights>, mode: LoraMode) -> Result<Self> {
         let lora = lora.map(|lora| lora.to_device(weight.device())).transpose()?;
         match (lora, mode) {
@@ -65,8 +65,8 @@ impl Linear {
         }
     }
 
-    /// Makes a Q8_0 layer of a weight (outputs, inputs) and an optional delta. The delta is not merged and stays in f32,
-    /// because quantising the sum would lose a small delta.
+    /// Makes a Q8_0 layer of a weight (outputs, inputs) and an optional delta. The delta is not merged and stays in
+    /// f32, because quantising the sum would lose a small delta.
     pub(crate) fn quantized(weight: &Tensor, lora: Option<&LoraWeights>) -> Result<Self> {
         let inputs = weight.dims()[1];
         let padding = inputs.next_multiple_of(QUANTIZED_WIDTH) - inputs;
@@ -236,7 +236,7 @@ mod tests {
             let found = Linear::dense(weight, Some(&lora), LoraMode::Merged)?.forward(&x)?;
             assert_eq!(found.dtype(), DType::BF16);
             let error = (found.to_dtype(DType::F32)? - expected)?;
-            // Rounding errors have no common direction, so projected on the delta they must nearly cancel out.
+            // Rounding errors have no common direction, so their projection on the delta must be small.
             let along =
                 (&error * &delta)?.sum_all()?.to_scalar::<f32>()? / delta.sqr()?.sum_all()?.to_scalar::<f32>()?;
             assert!(

@@ -24,7 +24,7 @@ pub struct LoadOptions {
 }
 
 impl Gemma {
-    /// Reads the weights to the device, and checks their names, shapes and values.
+    /// Loads the weights onto the device, and checks their names, shapes and values.
     ///
     /// # Errors
     /// Returns every fault found in the weight files.
@@ -139,7 +139,7 @@ impl Loader<'_> {
         self.collect_computed(&name, linear)
     }
 
-    /// Reads the weight of a linear layer to the device and converts it to the dtype of the placement.
+    /// Loads the weight of a linear layer onto the device and converts it to the dtype of the placement.
     fn weight(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
         let Placement { device, dtype, .. } = self.options.placement.clone();
         if device.is_cpu() {

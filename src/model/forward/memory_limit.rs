@@ -9,7 +9,8 @@ thread_local! {
     static LIMIT: Cell<Option<(usize, usize)>> = const { Cell::new(None) };
 }
 
-/// While this value exists, passes on this thread with more than `max_tokens` own tokens run out of memory in one layer.
+/// While this value exists, passes on this thread with more than `max_tokens` own tokens run out of memory in one
+/// layer.
 pub(crate) struct MemoryLimit(());
 
 impl MemoryLimit {

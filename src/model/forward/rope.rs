@@ -45,8 +45,8 @@ impl RopeTables {
         }
     }
 
-    /// Returns the angles at the given positions. On a GPU, `on_device` contains the same positions, because the kernels
-    /// look up the angles.
+    /// Returns the angles at the given positions. On a GPU, `on_device` contains the same positions, because the
+    /// kernels look up the angles.
     pub(crate) fn angles(&self, positions: &[usize], on_device: Option<&Tensor>) -> Result<PassAngles> {
         let max = self.max_positions;
         let highest = positions.iter().copied().max().unwrap_or(0);

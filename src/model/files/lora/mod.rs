@@ -32,7 +32,7 @@ pub struct LoraWeights {
 }
 
 impl LoraWeights {
-    /// Computes `scale (x A') B'`, which takes (tokens, inputs) to (tokens, outputs), in f32.
+    /// Computes `scale (x A') B'` in f32: (tokens, outputs) from `x` (tokens, inputs).
     pub(in crate::model) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         (x.matmul(&self.a.t()?)? * self.scale)?.matmul(&self.b.t()?)
     }

@@ -35,7 +35,7 @@ pub(super) fn first_match<T: Copy>(pattern: Option<&BTreeMap<String, T>>, module
     })
 }
 
-/// Compiles a pattern that must match the end of a module's name, from a dot or from its start.
+/// Compiles a pattern that must match a module's whole name or the part after one of its dots.
 pub(super) fn suffix_pattern(key: &str) -> Result<Regex, regex::Error> {
     Regex::new(&format!(r"^(?:.*\.)?(?:{key})$"))
 }
