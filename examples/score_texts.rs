@@ -10,7 +10,7 @@
 use moderatord::classifier::Classifier;
 use moderatord::config::{Config, Sources};
 use moderatord::decide::Calibration;
-use moderatord::scorer::{Row, Scorer};
+use moderatord::scorer::{Row, Scorer, largest_margin};
 
 fn main() -> anyhow::Result<()> {
     let texts: Vec<String> = std::env::args().skip(1).collect();
@@ -28,9 +28,9 @@ fn main() -> anyhow::Result<()> {
 
     for (text, prompt) in texts.iter().zip(&prompts) {
         // The most hateful window decides.
-        let windows = margins.by_ref().take(prompt.rows.len());
-        let margin = windows.fold(f32::NEG_INFINITY, f32::max);
-        println!("{:.3}  {text}", Calibration::Identity.probability(margin));
+        if let Some(margin) = largest_margin(margins.by_ref().take(prompt.rows.len())) {
+            println!("{:.3}  {text}", Calibration::Identity.probability(margin));
+        }
     }
     Ok(())
 }

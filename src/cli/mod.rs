@@ -23,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::Sources;
 use crate::fault::Faults;
+use crate::serving::ServingError;
 use crate::stream::control::StreamError;
 
 /// A streaming moderation filter for Kafka: scores comments with a Gemma classifier and decides on each.
@@ -137,7 +138,10 @@ impl Exit {
         let causes = || error.chain();
         let requires_operator = |cause: &(dyn std::error::Error + 'static)| {
             let stream = cause.downcast_ref::<StreamError>();
-            cause.is::<Faults>() || stream.is_some_and(StreamError::requires_operator)
+            let serving = cause.downcast_ref::<ServingError>();
+            cause.is::<Faults>()
+                || serving.is_some_and(|error| matches!(error, ServingError::Load(_)))
+                || stream.is_some_and(StreamError::requires_operator)
         };
         if causes().any(requires_operator) {
             Self::Config

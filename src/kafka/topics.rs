@@ -159,7 +159,7 @@ fn check_topic(found: Option<&TopicDescription>, operation: TopicOperation) -> R
             ErrorClass::Missing => {
                 "the topic does not exist, expected an existing topic (moderatord does not create topics)".to_owned()
             }
-            ErrorClass::Forbidden => format!(
+            _ if code == RDKafkaErrorCode::TopicAuthorizationFailed => format!(
                 "the topic does not exist or is not visible to this user, expected an ACL that allows {acl_operation}"
             ),
             _ => format!("the brokers reported: {}", reason_of_code(code)),

@@ -174,6 +174,20 @@ fn a_full_disk_fails_the_retraining_and_leaves_the_registry_as_it_was() {
 }
 
 #[test]
+fn retraining_on_a_base_model_that_cannot_be_loaded_is_a_fault_of_the_settings() {
+    let check = |workspace: &Workspace| {
+        let absent = workspace.path("absent");
+        workspace.set_base(&absent);
+        let input = workspace.path("labels.jsonl").display().to_string();
+        let (code, out, err) = workspace.run("retrain", &["--input", &input]);
+        assert_eq!((code, out.lines().count()), (Some(78), 1), "{out}{err}");
+        assert!(err.contains(absent.to_str().unwrap()), "{err}");
+    };
+    check(&Workspace::new());
+    check(&Workspace::with_promoted_version().0);
+}
+
+#[test]
 fn an_adapter_is_not_served_with_another_base_model_than_its_own() {
     let (workspace, version) = Workspace::with_promoted_version();
     let changed = workspace.path("changed");

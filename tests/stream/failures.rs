@@ -52,6 +52,51 @@ fn check_poison_is_isolated<S: Scorer + 'static>(test: &str, scorer: impl Fn(Scr
     }
 }
 
+/// A comment whose first window fails must not leave the margins of its other windows to the comments after it.
+#[test]
+fn a_failed_window_does_not_shift_the_margins_of_other_comments() {
+    let broker = Broker::start();
+    let names = Names::create(&broker, "failed-window", 1);
+    let long = "a word or two about the garden ".repeat(60);
+    let texts: Vec<String> = (0..40)
+        .map(|id| {
+            if id % 10 == 3 {
+                long.clone()
+            } else {
+                "hello ".repeat(1 + id)
+            }
+        })
+        .collect();
+    let values: Vec<Vec<u8>> = texts.iter().enumerate().map(|(id, text)| comment(id, text)).collect();
+    broker.produce(
+        &names.comments,
+        values.iter().map(|value| (0, "k", Some(value.as_slice()))),
+    );
+    let prompter = prompter(8);
+    let windows = prompter.encode(&long).unwrap().rows;
+    assert!(windows.len() > 1);
+    let failing = windows[0].tokens.clone();
+    let script = move |rows: &[Row]| match rows.iter().position(|row| row.tokens == failing) {
+        Some(row) => Err(ScoreError::NotFinite { row, margin: f32::NAN }),
+        None => Ok(rows.iter().map(margin).collect()),
+    };
+    let mut setup = Setup::new(&broker, &names);
+    setup.max_windows = 8;
+    let daemon = setup.start(&broker, Scripted::new(script));
+    await_committed(&broker, &names, &[40]);
+    daemon.stop().unwrap();
+    let (decisions, dead_letters) = (broker.read(&names.decisions), broker.read(&names.dead_letters));
+    assert_each_once(&decisions, &dead_letters, &[40]);
+    let offsets: Vec<i64> = dead_letters.iter().map(|letter| letter.source().1).collect();
+    assert_eq!(offsets, [3, 13, 23, 33]);
+    for decision in &decisions {
+        let text = &texts[usize::try_from(decision.source().1).unwrap()];
+        let expected = f64::from(margin(&prompter.encode(text).unwrap().rows[0]));
+        let found = decision.json()["margin"].as_f64().unwrap();
+        assert!((found - expected).abs() < 1e-6, "{text}: {found}, expected {expected}");
+    }
+}
+
 #[test]
 fn a_device_fault_ends_the_daemon_and_loses_nothing() {
     check_fault_loses_nothing("device", &Arc::default(), |scorer| scorer);

@@ -270,18 +270,21 @@ fn a_second_retraining_is_refused_and_bad_input_is_named() {
     }
 
     // The registry stays readable whenever retraining is killed.
-    for millis in [300, 900, 1500, 2500] {
+    let mut was_running = false;
+    for millis in [100, 400, 900, 1500] {
         let mut child = workspace
             .command(&["retrain", "--input", input])
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
         std::thread::sleep(Duration::from_millis(millis));
+        was_running |= child.try_wait().unwrap().is_none();
         let _ = child.kill();
         child.wait().unwrap();
         let (code, out, err) = workspace.run(&["adapters", "list"]);
         assert_eq!(code, Some(0), "{out}{err}");
     }
+    assert!(was_running, "every run had ended before it was killed");
     let (code, out, err) = workspace.run(&["retrain", "--input", input]);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("version   "), "{out}");

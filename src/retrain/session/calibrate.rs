@@ -1,6 +1,6 @@
 //! Reads the challenger back from its files, and calibrates it on the validation part.
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 
 use crate::classifier::Classifier;
 use crate::config::{ModelConfig, RetrainConfig};
@@ -52,7 +52,9 @@ fn read_back(files: &AdapterFiles, source: &ModelSource) -> anyhow::Result<Class
         adapter: Some(folder.path().to_path_buf()),
         ..source.model.clone()
     };
-    Ok(Classifier::load(&model, &source.prompt)?)
+    // These faults are not the operator's: the files were written a moment ago.
+    let loaded = Classifier::load(&model, &source.prompt);
+    loaded.map_err(|faults| anyhow!("cannot load the trained adapter: {}", faults.on_one_line()))
 }
 
 fn targets(config: &RetrainConfig) -> ThresholdTargets {

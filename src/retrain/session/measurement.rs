@@ -89,6 +89,8 @@ fn effective_thresholds(derived: DerivedThresholds, policy: Thresholds) -> Thres
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -111,5 +113,19 @@ mod tests {
         check(None, Some(0.5), [0.5, 0.5]);
         check(Some(0.2), Some(0.7), [0.2, 0.7]);
         check(Some(0.95), None, [0.9, 0.9]);
+    }
+
+    proptest! {
+        #[test]
+        fn review_never_begins_above_block(
+            review in prop::option::of(0.0..=1.0f64),
+            block in prop::option::of(0.0..=1.0f64),
+            policy in (0.0..=1.0f64, 0.0..=1.0f64),
+        ) {
+            let derived = DerivedThresholds { review, block, representative: true };
+            let policy = Thresholds { review: policy.0.min(policy.1), block: policy.1 };
+            let effective = effective_thresholds(derived, policy);
+            prop_assert!(effective.review <= effective.block);
+        }
     }
 }

@@ -45,6 +45,10 @@ pub struct Replacement {
 
 /// Computes the margins of comments.
 pub(crate) struct ScoreStage {
+    /// From the encode stage. The channels come first, so that they are closed before the model is freed.
+    pub batches: Receiver<MicroBatch<Pending>>,
+    /// To the emit stage.
+    pub finished: Sender<Vec<Finished>>,
     pub scorer: Box<dyn Scorer>,
     /// Rows that the scorer is known to be able to score.
     pub canary: Vec<Row>,
@@ -54,10 +58,6 @@ pub(crate) struct ScoreStage {
     pub swap: Receiver<Replacement>,
     pub health: Arc<Health>,
     pub control: Arc<Control>,
-    /// From the encode stage.
-    pub batches: Receiver<MicroBatch<Pending>>,
-    /// To the emit stage.
-    pub finished: Sender<Vec<Finished>>,
 }
 
 /// The largest margin so far of a comment whose last window is in a later micro-batch, or the error of a window.
@@ -260,8 +260,11 @@ fn device_error(error: &ScoreError) -> StreamError {
 }
 
 /// Combines the margins of further windows with the carried one. Returns an error if any window has no margin.
+///
+/// Takes every margin even after an error, because the caller's iterator continues with the next comment.
 fn with_carried(carried: CarriedMargin, margins: impl Iterator<Item = Result<f32, ScoreError>>) -> CarriedMargin {
-    let margins: Result<Vec<f32>, ScoreError> = carried.into_iter().chain(margins).collect();
+    let margins: Vec<Result<f32, ScoreError>> = carried.into_iter().chain(margins).collect();
+    let margins: Result<Vec<f32>, ScoreError> = margins.into_iter().collect();
     margins.map(largest_margin).transpose()
 }
 
@@ -284,5 +287,20 @@ mod tests {
         check(Some(Ok(3.0)), vec![], Some(3.0));
         check(Some(Err(error())), vec![Ok(2.0)], None);
         check(None, vec![Ok(2.0), Err(error()), Ok(3.0)], None);
+    }
+
+    #[test]
+    fn a_comment_that_fails_takes_its_own_margins_and_no_others() {
+        let error = || ScoreError::NotFinite {
+            row: 0,
+            margin: f32::NAN,
+        };
+        for carried in [None, Some(Ok(1.0)), Some(Err(error()))] {
+            let mut margins = [Err(error()), Ok(9.0), Ok(-1.0), Ok(-2.0)].into_iter();
+            assert!(with_carried(carried, margins.by_ref().take(2)).is_some_and(|margin| margin.is_err()));
+            let next = with_carried(None, margins.by_ref().take(1));
+            assert_eq!(next.and_then(Result::ok), Some(-1.0));
+            assert_eq!(margins.len(), 1);
+        }
     }
 }
