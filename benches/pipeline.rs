@@ -5,10 +5,10 @@
 //! settings. It reads JSON, writes JSON of the same length as a decision, and commits equally often. It does not
 //! tokenise, batch, decide, hash, count, keep outputs for a retry, or limit what is in flight.
 //!
-//! Always measures at-least-once delivery on the embedded broker. If the variables of `tests/kafka/broker` are set, it
-//! also measures exactly-once delivery on that Apache Kafka. Each broker runs in a separate process, so only the CPU
-//! time of the clients counts. The outputs of every run are read back, and the benchmark panics unless there is one for
-//! each event.
+//! It always measures at-least-once delivery on the embedded broker. If the variables of `tests/kafka/broker` are set,
+//! it also measures exactly-once delivery on that Apache Kafka broker. Each broker runs in a separate process, so only
+//! the CPU time of the clients counts. The outputs of every run are read back, and the benchmark panics unless there is
+//! one for each event.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run panics")]
 

@@ -96,7 +96,7 @@ fn main() {
     let best = (medians[0].0.min(medians[1].0), medians[0].1.min(medians[1].1));
     let names = [
         "candle-transformers, one at a time",
-        "candle-transformers, sorted, padded by 16",
+        "candle-transformers, sorted batches of 16",
         "ours, packed, shared prefix, f32",
         "ours, packed, prefix computed each time, f32",
         "ours, packed, shared prefix, Q8_0",
@@ -137,7 +137,7 @@ impl Work {
         let lengths = comment_lengths();
         let mut ids = |count: usize| (0..count).map(|_| (random.next() % vocabulary as u64) as u32).collect();
         let prefix = ids(PREFIX);
-        // Takes lengths at equal distances, so that a small sample includes the tail of the distribution.
+        // Takes lengths at regular intervals, so that a small sample includes the tail of the distribution.
         let stride = (lengths.len() / comments).max(1);
         let comments = lengths
             .iter()

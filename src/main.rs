@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Ok(exit) => exit.into(),
         Err(error) => {
             let exit = Exit::of(&error);
-            // A closed pipe is not a failure: the reader, such as `head`, has all that it needs.
+            // A closed pipe is not a failure: a reader such as `head` closes it once it has read enough.
             if exit != Exit::Success {
                 // If stderr itself fails, the error cannot be reported anywhere.
                 let _ = writeln!(err, "moderatord: {error:#}");

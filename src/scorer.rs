@@ -28,7 +28,7 @@ impl Row {
 /// canary.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ScoreError {
-    /// The device or the arithmetic failed, which says nothing about single rows.
+    /// The device or the arithmetic failed, which does not show whether a row caused the failure.
     #[error("cannot score {rows} rows: {reason}")]
     Failed {
         /// The number of rows in the failed call.

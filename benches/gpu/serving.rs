@@ -21,7 +21,7 @@ pub struct Best {
     comments_per_second: f64,
 }
 
-/// Returns the comments per second, and the FLOPs per second that their answers need, in batches of at most
+/// Returns the comments per second, and the FLOPs per second that scoring them needs, in batches of at most
 /// `max_tokens` own tokens. As in the daemon, the next batch begins before the previous one has been waited for.
 fn rate(gemma: &Gemma, work: &Work, max_tokens: usize, seconds: f64) -> (f64, f64) {
     let batches = work.batches(max_tokens);

@@ -65,7 +65,7 @@ impl Work {
 /// Returns the FLOPs that scoring the comments needs. For a comment with t own tokens after a prefix of p tokens, it
 /// counts 2t for each linear weight in all layers but the last, 2t for each weight of K and V in the last layer, 2 for
 /// each weight of Q, O and MLP in the last layer, and 4 for each element of the attended pairs of the heads. Nothing
-/// else counts.
+/// else is counted.
 pub fn useful_flops(gemma: &Gemma, comments: &[Vec<u32>]) -> f64 {
     let config = gemma.config();
     let layers = config.num_layers() as f64;

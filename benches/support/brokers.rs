@@ -168,7 +168,7 @@ fn read_line(child: &mut Child) -> String {
     line.trim().to_owned()
 }
 
-/// Runs as the embedded broker until the input ends and returns true, if this process was started for that.
+/// If this process was started as the embedded broker, serves until the input ends and returns true.
 pub fn serve_if_requested() -> bool {
     if !std::env::args().any(|argument| argument == SERVE) {
         return false;

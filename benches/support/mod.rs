@@ -1,4 +1,4 @@
-//! Code that the benchmarks share: random checkpoints of published shapes, comment lengths, and a clock of CPU time.
+//! Code that the benchmarks share: random checkpoints of published shapes, comment lengths, and a CPU-time clock.
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 

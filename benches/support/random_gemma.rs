@@ -23,7 +23,7 @@ use super::Random;
 /// The names of the supported shapes of published checkpoints.
 pub const SHAPES: [&str; 4] = ["gemma-2b", "gemma-2-2b", "gemma-3-270m", "gemma-3-1b"];
 
-/// Returns the `config.json` of a published shape, or none if the name is unknown.
+/// Returns the `config.json` of a published shape, or `None` if the name is unknown.
 pub fn config(shape: &str) -> Option<Value> {
     let (base, own) = match shape {
         "gemma-2b" => (

@@ -1,8 +1,8 @@
 //! The golden set of a version: texts with the margins that the version gave them when it was made.
 //!
 //! A daemon that loads the version must reproduce these margins before the version enters service. A version that was
-//! damaged or mixed up, or that this machine computes differently, is thus rejected. Texts with a known answer are also
-//! checked by the gate, which rejects a version that classifies one of them incorrectly.
+//! damaged or mixed up, or that this machine computes differently, is therefore refused. Texts with a known answer are
+//! also checked by the gate, which does not promote a version that classifies one of them incorrectly.
 
 use serde::{Deserialize, Serialize};
 

@@ -46,7 +46,7 @@ impl Classifier {
             Some(path) => info!(path = %path.display(), "loading model"),
             None => warn!(
                 name = bundled::NAME,
-                "model.path is not set: loading the small bundled model, which is for trying things out"
+                "model.path is not set: loading the small bundled model, which is not meant for production"
             ),
         }
         let checkpoint = open_checkpoint(model)?;
@@ -57,7 +57,8 @@ impl Classifier {
     }
 }
 
-/// Opens the checkpoint. Without it, only the device can be checked as well.
+/// Opens the checkpoint. If that fails, the device is checked too, because it is the only part that can be checked
+/// without a checkpoint.
 fn open_checkpoint(model: &ModelConfig) -> Result<Checkpoint, Faults> {
     Checkpoint::from_settings(model).map_err(|checkpoint_faults| {
         let mut faults = Faults::default();

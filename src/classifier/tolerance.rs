@@ -17,7 +17,7 @@
 //! | a row in one batch with the same row in another, on a GPU | margin | [`GPU_BATCH_F32`] | [`GPU_BATCH_BF16`] | |
 //! | training on a GPU with training on the CPU | loss | [`GPU_LOSS_F32`] | [`GPU_LOSS_BF16`] | |
 //!
-//! Differences are absolute unless the bound says otherwise. The bounds of single kernels against their formulas are
+//! Differences are absolute unless a comment states otherwise. The bounds of single kernels against their formulas are
 //! next to the kernels, in `model::kernels`, and those of gradients are in `tests/it/training_parity.rs`.
 
 /// The bounds for one set of reference texts.

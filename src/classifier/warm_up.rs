@@ -13,7 +13,8 @@ const LONGEST_BATCH: Duration = Duration::from_secs(1);
 /// The size in own tokens of the first micro-batch that is measured. Smaller ones are slow on every device.
 const SMALLEST_BATCH: usize = 512;
 
-/// The share of the best rate that is good enough, so that comments wait for fewer others in their micro-batch.
+/// A size is fast enough if it reaches this share of the best rate. The smallest such size is chosen, so that a comment
+/// waits for as few others as possible.
 const GOOD_ENOUGH: f64 = 0.95;
 
 /// The measurement of micro-batches of one size.
@@ -76,7 +77,7 @@ pub fn check_budget(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) 
     Ok(())
 }
 
-/// Measures one micro-batch, and a second time unless the first took long: the first allocates memory, and loads and
+/// Measures one micro-batch, twice unless the first run takes long: the first run also allocates memory, and loads and
 /// selects kernels.
 fn measure(scorer: &mut dyn Scorer, canary: &[Row], max_tokens: usize) -> Result<MeasuredSize, ScoreError> {
     let rows = fill(canary, max_tokens);

@@ -133,7 +133,7 @@ pub enum Exit {
 impl Exit {
     /// Returns the exit status for an error of [`Cli::run`].
     ///
-    /// A broken pipe counts as success: the reader of the output, such as `head`, has seen enough.
+    /// A broken pipe counts as success: a reader such as `head` closes the pipe once it has read enough.
     pub fn of(error: &anyhow::Error) -> Self {
         let causes = || error.chain();
         let requires_operator = |cause: &(dyn std::error::Error + 'static)| {

@@ -115,7 +115,7 @@ fn print_feedback(gathered: &GatheredFeedback, out: &mut dyn Write, err: &mut dy
     let refused = &gathered.refused;
     writeln!(
         out,
-        "feedback  {} records, {} contents, {} superseded, {} forgotten, {} refused",
+        "feedback  {} records, {} content ids, {} superseded, {} forgotten, {} refused",
         gathered.records,
         gathered.rows.len(),
         gathered.superseded,

@@ -1,7 +1,7 @@
 //! Reads the settings of the stream: brokers, topics, consumer group, delivery guarantee and settings of librdkafka.
 //!
-//! Only the form of the values is checked here, without asking the brokers. Settings that exactly-once delivery depends
-//! on cannot be set through `kafka.properties`.
+//! Only the form of the values is checked here, without contacting the brokers. Settings that exactly-once delivery
+//! depends on cannot be set through `kafka.properties`.
 
 use std::collections::BTreeMap;
 use std::fmt;

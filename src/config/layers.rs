@@ -105,9 +105,8 @@ impl Sources {
 
 /// Converts the name of an environment variable, without its prefix, to the path of a key.
 ///
-/// `MODEL__PATH` is converted to `model` and `path`.
-/// Community ids keep their case. In the names of librdkafka's settings, underscores become dots, because a shell does
-/// not allow dots in the name of a variable.
+/// `MODEL__PATH` is converted to `model` and `path`. Community ids keep their case. In the names of librdkafka's
+/// settings, underscores become dots, because a shell does not allow dots in the name of a variable.
 fn key_path(name: &str) -> Vec<String> {
     let raw: Vec<&str> = name.split("__").collect();
     let mut path: Vec<String> = raw.iter().map(|segment| segment.to_lowercase()).collect();

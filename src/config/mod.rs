@@ -68,9 +68,9 @@ impl Config {
     }
 }
 
-/// Settings of which some sections may be faulty.
+/// Settings, some sections of which may be faulty.
 ///
-/// `check` uses it to load the model even if other sections are faulty.
+/// `check` uses them to load the model even if other sections are faulty.
 #[derive(Debug)]
 pub struct ConfigDraft {
     /// The model section, unless it is faulty.

@@ -36,7 +36,7 @@ pub enum Role {
 pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
     let mut config = ClientConfig::new();
     let client_id = format!("moderatord-{}", stream.instance);
-    // A user who waits for a lookup learns within seconds that it failed. The clients of a stream retry indefinitely.
+    // A lookup fails within seconds, because a user may be waiting for it. The clients of a stream retry indefinitely.
     config.set("client.id", client_id).set("socket.timeout.ms", "10000");
     match role {
         Role::Consumer => {

@@ -14,7 +14,7 @@ use super::errors::{ErrorClass, reason};
 use crate::config::{FeedbackTopic, KafkaProperties};
 use crate::message::SourceRecord;
 
-/// How long reading may go without a record before the end is reached; after that, it fails.
+/// Reading fails if no record arrives for this long before the end is reached.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the brokers may take to answer a single request.
@@ -42,7 +42,7 @@ pub(crate) struct SnapshotRecord<'a> {
 ///
 /// Returns each partition with its end, which is the offset after the last record. Only committed records are read.
 ///
-/// Reading of a partition also stops at the client's end-of-partition event, because the last offsets may belong to
+/// Reading a partition also stops at the client's end-of-partition event, because the last offsets may belong to
 /// transaction markers, for which no record arrives.
 ///
 /// # Errors
@@ -129,7 +129,7 @@ fn record<'a>(message: &'a BorrowedMessage<'_>) -> SnapshotRecord<'a> {
 
 /// Returns the settings of a consumer that joins no group, so that it needs only the permission to read the topic.
 ///
-/// librdkafka requires the name of a group even so.
+/// librdkafka nevertheless requires the name of a group.
 fn client(source: &FeedbackTopic) -> ClientConfig {
     let mut config = ClientConfig::new();
     config

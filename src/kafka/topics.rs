@@ -28,7 +28,7 @@ pub struct PartitionCounts {
     pub comments: i32,
     /// The number of partitions of the decisions topic.
     pub decisions: i32,
-    /// The number of partitions of the dead letters topic.
+    /// The number of partitions of the dead-letter topic.
     pub dead_letters: i32,
 }
 
@@ -44,7 +44,7 @@ pub enum TopicsError {
         reason: String,
     },
     /// The Kafka client cannot be created, because a setting is not valid.
-    #[error("cannot create a kafka client: {0}")]
+    #[error("cannot create a Kafka client: {0}")]
     Client(String),
     /// Topics are missing, or the daemon lacks permissions on them.
     #[error("{0}")]

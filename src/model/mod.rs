@@ -3,8 +3,8 @@
 //! [`config`] describes the architecture, [`files`] reads and checks checkpoints and adapters, [`transfer`] moves data
 //! between host and device, [`device`] chooses the device and dtype, [`forward`] computes logits over packed rows with
 //! the [`kernels`], and [`training`] adds the backward pass. Nothing here depends on prompts or on stages of the
-//! stream. Each problem with a file becomes a [`Fault`](crate::fault::Fault) that names the file and says what was
-//! found and what was expected.
+//! stream. Each problem with a file becomes a [`Fault`](crate::fault::Fault) that names the file, what was found
+//! and what was expected.
 
 pub mod config;
 pub mod files;

@@ -1,7 +1,8 @@
 //! Defines the names of all metrics and installs the recorder that renders them.
 //!
-//! Names follow the pattern `moderatord_<noun>_<unit>[_total]`, and each label has few, fixed values. Metrics are
-//! recorded once per micro-batch or transaction, not in inner loops, and never contain any part of a comment's text.
+//! Names follow the pattern `moderatord_<noun>_<unit>[_total]`, and each label has a small, fixed set of values.
+//! Metrics are recorded once per micro-batch or transaction, not in inner loops, and never contain any part of a
+//! comment's text.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};

@@ -84,7 +84,7 @@ pub struct Prompter {
 }
 
 impl Prompter {
-    /// Builds the frame and checks that the model can read the labels right after it.
+    /// Builds the frame and checks that each label is a single token right after it.
     ///
     /// `tokenizer` is the content of `tokenizer_path`, which is used only to name the file in errors.
     ///
@@ -336,12 +336,13 @@ fn canonical_form(config: &PromptConfig) -> String {
 }
 
 impl PromptConfig {
-    /// Returns the hash by which decisions name the prompt that these settings make.
+    /// Returns the hash by which decisions refer to the prompt that these settings produce.
     pub fn content_hash(&self) -> String {
         content_hash(canonical_form(self).as_bytes())
     }
 
-    /// Reads the settings back from their canonical form. The normaliser has a version of its own and is off.
+    /// Reads the settings back from their canonical form. The normaliser is off in the result, because it is not part
+    /// of that form.
     ///
     /// # Errors
     /// Returns an error if `canonical` is not such a form.

@@ -28,7 +28,7 @@ pub struct SafeTokenizer {
 impl SafeTokenizer {
     /// Reads the content of a `tokenizer.json`. `path` is used only to name the file in errors.
     ///
-    /// Truncation and padding are turned off even if the file asks for them, because truncation could cut the frame.
+    /// Truncation and padding are turned off even if the file enables them, because truncation could cut the frame.
     ///
     /// # Errors
     /// Returns an error if the file is not a tokenizer, if it tokenises at random, or if it does not begin a text with

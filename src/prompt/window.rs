@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-/// Returns how many tokens neighbouring windows share at least: a quarter of a window, so that a phrase that the edge
-/// of one window cuts is whole in its neighbour.
+/// Returns the minimum number of tokens that neighbouring windows share: a quarter of a window, so that a phrase that
+/// is cut off at the edge of one window is complete in the next.
 pub fn overlap(max_tokens: usize) -> usize {
     max_tokens / 4
 }

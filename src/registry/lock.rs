@@ -1,7 +1,7 @@
 //! The host lock, which lets one process per host at a time retrain or collect garbage in a local registry.
 //!
-//! It is an `flock` on a file in the registry's folder, so the kernel releases it even if its holder is
-//! killed. The content of the file names the holder for error messages. It stays behind afterwards, without meaning.
+//! It is an `flock` on a file in the registry's folder, so the kernel releases it even if its holder is killed. While
+//! the lock is held, the content of the file names the holder, for error messages. The file remains after the release.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, Write};

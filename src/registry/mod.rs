@@ -10,8 +10,9 @@
 //!
 //! Objects are never modified: each is created atomically, and only gc deletes. The manifest of a version is written
 //! after its files, so a version that has one is complete. A pointer is created after that, so the version in service
-//! is readable even if a writer is killed at any point. A pointer contains the hash of a manifest, and the manifest the
-//! hashes of the files; readers verify them all. This module does not depend on how adapters are trained or evaluated.
+//! is readable even if a writer is killed at any point. A pointer contains the hash of a manifest, and a manifest
+//! contains the hashes of the files; readers verify them all. This module does not depend on how adapters are trained
+//! or evaluated.
 
 mod error;
 mod gc;
@@ -99,7 +100,7 @@ impl Registry {
         Some(folder.join("versions").join(version.as_str()))
     }
 
-    /// Takes the host lock. Returns `None` if the registry is not a folder on this host, which has no lock.
+    /// Takes the host lock. Returns `None` if the registry is not a folder on this host, and so has no lock.
     ///
     /// # Errors
     /// Returns [`RegistryError::Locked`] if another process holds the lock, and [`RegistryError::Folder`] if the lock

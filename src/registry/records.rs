@@ -1,4 +1,4 @@
-//! Records, which keep what decisions refer to by hash so that they can be explained later, and the split key.
+//! Records, which store what decisions refer to by hash, so that decisions can be explained later; and the split key.
 
 use std::fmt;
 

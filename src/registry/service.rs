@@ -22,7 +22,7 @@ pub enum Rollback {
 impl Registry {
     /// Puts a version into service after verifying its files.
     ///
-    /// `after` is the number of the pointer that the caller believes to be in effect, or 0 for none.
+    /// `after` is the number of the pointer that the caller expects to be in effect, or 0 for none.
     ///
     /// # Errors
     /// Returns [`RegistryError::Conflict`] if another pointer is in effect. Otherwise, fails like [`Registry::read`].

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn other_urls_than_folders_are_rejected_without_being_quoted() {
+    fn urls_that_are_not_folders_are_rejected_without_being_quoted() {
         assert_eq!(
             folder("file:///srv/a%20registry").unwrap(),
             PathBuf::from("/srv/a registry")

@@ -30,8 +30,8 @@ pub enum ServingError {
     /// The base model, adapter or prompt cannot be loaded, or they do not fit together.
     #[error("{}", .0.on_one_line())]
     Load(Faults),
-    /// The version does not reproduce its golden set.
-    #[error("version {version} fails its golden set: {reason}")]
+    /// The version does not fit the prompt, or does not reproduce its golden set.
+    #[error("version {version} cannot be verified: {reason}")]
     Golden {
         /// The version that failed.
         version: String,
@@ -169,7 +169,7 @@ impl ModelSource {
         for (what, found, expected) in [
             ("adapter", &identity.adapter, &manifest.adapter),
             ("prompt", &identity.prompt, &manifest.facts.prompt),
-            ("normalizer", &identity.normalizer, &manifest.facts.normalizer),
+            ("normaliser", &identity.normalizer, &manifest.facts.normalizer),
         ] {
             if found != expected {
                 return Err(failed(format!("the {what} is {found}, expected {expected}")));
@@ -180,7 +180,8 @@ impl ModelSource {
                 serde_json::from_slice(json).map_err(|error| failed(format!("cannot read {GOLDEN_FILE}: {error}")))?;
             let arithmetic = Arithmetic::of(identity);
             let prompter = classifier.prompter();
-            golden::verify(&mut classifier, &prompter, &cases, arithmetic).map_err(failed)?;
+            golden::verify(&mut classifier, &prompter, &cases, arithmetic)
+                .map_err(|reason| failed(format!("golden set: {reason}")))?;
         }
         Ok(LoadedModel {
             classifier,

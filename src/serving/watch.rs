@@ -1,6 +1,6 @@
 //! Follows the registry's pointer while the daemon is serving, and swaps to the version that it names.
 //!
-//! A version that cannot enter service is rejected, logged and counted once per pointer. The previous version stays in
+//! A version that cannot enter service is refused, logged and counted once per pointer. The previous version stays in
 //! service, and the next pointer is tried.
 
 use std::time::{Duration, Instant};
@@ -35,12 +35,12 @@ impl RegistryWatcher {
             Ok(runtime) => runtime,
             Err(error) => return error!(%error, "cannot watch the registry"),
         };
-        let mut rejected = 0;
+        let mut refused = 0;
         loop {
             match check_now.recv_timeout(self.poll) {
                 Err(RecvTimeoutError::Disconnected) => return,
-                // On request, a rejected version is tried again.
-                Ok(()) => rejected = 0,
+                // On request, a refused version is tried again.
+                Ok(()) => refused = 0,
                 Err(RecvTimeoutError::Timeout) => {}
             }
             let pointer = match runtime.block_on(self.registry.current()) {
@@ -51,21 +51,21 @@ impl RegistryWatcher {
                     continue;
                 }
             };
-            if pointer.sequence == self.sequence || pointer.sequence == rejected {
+            if pointer.sequence == self.sequence || pointer.sequence == refused {
                 continue;
             }
             match self.swap(&runtime, &pointer, swap) {
                 Ok(true) => self.sequence = pointer.sequence,
                 Ok(false) => return,
                 Err(reason) => {
-                    rejected = pointer.sequence;
+                    refused = pointer.sequence;
                     counter!(names::ADAPTER_SWAPS, "result" => "refused").increment(1);
                     let version = pointer.version.as_ref().map_or("none", |version| version.as_str());
                     error!(
                         version,
                         pointer = pointer.sequence,
                         reason,
-                        "rejected a version; the previous one stays in service"
+                        "refused a version; the previous one stays in service"
                     );
                 }
             }

@@ -135,7 +135,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Asks the stages to read nothing more and to finish what is in flight.
+    /// Makes the stages stop reading and finish what is in flight.
     ///
     /// Records that are unfinished at the deadline are abandoned, and read again by the partitions' next owner.
     pub fn drain(&self, deadline: Instant) {

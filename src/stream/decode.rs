@@ -124,7 +124,7 @@ pub fn decode(event: &[u8], fields: &InputFields, max_bytes: usize) -> Result<Co
     })
 }
 
-/// Checks that a comment has a content id, without which nobody could act on its decision.
+/// Checks that a comment has a content id, without which a consumer could not act on its decision.
 ///
 /// # Errors
 /// Returns [`DecodeError::MissingField`] if the comment has no content id.

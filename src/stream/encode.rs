@@ -66,7 +66,7 @@ impl EncodeStage {
             if self.control.must_stop(now) {
                 return Ok(());
             }
-            // A batch that is due waits for the scorer; until it is also full, more records can be added meanwhile.
+            // A batch that is due waits for the scorer. Until it is full, more records can be added to it.
             if batcher.is_due(now) {
                 let mut select = Select::new();
                 let to_scorer = select.send(&self.batches);

@@ -1,4 +1,4 @@
-//! The first stage: one thread owns the consumer, polls it all the time, and reads records while there is room.
+//! The first stage: one thread owns the consumer, polls it continuously, and reads records while there is room.
 //!
 //! The number of records in flight in all stages limits how much is read. The stage waits out a short stall, because
 //! pausing discards the records that the client has prefetched. In a long stall it pauses the partitions and keeps
@@ -152,7 +152,7 @@ impl RecordReader<'_> {
     }
 
     /// Copies a message into a record. Returns `None` if its partition is no longer owned, or if it was read before:
-    /// when partitions are paused, the client may rewind a partition by the record that it is just returning.
+    /// when partitions are paused, the client may rewind a partition by the record that it is currently returning.
     fn record(&self, message: &BorrowedMessage<'_>, progress: &mut BTreeMap<i32, ReadProgress>) -> Option<Record> {
         let (partition, offset) = (message.partition(), message.offset());
         let epoch = self.ownership.epoch(partition)?;
@@ -227,7 +227,7 @@ impl RecordReader<'_> {
             class if class.is_permanent() || matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                 Err(StreamError::kafka("read the comments topic", &error))
             }
-            // The client recovers by itself, and its context logs conditions that last.
+            // The client recovers by itself, and its context logs conditions that persist.
             _ => {
                 debug!(reason = reason(&error), "temporary error while reading");
                 Ok(())

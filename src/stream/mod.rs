@@ -3,8 +3,8 @@
 //!
 //! There are four stages, each a thread that is built and run in the same way: `ingest` reads records, `encode` turns
 //! events into rows, `score` computes their margins, and `emit` writes the outputs and commits. Bounded channels join
-//! them. A stage depends only on the shared modules above it in this list, never on another stage; [`pipeline`] puts
-//! them together.
+//! them. A stage depends only on the shared modules that are declared above the stages, never on another stage;
+//! [`pipeline`] puts them together.
 
 pub mod control;
 mod ownership;

@@ -1,4 +1,4 @@
-//! Generated feedback, with a rule that a model can learn from a few dozen rows.
+//! Generated feedback that follows a rule simple enough to be trained on a few dozen rows.
 
 const WORDS: [&str; 48] = [
     "garden", "river", "house", "train", "captain", "soup", "street", "bread", "window", "friend", "morning",

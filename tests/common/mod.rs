@@ -12,8 +12,8 @@ use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Q
 use moderatord::fault::Faults;
 use serde_json::Value;
 
-/// Returns a path below `tests/fixtures`. The environment names the source tree, since a test may run elsewhere than it
-/// was built.
+/// Returns a path below `tests/fixtures`. The environment variable takes precedence, because a test may run on another
+/// machine than the one that built it.
 pub fn fixture(path: &str) -> PathBuf {
     let root = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&root).join("tests/fixtures").join(path)

@@ -251,7 +251,7 @@ fn damaged_and_hostile_tokenizers_are_rejected() {
             json["post_processor"]["special_tokens"]["<bos>"]["ids"] = json!([4_000_000_000u32]);
         })
         .assert_fails(&["tokenizer.json"]);
-    // Truncation would cut the frame, so it is turned off even if the file asks for it, and so is padding.
+    // Truncation would cut the frame, so it is turned off even if the file enables it, and so is padding.
     let truncating = DamagedCopy::new();
     truncating.json(file, |json| {
         json["truncation"] = json!({"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0});

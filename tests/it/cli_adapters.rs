@@ -150,7 +150,7 @@ fn finish(command: &mut Command, workspace: &Workspace, arguments: &[&str]) -> (
 fn a_full_disk_fails_the_retraining_and_leaves_the_registry_as_it_was() {
     let workspace = Workspace::new();
     let input = workspace.path("labels.jsonl").display().to_string();
-    // The adapter has about 34 KiB and the report about 58 KiB.
+    // The adapter is about 34 KiB and the report about 58 KiB.
     for (kib, expected) in [
         (0, "cannot write the registry lock"),
         (16, "cannot write the adapter"),
@@ -188,7 +188,7 @@ fn retraining_on_a_base_model_that_cannot_be_loaded_is_a_fault_of_the_settings()
 }
 
 #[test]
-fn an_adapter_is_not_served_with_another_base_model_than_its_own() {
+fn an_adapter_is_not_served_with_a_base_model_other_than_its_own() {
     let (workspace, version) = Workspace::with_promoted_version();
     let changed = workspace.path("changed");
     std::fs::create_dir(&changed).unwrap();

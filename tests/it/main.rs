@@ -1,7 +1,7 @@
-//! Everything that the library and the command line promise without a broker: one binary, since each one links
-//! candle, librdkafka and OpenSSL.
+//! Tests of the library and the command line that need no broker. They form a single binary, because every test binary
+//! links candle, librdkafka and OpenSSL.
 
-#![allow(clippy::unwrap_used, reason = "a helper that fails fails its test")]
+#![allow(clippy::unwrap_used, reason = "a failure in a helper fails its test")]
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -17,7 +17,7 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-/// Whether the writer dies before its last operation, or after it but without learning the result.
+/// Whether the writer dies before its last operation, or after it but without receiving the result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Death {
     Before,

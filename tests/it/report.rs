@@ -158,7 +158,7 @@ fn page(made: &Measurements) -> String {
             thresholds: &made.thresholds,
         }),
         data: vec![
-            Fact::new("Labelled contents", 3120),
+            Fact::new("Labels", 3120),
             Fact::new("Rows in the training part", 1900),
             Fact::new("Rows in the validation part", 600),
             Fact::new("Rows in the test part", 620),

@@ -75,7 +75,7 @@ class Verdict:
 
         self.answers[source] += 1
         if self.answers[source] > 1:
-            # A duplicate is not misordered as well: delivering twice means going back.
+            # A duplicate is not counted as misordered too, because any repeated output is out of order.
             self.add_fault("duplicated", message, source)
             return
         stream = topic, partition, source[1]

@@ -1,7 +1,7 @@
 //! Tests of the whole stream: they write input records and check the outputs that a reader of committed records sees.
 //!
 //! The tests run on the embedded broker, with at-least-once delivery. If `MODERATORD_TEST_BROKERS` is set, they run on
-//! that Apache Kafka instead, with exactly-once delivery. Tests that need Apache Kafka are ignored by default;
+//! that Apache Kafka broker instead, with exactly-once delivery. Tests that need Apache Kafka are ignored by default;
 //! `tests/kafka/suite` starts a broker and runs all of them.
 
 #![allow(clippy::unwrap_used, reason = "a failure in a helper fails its test")]

@@ -155,7 +155,7 @@ fn a_running_daemon_swaps_to_the_version_that_retraining_promotes() {
     let (code, out, err) = workspace.run(&["retrain"]);
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(
-        out.contains("feedback  202 records, 199 contents, 0 superseded, 1 forgotten, 1 refused"),
+        out.contains("feedback  202 records, 199 content ids, 0 superseded, 1 forgotten, 1 refused"),
         "{out}"
     );
     assert!(
@@ -213,7 +213,7 @@ fn a_running_daemon_swaps_to_the_version_that_retraining_promotes() {
     eventually("the daemon refuses", || {
         service
             .log()
-            .contains("rejected a version; the previous one stays in service")
+            .contains("refused a version; the previous one stays in service")
     });
     comments(150, 10);
     decided(160);

@@ -124,7 +124,7 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
 }
 
 /// Returns the settings of the demo. They ignore the user's files and environment, so that it works the same
-/// everywhere.
+/// way everywhere.
 fn sources(brokers: &str, model: Option<&str>) -> Sources {
     let flag = |key, value: &str| (key, value.to_owned(), "demo");
     let [(session, session_value), (wait, wait_value)] = CLIENT_PROPERTIES;

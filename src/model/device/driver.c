@@ -1,4 +1,4 @@
-// Finds the functions of NVIDIA's driver that we call when the program starts.
+// When the program starts, finds the functions of NVIDIA's driver that we call.
 //
 // candle links with libcuda.so.1, which is part of the driver. Without a driver, the loader would stop the daemon
 // before `main`. The linker takes the definitions below first and then drops that library, because nothing else needs

@@ -33,7 +33,7 @@ impl Placement {
         }
     }
 
-    /// Opens the device that the settings ask for. With `auto`, this is the first GPU; if there is none, it is the CPU,
+    /// Opens the device that the settings select. With `auto`, this is the first GPU; if there is none, it is the CPU,
     /// and a build with CUDA logs a warning.
     ///
     /// # Errors
@@ -63,7 +63,7 @@ impl Placement {
         Ok(Self { dtype, ..placement })
     }
 
-    /// Opens the device that the settings ask for, as [`Placement::from_settings`] does, and checks that it has enough
+    /// Opens the device that the settings select, as [`Placement::from_settings`] does, and checks that it has enough
     /// free memory for a checkpoint. If a GPU does not, `auto` falls back to the CPU with a warning.
     ///
     /// # Errors

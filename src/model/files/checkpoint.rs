@@ -19,7 +19,7 @@ use crate::model::config::GemmaConfig;
 
 /// Larger than any published `config.json` or shard index, and small enough to read into memory.
 pub(super) const MAX_JSON_BYTES: u64 = 16 << 20;
-/// The `tokenizer.json` of Gemma 3 has 33 MB.
+/// The `tokenizer.json` of Gemma 3 is 33 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// The prefixes of the decoder's tensor names in text-only checkpoints, and in old and new multimodal ones.
 const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];

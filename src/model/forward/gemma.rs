@@ -188,7 +188,7 @@ impl Gemma {
         self.transfer.download(&self.logits(&hidden, unembedding)?)
     }
 
-    /// (vocabulary, hidden), in the file's dtype.
+    /// Returns the unembedding: (vocabulary, hidden), in the file's dtype.
     pub(in crate::model) fn unembedding(&self) -> &Tensor {
         self.lm_head.as_ref().unwrap_or(&self.embed_tokens)
     }

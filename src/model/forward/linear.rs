@@ -40,7 +40,8 @@ enum Weight {
 }
 
 impl Linear {
-    /// Makes a dense layer of a weight (outputs, inputs) and an optional delta, which is copied to the weight's device.
+    /// Creates a dense layer from a weight (outputs, inputs) and an optional delta, which is copied to the weight's
+    /// device.
     ///
     /// If the weight is not f32, `mode` has no effect and the delta is not merged, because rounding the sum would lose
     /// a small delta. The delta is converted to the weight's dtype, which rounds it relative to its own size.
@@ -65,8 +66,8 @@ impl Linear {
         }
     }
 
-    /// Makes a Q8_0 layer of a weight (outputs, inputs) and an optional delta. The delta is not merged and stays in
-    /// f32, because quantising the sum would lose a small delta.
+    /// Creates a Q8_0 layer from a weight (outputs, inputs) and an optional delta. The delta is not merged and stays
+    /// in f32, because quantising the sum would lose a small delta.
     pub(crate) fn quantized(weight: &Tensor, lora: Option<&LoraWeights>) -> Result<Self> {
         let inputs = weight.dims()[1];
         let padding = inputs.next_multiple_of(QUANTIZED_WIDTH) - inputs;

@@ -34,7 +34,8 @@ pub(super) fn check(layer: usize, tokens: usize, device: &Device) -> Result<()> 
     }
 }
 
-/// Returns an error of an allocation. On a GPU, this is the driver's own error for a request larger than any memory.
+/// Returns the error of a failed allocation. On a GPU, this is the driver's own error for a request larger than any
+/// memory.
 fn out_of_memory(device: &Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]

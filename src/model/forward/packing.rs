@@ -70,7 +70,7 @@ pub(crate) enum OutputPositions {
     KeysValues,
 }
 
-/// The residual stream after the last layer, and the same normed: (positions, hidden) each.
+/// The residual stream after the last layer, before and after the final norm: (positions, hidden) each.
 pub(crate) struct PassOutput {
     pub(crate) residual: Tensor,
     pub(crate) normed: Tensor,

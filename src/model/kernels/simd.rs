@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn tanh_is_accurate_also_where_it_saturates() {
+    fn tanh_is_accurate_even_where_it_saturates() {
         let worst = (-12_000..=12_000)
             .map(|step| step as f32 * 1e-3)
             .map(|x| (f64::from(tanh(x)) - f64::from(x).tanh()).abs())

@@ -80,7 +80,7 @@ impl Gemma {
         Ok((loss, gradient.matmul(&rows)?))
     }
 
-    /// Returns the logits of the whole vocabulary before the soft-cap, in the order of (positions, vocabulary).
+    /// Returns the logits of the whole vocabulary before the soft-cap: (positions, vocabulary), row by row.
     fn all_logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
         let (positions, vocabulary) = (hidden.dim(0)?, self.config.vocab_size);
         let mut logits = vec![0f32; positions * vocabulary];
@@ -95,8 +95,8 @@ impl Gemma {
         Ok(logits)
     }
 
-    /// Returns the gradient with respect to the hidden states, (positions, hidden size), given that of the logits,
-    /// (positions, vocabulary).
+    /// Returns the gradient with respect to the hidden states, (positions, hidden size), given the gradient with
+    /// respect to the logits, (positions, vocabulary).
     fn unembedding_backward(&self, gradient: &Tensor) -> Result<Tensor> {
         let (positions, vocabulary) = gradient.dims2()?;
         let mut sum = Tensor::zeros((positions, self.config.hidden_size), DType::F32, &self.device)?;

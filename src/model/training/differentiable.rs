@@ -99,8 +99,8 @@ impl Gemma {
         Tensor::cat(&rotated, 2)
     }
 
-    /// Computes the attention row by row. The inputs are (heads, tokens, head_dim) each, the output is
-    /// (queries, heads * head_dim).
+    /// Computes the attention row by row. The inputs are (heads, tokens, head_dim) each, and the output
+    /// is (queries, heads * head_dim).
     fn attend(&self, layer: &DecoderLayer, q: &Tensor, k: &Tensor, v: &Tensor, rows: &RowLayout<'_>) -> Result<Tensor> {
         let config = &self.config;
         let (heads, kv_heads, head_dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);

@@ -86,7 +86,7 @@ impl Trainable {
         &self.variables
     }
 
-    /// Returns the base model with the adapter applied, which computes as it does when it serves.
+    /// Returns the base model with the adapter applied, which computes exactly as in serving.
     pub(crate) fn model(&self) -> &Gemma {
         &self.model
     }

@@ -1,9 +1,9 @@
 //! Splits labelled rows into a training, a validation and a test part that do not overlap.
 //!
 //! The part of a text depends only on a keyed hash of its wording. It therefore never changes as feedback accumulates,
-//! and a text that tested one adapter never trains a later one. Training rows that are near-duplicates of a validation
-//! or test row are left out. Users' reports are used only for training, with a capped share of the weight. All rows
-//! that are left out are counted by reason.
+//! and a text that one adapter was tested on is never used to train a later one. Training rows that are near-duplicates
+//! of a validation or test row are left out. Users' reports are used only for training, with a capped share of the
+//! weight. All rows that are left out are counted by reason.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ pub struct LabelledRow {
 /// The number of rows before the split, and how many of them were left out for each reason.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct SplitCounts {
-    /// Rows before the split, one for each content.
+    /// Rows before the split, one for each content id.
     pub rows: usize,
     /// Rows left out because another row has the same wording and class.
     pub repeated: usize,

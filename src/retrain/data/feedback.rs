@@ -1,4 +1,4 @@
-//! Decodes labelled feedback, and selects the latest label of each content.
+//! Decodes labelled feedback, and selects the latest label for each content id.
 //!
 //! This module performs no I/O. A record that cannot be used gives an error with a reason.
 
@@ -228,7 +228,7 @@ fn inclusion(sample: Option<&Value>) -> Result<Option<f32>, FeedbackError> {
     }
 }
 
-/// The latest label of each content, updated record by record in the order of the topic.
+/// The latest label for each content id, updated record by record in the order of the topic.
 #[derive(Debug, Default)]
 pub struct LatestLabels {
     contents: BTreeMap<String, Feedback>,
@@ -239,7 +239,7 @@ pub struct LatestLabels {
 }
 
 impl LatestLabels {
-    /// Adds a label. It replaces the previous label of the same content, and the label that it supersedes.
+    /// Adds a label. It replaces the previous label for the same content id, and the label that it supersedes.
     pub fn insert(&mut self, feedback: Feedback) {
         if let Some(old) = feedback.supersedes.as_ref().and_then(|id| self.content_ids.remove(id)) {
             let is_in_effect = self
@@ -259,14 +259,14 @@ impl LatestLabels {
         }
     }
 
-    /// Removes the label of a content, for which the topic holds a tombstone.
+    /// Removes the label for a content id, because the topic contains a tombstone for it.
     pub fn remove(&mut self, content_id: &str) {
         if self.contents.remove(content_id).is_some() {
             self.forgotten += 1;
         }
     }
 
-    /// Returns the latest labels by content id, the number of superseded labels, and the number of removed contents.
+    /// Returns the latest labels by content id, the number of superseded labels, and the number of removed labels.
     pub fn finish(self) -> (Vec<Feedback>, usize, usize) {
         (self.contents.into_values().collect(), self.superseded, self.forgotten)
     }
@@ -397,7 +397,7 @@ mod tests {
         latest.insert(feedback("a", "4", None, 0.0));
         latest.remove("b");
         latest.remove("never seen");
-        // This label supersedes the label of another content.
+        // This label supersedes the label for another content id.
         latest.insert(feedback("d", "5", Some("3"), 0.0));
         // The label that this one supersedes has already been replaced.
         latest.insert(feedback("e", "6", Some("1"), 0.0));

@@ -1,4 +1,5 @@
-//! Collects feedback from topic records or lines of a file: the latest label of each content, and the refused records.
+//! Collects feedback from topic records or lines of a file: the latest label for each content id, and the refused
+//! records.
 
 use std::collections::BTreeMap;
 
@@ -35,13 +36,13 @@ impl RefusedRecords {
 /// The feedback that was gathered.
 #[derive(Debug)]
 pub struct GatheredFeedback {
-    /// The latest label of each content.
+    /// The latest label for each content id.
     pub rows: Vec<Feedback>,
     /// Number of records or lines that were read.
     pub records: usize,
     /// Number of labels that a later label replaced.
     pub superseded: usize,
-    /// Number of contents that a tombstone removed.
+    /// Number of labels that a tombstone removed.
     pub forgotten: usize,
     /// The records that could not be used.
     pub refused: RefusedRecords,
@@ -58,7 +59,7 @@ impl FeedbackGatherer {
         }
     }
 
-    /// Adds a record of the topic, whose key is the content id; a null value removes that content.
+    /// Adds a record of the topic, whose key is the content id; a null value removes the label for that id.
     ///
     /// `describe` returns the position of the record in words, for the list of refused records.
     pub fn add_record(
@@ -72,7 +73,7 @@ impl FeedbackGatherer {
         match (value, key) {
             (Some(value), _) => self.decode(describe, position, value),
             (None, Some(key)) => self.labels.remove(&String::from_utf8_lossy(key)),
-            (None, None) => self.refuse(describe, &FeedbackError::Missing("key of a tombstone")),
+            (None, None) => self.refuse(describe, &FeedbackError::Missing("key")),
         }
     }
 
@@ -82,7 +83,7 @@ impl FeedbackGatherer {
         self.decode(|| format!("line {number}"), number, line);
     }
 
-    /// Counts a line as refused that was not read into memory because its length exceeds the limit.
+    /// Counts a line as refused. It was not read into memory, because its length exceeds the limit.
     pub fn refuse_long_line(&mut self, number: u64, bytes: usize) {
         self.records += 1;
         let limit = self.rules.max_bytes;
@@ -156,7 +157,7 @@ mod tests {
             [
                 "offset 4: is not a JSON object in UTF-8",
                 "offset 5: `label` is an unknown name, expected `hateful`, `ok`, or a number from 0 to 1",
-                "offset 6: `key of a tombstone` is missing",
+                "offset 6: `key` is missing",
                 "line 8: has 1073741824 bytes, expected at most 200",
             ]
         );

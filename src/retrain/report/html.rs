@@ -1,4 +1,4 @@
-//! The building blocks of the HTML page. They escape every text that they are given.
+//! The building blocks of the HTML page. They escape all text that they are given.
 
 use super::Fact;
 

@@ -17,9 +17,9 @@ pub(super) struct FeedbackSplit {
     pub(super) records: usize,
     /// Number of records that could not be used.
     pub(super) refused: usize,
-    /// Number of labels that a later label for the same content replaced.
+    /// Number of labels that a later label for the same content id replaced.
     pub(super) superseded: usize,
-    /// Number of contents that a tombstone removed.
+    /// Number of labels that a tombstone removed.
     pub(super) forgotten: usize,
 }
 

@@ -343,7 +343,7 @@ fn batches<'a>(rows: &'a [TrainingRow], batch_rows: usize, random: &mut StdRng) 
     batches
 }
 
-/// Returns the margins of rows under the adapter in training, computed as they are when it serves.
+/// Returns the margins of rows under the adapter in training, computed exactly as in serving.
 ///
 /// # Errors
 /// Returns an error if the computation fails.

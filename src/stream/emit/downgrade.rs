@@ -1,4 +1,4 @@
-//! Writes an output that its topic refuses in a smaller form, so that one record cannot stop the stream.
+//! If a topic refuses an output, writes it in a smaller form, so that one record cannot stop the stream.
 //!
 //! A broker refuses a whole batch because of one record that is too large. A refused output is therefore first sent
 //! again in a batch of its own, and only then replaced by a dead letter with nothing but its coordinates.
@@ -14,7 +14,7 @@ use super::output::{Form, Origin};
 use crate::kafka::errors::{ErrorClass, reason};
 use crate::stream::control::StreamError;
 
-/// How many commits in a row may fail for a reason that no smaller form can help, such as an unknown error.
+/// How many commits in a row may fail for a reason that a smaller form cannot fix, such as an unknown error.
 const MAX_OTHER_FAILURES: usize = 30;
 
 /// Moves refused outputs to the next smaller form, and ends the stream if commits keep failing for other reasons.
@@ -89,7 +89,7 @@ impl Downgrades {
 }
 
 impl Emitter {
-    /// Sends an output of the group, in a smaller form if the client refuses it for its size. Returns the reason if the
+    /// Sends an output of the group, in a smaller form if the client refuses its size. Returns the reason if the
     /// transaction must be aborted.
     pub(super) fn send(&mut self, index: usize) -> Result<Option<String>, StreamError> {
         let deadline = Instant::now() + self.timeouts.transaction;

@@ -15,7 +15,7 @@ use crate::config::Delivery;
 use crate::ops::metrics as names;
 use crate::stream::control::StreamError;
 
-/// How many transactions in a row may be aborted before the stream ends. Each output that its topic refuses aborts two,
+/// How many transactions in a row may be aborted before the stream ends. Each refused output aborts two,
 /// and if the topic's size limit is too small, a group can contain many of them.
 const MAX_ATTEMPTS: usize = 1000;
 
@@ -61,8 +61,8 @@ impl Emitter {
         }
     }
 
-    /// Aborts the open transaction and produces the outputs that are still owned again; those that were refused, in a
-    /// smaller form.
+    /// Aborts the open transaction, and produces the outputs of owned partitions again in a new one. Outputs that were
+    /// refused are produced in a smaller form.
     pub(super) fn abort_and_resend(
         &mut self,
         reason: &str,

@@ -20,7 +20,7 @@ pub(super) struct CommitGroup {
     bytes: usize,
     offsets: BTreeMap<i32, (Epoch, NextOffset)>,
     due: Option<Instant>,
-    /// Set after a failed commit: the next attempt must not be made earlier.
+    /// Set after a failed commit: the next attempt must not be made before this time.
     not_before: Option<Instant>,
     /// A partition was revoked and assigned again while the group was collected.
     mixes_epochs: bool,

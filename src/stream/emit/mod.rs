@@ -100,7 +100,7 @@ impl EmitStage {
     /// Writes until every earlier stage has ended, then commits the rest.
     ///
     /// # Errors
-    /// Returns an error if Kafka fails in a way that retrying cannot help. The offsets of the group are then not
+    /// Returns an error if Kafka fails in a way that retrying cannot fix. The offsets of the group are then not
     /// committed, so its records are read again; with `exactly_once`, none of its outputs becomes visible.
     pub fn run(self) -> Result<(), StreamError> {
         let Self {
@@ -322,7 +322,7 @@ impl Emitter {
         }
         info!(
             unfinished,
-            "stopped before every record was committed; the others will be read again"
+            "stopped before every record was committed; the uncommitted ones will be read again"
         );
         Ok(())
     }

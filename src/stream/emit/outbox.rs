@@ -31,7 +31,7 @@ pub(super) type Undelivered = (usize, RDKafkaErrorCode);
 /// Counts the messages that are not acknowledged yet. Updated by the producer's own thread.
 ///
 /// A separate thread has to poll the producer: committing or aborting a transaction flushes it, and the flush waits for
-/// delivery reports, which only polling delivers.
+/// delivery reports, which arrive only while the producer is polled.
 #[derive(Clone, Default)]
 pub(super) struct Acknowledgements(Arc<DeliveryTracker>);
 

@@ -127,7 +127,7 @@ impl Transaction<'_> {
         }
     }
 
-    /// Repeats a call until it succeeds or fails for a reason that retrying cannot help.
+    /// Repeats a call until it succeeds or fails for a reason that retrying cannot fix.
     ///
     /// A call with a deadline that passes fails with [`TransactionError::Abort`].
     fn retry(

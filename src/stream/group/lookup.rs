@@ -24,7 +24,7 @@ const RANGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause between two attempts of a lookup.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// The next offset that the consumer will read of a partition.
+/// The next offset that the consumer will read in a partition.
 pub struct ConsumerPosition {
     pub partition: i32,
     pub next: i64,

@@ -114,7 +114,7 @@ impl Membership {
                         self.own(partition, &start);
                     }
                 }
-                // The group's protocol requires the assignment below nevertheless; nothing will be read.
+                // The group's protocol still requires the assignment below, although nothing will be read.
                 Err(error) => self.control.fail(error),
             }
         }
@@ -193,8 +193,8 @@ impl Membership {
             partitions: self.with_epochs(partitions),
             done,
         };
+        // Sending also fails if the emit stage has ended, which has then already committed or aborted.
         if self.rebalances.send_deadline(revoked, deadline).is_ok() && reply.recv_deadline(deadline).is_err() {
-            // If the emit stage has ended, sending fails: it has already committed or aborted.
             warn!(?partitions, "revoked before finished records could be committed");
         }
     }

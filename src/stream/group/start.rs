@@ -86,7 +86,7 @@ mod tests {
         };
         check(None, Start::Earliest, Some(10));
         check(None, Start::Latest, Some(20));
-        // A committed offset overrides the setting, also at the very end, where an idle group has committed.
+        // A committed offset overrides the setting, even at the end of the partition, where that of an idle group is.
         check(Some(10), Start::Latest, Some(10));
         check(Some(20), Start::Earliest, Some(20));
         check(Some(9), Start::Earliest, None);

@@ -1,7 +1,7 @@
 // Emulates on the CPU the functions of NVIDIA's driver that candle and we call, so that the code that uses a GPU can be
-// tested without one. It says nothing about speed.
+// tested without one. It does not measure speed.
 //
-// The emulation exposes mistakes that a GPU does not forgive. Queued work runs late, when the caller waits for it or
+// The emulation exposes mistakes that can go unnoticed on a GPU. Queued work runs late, when the caller waits for it or
 // queries its state, so data that is read or overwritten too early is wrong. New memory holds NaN, freed memory is
 // unmapped, and the page behind each allocation is inaccessible.
 

@@ -6,7 +6,7 @@ use regex::Regex;
 
 use crate::config::Projection;
 
-/// Selects modules as PEFT does: a list of names matches the ends of module names, a pattern matches whole names.
+/// Selects modules as PEFT does: a list of names matches the ends of module names, and a pattern matches whole names.
 pub(super) enum ModuleMatcher {
     All,
     Names(Vec<String>),

@@ -1,6 +1,6 @@
 //! Evaluates scores on labelled rows: figures with intervals, figures by community, and curves.
 //!
-//! The same rows always give the same numbers, which equal those of scikit-learn if it defines them. Figures of ranking
+//! The same rows always give the same numbers, which equal those of scikit-learn if it defines them. Ranking figures
 //! are computed from the margins, all others from the calibrated probabilities. The caller chooses the rows and their
 //! weights. This module does no I/O.
 

@@ -127,7 +127,7 @@ pub fn judge(rows: &[GateRow], training_rows: TrainingRows, golden: GoldenSet, c
                 hateful,
                 ok: rows.len() - hateful,
             }),
-            // This comparison is false for NaN, so a bound that is not a number is refused.
+            // This comparison is false for NaN, so a challenger whose bound is NaN is refused.
             Some(comparison) if comparison.lower_bound > comparison.required => {}
             Some(comparison) => verdict.refusals.push(Refusal::NotBetter(comparison)),
         }

@@ -21,14 +21,14 @@ impl Candidate {
         self.hateful_weight / self.weight
     }
 
-    /// Returns the lower bound of the precision, over the effective number of rows.
+    /// Returns the lower bound of the precision for the effective number of rows.
     fn precision_bound(&self) -> f64 {
         wilson_lower(self.precision(), self.weight * self.weight / self.squared_weight)
     }
 }
 
 impl Candidates {
-    /// Takes rows of probability, label and weight.
+    /// Takes the probability, label and weight of each row.
     pub(super) fn new(rows: &[(f64, bool, f64)]) -> Self {
         let mut rows = rows.to_vec();
         rows.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -53,7 +53,7 @@ impl Candidates {
         Self(candidates)
     }
 
-    /// Returns the lowest candidate whose precision reaches `target` at its lower bound.
+    /// Returns the lowest candidate whose lower bound of the precision reaches `target`.
     pub(super) fn block(&self, target: f64) -> Result<usize, NoThreshold> {
         let lowest = self
             .0

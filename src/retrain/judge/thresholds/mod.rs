@@ -235,7 +235,7 @@ impl ThresholdDerivation {
         self.basis == ThresholdBasis::Sampled
     }
 
-    /// Returns the thresholds alone, as a version carries them.
+    /// Returns the thresholds alone, as a version stores them.
     pub fn derived(&self) -> DerivedThresholds {
         DerivedThresholds {
             review: self.review.value(),

@@ -1,4 +1,4 @@
-//! The confusion matrix. The larger its share of the row, the darker a cell.
+//! The confusion matrix. The larger a cell's share of its row, the darker the cell.
 
 use plotters::prelude::*;
 use plotters::style::text_anchor::HPos;

@@ -40,7 +40,7 @@ const DASHES: [(RGBColor, &str); 2] = [(CHAMPION, "20 10"), (MUTED, "4 10")];
 /// The factor by which charts are drawn larger than they are shown. plotters rounds all coordinates to whole pixels, so
 /// curves would not be smooth otherwise.
 const SCALE: u32 = 3;
-/// Text size of axis descriptions and headings. plotters draws text smaller by a quarter.
+/// Text size of axis descriptions and headings. plotters draws text a quarter smaller than this.
 const TEXT: u32 = 19 * SCALE;
 /// Text size of axis labels and remarks.
 const SMALL_TEXT: u32 = 17 * SCALE;

@@ -153,7 +153,7 @@ pub(super) fn figures(report: &Report<'_>) -> String {
 
 pub(super) fn facts(report: &Report<'_>) -> String {
     let data = fact_table("Feedback", &report.data);
-    let hyperparameters = fact_table("Settings of the training", &report.hyperparameters);
+    let hyperparameters = fact_table("Training settings", &report.hyperparameters);
     let identities = fact_table("Names and content hashes", &report.identities);
     format!(
         "<h2>Data and training</h2>\n<div class=\"facts\">\n<div>{data}</div>\n<div>{hyperparameters}</div>\n</div>\n\
