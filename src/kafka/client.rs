@@ -43,6 +43,8 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
             config
                 .set("fetch.wait.max.ms", "50")
                 .set("statistics.interval.ms", "5000")
+                // How soon partitions that were added to the topic are read; the client's default is five minutes.
+                .set("topic.metadata.refresh.interval.ms", "5000")
                 // Prefetched records use memory besides the records in flight, so only about a second's worth is kept.
                 .set("queued.min.messages", "20000")
                 .set("queued.max.messages.kbytes", "16384");

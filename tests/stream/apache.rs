@@ -4,7 +4,7 @@ use moderatord::kafka::topics;
 use moderatord::kafka::topics::TopicsError;
 use moderatord::stream::control::StreamError;
 
-use crate::broker::{Broker, script, unique, variable};
+use crate::broker::{Broker, OutputRecord, script, unique, variable};
 use crate::daemon::{Names, Scripted, Setup};
 use crate::flow::{assert_each_once, await_committed, comment};
 
@@ -80,6 +80,46 @@ fn a_group_that_starts_at_latest_resumes_where_it_started() {
         .map(|read| read.source().1)
         .collect();
     assert_eq!(offsets, (30..60).collect::<Vec<_>>());
+}
+
+/// `kafka.start` applies to the first start of the group: what is written to a partition that is added later must not be
+/// skipped because the daemon discovers the partition only after the records.
+#[test]
+#[ignore = "needs Apache Kafka: tests/kafka/suite"]
+fn with_start_latest_partitions_that_are_added_later_lose_nothing() {
+    let broker = Broker::apache();
+    let names = Names::create(&broker, "growing", 2);
+    let values = comments(20);
+    let to = |partition: i32| values.iter().map(move |value| (partition, "k", Some(value.as_slice())));
+    for partition in 0..2 {
+        broker.produce(&names.comments, to(partition));
+    }
+    let mut setup = Setup::new(&broker, &names);
+    setup.set("KAFKA__START", "latest");
+    let daemon = setup.start(&broker, Scripted::by_length());
+    await_committed(&broker, &names, &[20, 20]);
+
+    // The output topics do not grow along.
+    broker.grow_topic(&names.comments, 4);
+    for partition in 0..4 {
+        broker.produce(&names.comments, to(partition));
+    }
+    await_committed(&broker, &names, &[40, 40, 20, 20]);
+    daemon.stop().unwrap();
+    // Nor are records lost that arrive while no daemon runs.
+    broker.grow_topic(&names.comments, 5);
+    broker.produce(&names.comments, to(4));
+    let daemon = setup.start(&broker, Scripted::by_length());
+    await_committed(&broker, &names, &[40, 40, 20, 20, 20]);
+    daemon.stop().unwrap();
+
+    let mut sources: Vec<(i32, i64)> = broker.read(&names.decisions).iter().map(OutputRecord::source).collect();
+    sources.sort_unstable();
+    let offsets = |partition| if partition < 2 { 20..40 } else { 0..20 };
+    let expected: Vec<(i32, i64)> = (0..5)
+        .flat_map(|partition| offsets(partition).map(move |offset| (partition, offset)))
+        .collect();
+    assert_eq!(sources, expected);
 }
 
 #[test]

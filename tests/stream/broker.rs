@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use moderatord::config::Delivery;
 use moderatord::kafka::embedded::EmbeddedBroker;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -31,6 +31,8 @@ pub struct OutputRecord {
     pub key: Option<Vec<u8>>,
     pub value: Option<Vec<u8>>,
     pub headers: BTreeMap<String, String>,
+    /// In milliseconds since 1970.
+    pub timestamp: i64,
 }
 
 impl OutputRecord {
@@ -147,6 +149,19 @@ impl Broker {
         }
     }
 
+    /// Adds partitions to a topic, so that it has `partitions`.
+    pub fn grow_topic(&self, name: &str, partitions: i32) {
+        let count = usize::try_from(partitions).unwrap();
+        wait(
+            self.admin()
+                .create_partitions(&[NewPartitions::new(name, count)], &options()),
+        )
+        .unwrap()
+        .remove(0)
+        .unwrap();
+        self.await_leaders(name, partitions);
+    }
+
     /// Deletes all records of a partition before an offset, as retention would.
     pub fn delete_before(&self, topic: &str, partition: i32, offset: i64) {
         let mut list = TopicPartitionList::new();
@@ -185,11 +200,31 @@ impl Broker {
         self.produce_with(topic, records, &OwnedHeaders::new());
     }
 
+    /// Produces records that were created at `timestamp`, in milliseconds since 1970.
+    pub fn produce_at<'a>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>,
+        timestamp: i64,
+    ) {
+        self.produce_all(topic, records, &OwnedHeaders::new(), Some(timestamp));
+    }
+
     pub fn produce_with<'a>(
         &self,
         topic: &str,
         records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>,
         headers: &OwnedHeaders,
+    ) {
+        self.produce_all(topic, records, headers, None);
+    }
+
+    fn produce_all<'a>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>,
+        headers: &OwnedHeaders,
+        timestamp: Option<i64>,
     ) {
         let mut config = self.client();
         config
@@ -203,6 +238,7 @@ impl Broker {
                 .key(key)
                 .headers(headers.clone());
             record.payload = value;
+            record.timestamp = timestamp;
             while let Err((error, refused)) = producer.send(record) {
                 assert_eq!(
                     error,
@@ -261,6 +297,7 @@ impl Broker {
                             .headers()
                             .map(|headers| headers.iter().map(text).collect())
                             .unwrap_or_default(),
+                        timestamp: message.timestamp().to_millis().unwrap(),
                     });
                 }
             }

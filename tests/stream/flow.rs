@@ -47,6 +47,42 @@ fn start(broker: &Broker, names: &Names) -> Daemon {
     Setup::new(broker, names).start(broker, Scripted::by_length())
 }
 
+/// An output with the timestamp of an old comment could be deleted by time retention as soon as it is written.
+#[test]
+fn outputs_are_written_with_the_current_time_and_name_the_original() {
+    const LONG_AGO: i64 = 1000;
+    let broker = Broker::start();
+    let names = Names::new("timestamps");
+    // The comments themselves must survive until they are read; the output topics keep the default retention.
+    let keep_all: &[(&str, &str)] = if broker.is_apache() { &[("retention.ms", "-1")] } else { &[] };
+    broker.create_topic_with(&names.comments, 1, keep_all);
+    broker.create_topic(&names.decisions, 1);
+    broker.create_topic(&names.dead_letters, 1);
+    let event = comment(1, "hello");
+    let values: [(i32, &str, Option<&[u8]>); 3] = [(0, "k", Some(&event)), (0, "k", None), (0, "k", Some(b"no json"))];
+    let before = now_millis();
+    broker.produce_at(&names.comments, values, LONG_AGO);
+    let daemon = start(&broker, &names);
+    await_committed(&broker, &names, &[3]);
+    daemon.stop().unwrap();
+
+    let (decisions, dead_letters) = (broker.read(&names.decisions), broker.read(&names.dead_letters));
+    assert_each_once(&decisions, &dead_letters, &[3]);
+    for output in decisions.iter().chain(&dead_letters) {
+        assert!(
+            (before..=now_millis()).contains(&output.timestamp),
+            "{}",
+            output.timestamp
+        );
+        assert_eq!(output.headers["moderatord.source.timestamp"], LONG_AGO.to_string());
+    }
+}
+
+fn now_millis() -> i64 {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap();
+    i64::try_from(now.as_millis()).unwrap()
+}
+
 #[test]
 fn every_kind_of_record_gets_its_output_once() {
     let broker = Broker::start();

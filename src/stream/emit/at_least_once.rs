@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::warn;
 
 use super::Emitter;
 use super::outbox::{Undelivered, permanent_failure};
+use super::transaction::offsets_to_commit;
 use crate::kafka::errors::{reason, reason_of_code};
 use crate::stream::control::StreamError;
 
@@ -30,11 +30,8 @@ impl Emitter {
             return self.resend_undelivered(&undelivered);
         }
         self.group.retain_owned(&self.ownership, &[]);
-        let mut offsets = TopicPartitionList::new();
-        for (partition, next) in self.group.offsets() {
-            let added = offsets.add_partition_offset(&self.origin.topic, partition, Offset::Offset(next.get()));
-            added.map_err(|error| StreamError::kafka("list offsets", &error))?;
-        }
+        let offsets = offsets_to_commit(&self.origin.topic, &self.group, self.committed.metadata())
+            .map_err(|error| StreamError::kafka("list offsets", &error))?;
         if offsets.count() > 0
             && let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync)
         {

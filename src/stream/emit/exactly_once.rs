@@ -34,6 +34,7 @@ impl Emitter {
             outbox: &self.outbox,
             consumer: &self.consumer,
             control: &self.control,
+            offset_metadata: self.committed.metadata(),
         }
     }
 

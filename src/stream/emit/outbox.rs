@@ -108,9 +108,10 @@ impl Outbox {
             BaseRecord::with_opaque_to(topic, output.number).headers(output.headers());
         record.key = output.record.key.as_deref();
         record.payload = output.payload();
-        record.timestamp = output.timestamp();
-        if partitions == self.partitions.comments {
-            record.partition = Some(output.record.position.partition);
+        // The comments topic may have grown since the start. Outputs of the partitions that only it has go by their key.
+        let partition = output.record.position.partition;
+        if partitions == self.partitions.comments && partition < partitions {
+            record.partition = Some(partition);
         }
         let acknowledgements = self.acknowledgements();
         loop {

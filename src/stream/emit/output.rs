@@ -156,11 +156,19 @@ impl Origin {
 
     fn source_headers(&self, record: &Record) -> Vec<(String, String)> {
         let own = |name: &str, value: String| (format!("{OWN_PREFIX}source.{name}"), value);
-        vec![
+        let mut headers = vec![
             own("topic", self.topic.clone()),
             own("partition", record.position.partition.to_string()),
             own("offset", record.position.offset.to_string()),
-        ]
+        ];
+        // The output itself carries the time at which it is written: with the record's own, retention by time could
+        // delete it at once.
+        headers.extend(
+            record
+                .timestamp
+                .map(|timestamp| own("timestamp", timestamp.to_string())),
+        );
+        headers
     }
 
     fn connect_headers(&self, record: &Record, rejection: &Rejection) -> Vec<(String, String)> {
@@ -237,17 +245,6 @@ impl Output {
             Payload::Json(json) => Some(json),
             Payload::Value => self.record.value.as_deref(),
             Payload::Null => None,
-        }
-    }
-
-    /// Returns the timestamp to write, or `None` for the current time.
-    ///
-    /// A complete dead letter keeps the timestamp of its record. A stripped one does not, because the timestamp may be
-    /// the reason why the topic refused it.
-    pub fn timestamp(&self) -> Option<i64> {
-        match (self.destination, self.form) {
-            (Destination::DeadLetters, Form::Whole | Form::Alone) => self.record.timestamp,
-            _ => None,
         }
     }
 
@@ -384,7 +381,7 @@ pub(super) mod tests {
             ("__connect.errors.stage".to_owned(), Some(b"EARLIER".to_vec())),
         ];
         let output = rejected(record(Some(b"{"), b"key", headers));
-        assert_eq!((output.payload(), output.timestamp()), (Some(&b"{"[..]), Some(5)));
+        assert_eq!(output.payload(), Some(&b"{"[..]));
         assert_eq!(output.destination, Destination::DeadLetters);
         insta::assert_snapshot!(shown(&output).join("\n"), @r#"
         traceparent=00-1
@@ -392,6 +389,7 @@ pub(super) mod tests {
         moderatord.source.topic=comments
         moderatord.source.partition=2
         moderatord.source.offset=41
+        moderatord.source.timestamp=5
         __connect.errors.topic=comments
         __connect.errors.partition=2
         __connect.errors.offset=41
@@ -443,6 +441,6 @@ pub(super) mod tests {
         });
         assert_eq!((output.payload(), output.destination), (None, Destination::Decisions));
         assert_eq!(output.record.key.as_deref(), Some(&b"key"[..]));
-        assert_eq!(shown(&output).len(), 3);
+        assert_eq!(shown(&output).len(), 4);
     }
 }

@@ -11,6 +11,7 @@ use tracing::warn;
 use super::group::CommitGroup;
 use super::outbox::{Outbox, Undelivered, permanent_failure};
 use crate::kafka::errors::{reason, reason_of_code};
+use crate::stream::committed::OffsetMetadata;
 use crate::stream::control::{Control, StreamError};
 use crate::stream::group::GroupConsumer;
 use crate::stream::ownership::Ownership;
@@ -39,6 +40,8 @@ pub(super) struct Transaction<'a> {
     pub outbox: &'a Outbox,
     pub consumer: &'a GroupConsumer,
     pub control: &'a Control,
+    /// Committed with each offset.
+    pub offset_metadata: OffsetMetadata,
 }
 
 impl Transaction<'_> {
@@ -93,11 +96,8 @@ impl Transaction<'_> {
         let Some(metadata) = metadata.filter(|_| group.is_owned(ownership)) else {
             return Err(abort("partitions are no longer owned".to_owned()));
         };
-        let mut offsets = TopicPartitionList::new();
-        for (partition, next) in group.offsets() {
-            let added = offsets.add_partition_offset(topic, partition, Offset::Offset(next.get()));
-            added.map_err(|error| TransactionError::Fatal(StreamError::kafka("list offsets", &error)))?;
-        }
+        let offsets = offsets_to_commit(topic, group, self.offset_metadata)
+            .map_err(|error| TransactionError::Fatal(StreamError::kafka("list offsets", &error)))?;
         self.retry(Some(deadline), "add offsets to a transaction", || {
             self.outbox
                 .producer()
@@ -166,4 +166,22 @@ fn requires_abort(error: &KafkaError) -> bool {
 
 fn is_retriable(error: &KafkaError) -> bool {
     matches!(error, KafkaError::Transaction(error) if error.is_retriable())
+}
+
+/// Lists the offsets of a group for a commit, each with the metadata of its consumer group.
+pub(super) fn offsets_to_commit(
+    topic: &str,
+    group: &CommitGroup,
+    metadata: OffsetMetadata,
+) -> KafkaResult<TopicPartitionList> {
+    let metadata = metadata.to_text();
+    let mut offsets = TopicPartitionList::new();
+    for (partition, next) in group.offsets() {
+        let mut element = offsets.add_partition(topic, partition);
+        element.set_offset(Offset::Offset(next.get()))?;
+        if let Some(metadata) = &metadata {
+            element.set_metadata(metadata);
+        }
+    }
+    Ok(offsets)
 }

@@ -1,16 +1,18 @@
 //! Asks the brokers for the offsets of partitions: where to start reading, and whether records are missing.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use tracing::warn;
 
 use super::Membership;
 use super::start::{KnownOffsets, StartOffset, choose_start};
 use crate::kafka::errors::{ErrorClass, reason};
 use crate::message::NextOffset;
+use crate::stream::committed::OffsetMetadata;
 use crate::stream::control::{Gap, StreamError};
 
 /// The timeout of one request for committed offsets. They are not available while another member's transaction is
@@ -50,19 +52,19 @@ impl Membership {
             found.elements().iter().try_for_each(|element| element.error())?;
             Ok(found)
         })?;
+        let first_partitions = self.first_partitions(consumer, &committed, deadline)?;
         let mut starts = Vec::new();
         let mut gaps = Vec::new();
         for element in committed.elements() {
-            let committed = match element.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            };
-            match self.start_offset(consumer, element.partition(), committed, deadline)? {
+            let partition = element.partition();
+            let is_new = first_partitions.is_none_or(|count| partition >= count);
+            let committed = offset_of(&element);
+            match self.start_offset(consumer, partition, is_new, committed, deadline)? {
                 Ok(start) => {
                     if let Some(gap) = &start.skipped {
                         warn!(%gap, "continuing after a gap");
                     }
-                    starts.push((element.partition(), start));
+                    starts.push((partition, start));
                 }
                 Err(gap) => gaps.push(gap),
             }
@@ -74,10 +76,50 @@ impl Membership {
         }
     }
 
+    /// Returns how many partitions the topic had when the group first started, or `None` if that is not known: the
+    /// group has committed offsets, but none of them records it.
+    ///
+    /// At the first start, which is when the group has no committed offset in any partition, that is their present
+    /// number. It is committed with every offset from then on.
+    fn first_partitions(
+        &self,
+        consumer: &BaseConsumer<Self>,
+        assigned: &TopicPartitionList,
+        deadline: Instant,
+    ) -> Result<Option<i32>, StreamError> {
+        if let Some(count) = self.committed.metadata().first_partitions {
+            return Ok(Some(count));
+        }
+        let mut found = first_partitions_in(assigned);
+        let lacks_offset = |element: &TopicPartitionListElem<'_>| offset_of(element).is_none();
+        // Usually every partition has a committed offset, and then nothing depends on the other partitions.
+        if found.is_none() && assigned.elements().iter().any(lacks_offset) {
+            let count = self.retry(deadline, "count the partitions of the topic", || {
+                let metadata = consumer.fetch_metadata(Some(&self.topic), REQUEST_TIMEOUT)?;
+                let topic = metadata.topics().first();
+                Ok(topic.map_or(0, |topic| i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX)))
+            })?;
+            let mut all = TopicPartitionList::new();
+            all.add_partition_range(&self.topic, 0, (count - 1).max(0));
+            let all = self.retry(deadline, "read the committed offsets", || {
+                consumer.committed_offsets(all.clone(), REQUEST_TIMEOUT)
+            })?;
+            let is_first_start = all.elements().iter().all(lacks_offset);
+            found = first_partitions_in(&all).or(is_first_start.then_some(count));
+        }
+        if found.is_some() {
+            self.committed.set_metadata(OffsetMetadata {
+                first_partitions: found,
+            });
+        }
+        Ok(found)
+    }
+
     fn start_offset(
         &self,
         consumer: &BaseConsumer<Self>,
         partition: i32,
+        is_new: bool,
         committed: Option<i64>,
         deadline: Instant,
     ) -> Result<Result<StartOffset, Gap>, StreamError> {
@@ -92,6 +134,7 @@ impl Membership {
             };
             let known = KnownOffsets {
                 partition,
+                is_new,
                 committed,
                 range,
             };
@@ -159,4 +202,26 @@ impl Membership {
         }
         Ok(positions)
     }
+}
+
+/// Returns the committed offset of a list's element, or `None` if nothing was committed.
+fn offset_of(element: &TopicPartitionListElem<'_>) -> Option<i64> {
+    match element.offset() {
+        Offset::Offset(offset) => Some(offset),
+        _ => None,
+    }
+}
+
+/// Returns the number of partitions at the group's first start, if any committed offset records it.
+fn first_partitions_in(committed: &TopicPartitionList) -> Option<i32> {
+    let elements = committed.elements();
+    let recorded = elements
+        .iter()
+        .filter(|element| offset_of(element).is_some())
+        .find_map(|element| {
+            // The wrapper panics if another program has committed metadata that is not UTF-8.
+            let metadata = catch_unwind(AssertUnwindSafe(|| element.metadata().to_owned())).ok()?;
+            OffsetMetadata::parse(&metadata).first_partitions
+        });
+    recorded
 }

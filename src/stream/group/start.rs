@@ -7,6 +7,8 @@ use crate::stream::control::Gap;
 #[derive(Debug, Clone, Copy)]
 pub struct KnownOffsets {
     pub partition: i32,
+    /// The partition was added to the topic after the group had first started.
+    pub is_new: bool,
     /// The group's committed offset, which is the next one to read.
     pub committed: Option<i64>,
     /// The oldest offset, and the next one that a reader of committed records will see; `None` if the partition has no
@@ -42,9 +44,10 @@ pub fn choose_start(known: KnownOffsets, start: Start, on_gap: OnGap) -> Result<
         (Some(next), None) => return Ok(Some(at(next, true, None))),
         (None, None) => return Ok(None),
         (None, Some((low, high))) => {
+            // Records in a new partition were written after the group had started, so none may be skipped.
             let offset = match start {
-                Start::Earliest => low,
-                Start::Latest => high,
+                Start::Latest if !known.is_new => high,
+                Start::Earliest | Start::Latest => low,
             };
             return Ok(Some(at(offset, false, None)));
         }
@@ -74,6 +77,7 @@ mod tests {
         let check = |committed, start, expected: Option<i64>| {
             let known = KnownOffsets {
                 partition: 1,
+                is_new: false,
                 committed,
                 range: Some((10, 20)),
             };
@@ -95,10 +99,28 @@ mod tests {
     }
 
     #[test]
+    fn a_partition_that_was_added_later_is_read_from_its_beginning() {
+        let check = |is_new, committed, expected| {
+            let known = KnownOffsets {
+                partition: 7,
+                is_new,
+                committed,
+                range: Some((10, 20)),
+            };
+            let start = choose_start(known, Start::Latest, OnGap::Stop).unwrap().unwrap();
+            assert_eq!(start.offset, expected);
+        };
+        check(false, None, 20);
+        check(true, None, 10);
+        check(true, Some(15), 15);
+    }
+
+    #[test]
     fn without_a_leader_a_committed_offset_is_used_unchecked() {
         let find = |committed| {
             let known = KnownOffsets {
                 partition: 1,
+                is_new: false,
                 committed,
                 range: None,
             };
