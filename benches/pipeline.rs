@@ -185,6 +185,7 @@ impl<'a> Bench<'a> {
                 comments: PARTITIONS,
                 decisions: PARTITIONS,
                 dead_letters: PARTITIONS,
+                has_topic_ids: false,
             },
             input: defaults.input,
             batch: defaults.batch,
@@ -473,6 +474,7 @@ fn template() -> Decision {
         truncated: false,
     };
     let source = SourceRecord {
+        topic_id: None,
         topic: unique("comments"),
         partition: 0,
         offset: 0,

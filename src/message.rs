@@ -15,6 +15,9 @@ pub const DECISION_SCHEMA: &str = "moderatord.decision.v1";
 pub struct SourceRecord {
     /// The name of the topic.
     pub topic: String,
+    /// Kafka's id of the topic; absent if the brokers have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic_id: Option<String>,
     /// The number of the partition in the topic.
     pub partition: i32,
     /// The offset of the record itself, which is one less than the offset to commit.
@@ -24,13 +27,19 @@ pub struct SourceRecord {
 impl SourceRecord {
     /// Returns the id of the decision about this record: the first 16 bytes of a SHA-256 hash, in hexadecimal digits.
     ///
-    /// The hash covers only the topic, partition and offset. It does not depend on the model or the policy, so that
+    /// The hash covers only the topic with its id, the partition and the offset: a topic that is created anew has other
+    /// ids, although its offsets begin again. The hash does not depend on the model or the policy, so that
     /// consumers can deduplicate decisions by their id.
     pub fn decision_id(&self) -> String {
         let mut hash = Sha256::new();
         hash.update(self.topic.as_bytes());
         // A topic name contains no NUL, so different records cannot produce the same input.
         hash.update([0]);
+        if let Some(id) = &self.topic_id {
+            // Longer than the partition and offset that follow otherwise, so the two forms cannot coincide either.
+            hash.update(id.as_bytes());
+            hash.update([0]);
+        }
         hash.update(self.partition.to_be_bytes());
         hash.update(self.offset.to_be_bytes());
         hex(&hash.finalize()[..16])
@@ -249,6 +258,7 @@ mod tests {
     fn a_decision_id_depends_only_on_topic_partition_and_offset() {
         let source = |topic: &str, partition, offset| SourceRecord {
             topic: topic.into(),
+            topic_id: None,
             partition,
             offset,
         };
@@ -257,6 +267,14 @@ mod tests {
             assert_ne!(source("c", 1, 2).decision_id(), other.decision_id());
         }
         assert_eq!(source("c", 1, 2).decision_id().len(), 32);
+        let with_id = |id: &str| SourceRecord {
+            topic_id: Some(id.into()),
+            ..source("c", 1, 2)
+        };
+        assert_eq!(with_id("first").decision_id(), with_id("first").decision_id());
+        for other in [source("c", 1, 2), with_id("second")] {
+            assert_ne!(with_id("first").decision_id(), other.decision_id());
+        }
     }
 
     #[test]

@@ -357,6 +357,7 @@ mod tests {
     #[test]
     fn a_deletion_is_not_scored() {
         let source = SourceRecord {
+            topic_id: None,
             topic: "comments".into(),
             partition: 0,
             offset: 7,

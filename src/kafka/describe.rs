@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use rdkafka::bindings as rdsys;
 use rdkafka::client::Client;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{IsError, KafkaError};
 use rdkafka::types::{RDKafka, RDKafkaErrorCode};
 
-use super::QuietContext;
+/// The id that brokers without topic ids report: 16 zero bytes in base64.
+const NO_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 /// An operation on a topic that a client needs permission for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,6 +30,8 @@ pub(crate) enum TopicOperation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TopicDescription {
     pub name: String,
+    /// Kafka's id of the topic, which a topic that is created anew does not share; `None` if the brokers have no ids.
+    pub id: Option<String>,
     /// The number of partitions, or why the topic cannot be described.
     pub partitions: Result<i32, RDKafkaErrorCode>,
     /// The permitted operations; `None` if the brokers do not report them.
@@ -39,12 +42,12 @@ pub(crate) struct TopicDescription {
 ///
 /// # Errors
 /// Returns an error if no broker answers within `timeout`, or if the request as a whole fails.
-pub(crate) fn topics(
-    consumer: &BaseConsumer<QuietContext>,
+pub(crate) fn topics<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
     names: &[&str],
     timeout: Duration,
 ) -> Result<Vec<TopicDescription>, KafkaError> {
-    let client: &Client<QuietContext> = consumer.client();
+    let client: &Client<C> = consumer.client();
     let names: Vec<CString> = names.iter().map(|name| CString::new(*name)).collect::<Result<_, _>>()?;
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let timeout_ms = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
@@ -123,8 +126,11 @@ unsafe fn description(topic: *const rdsys::rd_kafka_TopicDescription_t) -> Topic
             };
             slice_of(operations, count).iter().filter_map(convert).collect()
         });
+        let id = rdsys::rd_kafka_TopicDescription_topic_id(topic);
+        let id = (!id.is_null()).then(|| CStr::from_ptr(rdsys::rd_kafka_Uuid_base64str(id)));
         TopicDescription {
             name: name.to_string_lossy().into_owned(),
+            id: id.map(|id| id.to_string_lossy().into_owned()).filter(|id| id != NO_ID),
             partitions,
             operations,
         }

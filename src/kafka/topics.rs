@@ -30,6 +30,8 @@ pub struct PartitionCounts {
     pub decisions: i32,
     /// The number of partitions of the dead-letter topic.
     pub dead_letters: i32,
+    /// Whether the brokers give each topic an id of its own, by which a topic that is created anew is recognised.
+    pub has_topic_ids: bool,
 }
 
 /// The reason why the topics cannot be used.
@@ -96,6 +98,7 @@ fn describe_by_metadata(
         let metadata = metadata.map_err(|error| unreachable(stream, &error))?;
         described.extend(metadata.topics().iter().map(|topic| TopicDescription {
             name: topic.name().to_owned(),
+            id: None,
             partitions: match topic.error() {
                 None => Ok(i32::try_from(topic.partitions().len()).unwrap_or(i32::MAX)),
                 Some(code) => Err(code.into()),
@@ -133,6 +136,7 @@ fn check_all(stream: &StreamConfig, described: &[TopicDescription]) -> Result<Pa
             comments,
             decisions,
             dead_letters,
+            has_topic_ids: described.iter().any(|topic| topic.id.is_some()),
         })
     } else {
         Err(TopicsError::Faults(faults))
@@ -201,6 +205,7 @@ mod tests {
     fn described(partitions: Result<i32, RDKafkaErrorCode>, operations: Option<&[TopicOperation]>) -> TopicDescription {
         TopicDescription {
             name: "t".into(),
+            id: None,
             partitions,
             operations: operations.map(|operations| operations.iter().copied().collect()),
         }
@@ -240,6 +245,7 @@ mod tests {
             comments: 6,
             decisions,
             dead_letters,
+            has_topic_ids: false,
         };
         assert_eq!(counts(6, 6).warning(), None);
         let warning = counts(3, 1).warning().unwrap();

@@ -11,8 +11,12 @@ use crate::message::NextOffset;
 const MAX_METADATA_BYTES: usize = 4096;
 
 /// What the group keeps in the metadata string of its committed offsets.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffsetMetadata {
+    /// Kafka's id of the comments topic to which the offset belongs. In a topic of the same name that was created
+    /// anew, the offset means nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub topic_id: Option<String>,
     /// The number of partitions that the comments topic had when the group first started. `kafka.start` applies to
     /// these partitions; any other was added later and is read from its beginning.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -30,9 +34,9 @@ impl OffsetMetadata {
     }
 
     /// Returns the string to commit, or `None` if there is nothing to keep.
-    pub fn to_text(self) -> Option<String> {
-        let has_content = self != Self::default();
-        has_content.then(|| serde_json::to_string(&self).expect("numbers always have a JSON form"))
+    pub fn to_text(&self) -> Option<String> {
+        let has_content = *self != Self::default();
+        has_content.then(|| serde_json::to_string(self).expect("numbers and text always have a JSON form"))
     }
 }
 
@@ -71,7 +75,7 @@ impl CommittedOffsets {
 
     /// Returns the metadata to commit with each offset.
     pub fn metadata(&self) -> OffsetMetadata {
-        self.lock().metadata
+        self.lock().metadata.clone()
     }
 
     /// Replaces the metadata to commit with each offset.
@@ -92,10 +96,11 @@ mod tests {
     #[test]
     fn metadata_reads_back_and_foreign_text_holds_nothing() {
         let metadata = OffsetMetadata {
+            topic_id: Some("id".into()),
             first_partitions: Some(6),
         };
         let text = metadata.to_text().unwrap();
-        assert_eq!(text, r#"{"first_partitions":6}"#);
+        assert_eq!(text, r#"{"topic_id":"id","first_partitions":6}"#);
         assert_eq!(OffsetMetadata::parse(&text), metadata);
         assert_eq!(OffsetMetadata::default().to_text(), None);
         for foreign in [

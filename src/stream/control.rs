@@ -83,6 +83,8 @@ pub struct Gap {
     pub low: i64,
     /// The offset that the next record written to the partition gets.
     pub high: i64,
+    /// The topic was deleted and created anew, so the next offset belongs to a topic that no longer exists.
+    pub is_new_topic: bool,
 }
 
 impl Gap {
@@ -93,6 +95,7 @@ impl Gap {
             next,
             low,
             high,
+            is_new_topic: false,
         };
         (!(low..=high).contains(&next)).then_some(gap)
     }
@@ -105,8 +108,15 @@ impl fmt::Display for Gap {
             next,
             low,
             high,
+            is_new_topic,
         } = self;
-        if next < low {
+        if *is_new_topic {
+            write!(
+                f,
+                "partition {partition}: offset {next} is next, but it belongs to an earlier topic of this name; the \
+                 present one was created anew and holds offsets {low} to {high}"
+            )
+        } else if next < low {
             let lost = low - next;
             write!(
                 f,

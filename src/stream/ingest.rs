@@ -18,7 +18,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{debug, info, warn};
 
 use super::control::{Control, Gap, StreamError};
-use super::group::{GroupConsumer, Membership};
+use super::group::{ConsumerPosition, GroupConsumer, Membership, TopicState};
 use super::in_flight::InFlight;
 use super::ownership::{Epoch, Ownership};
 use super::record::{Header, Record, RecordPosition};
@@ -34,6 +34,12 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// How long one seek after a gap may take.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the reader checks whether the topic was created anew.
+const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the comments topic may be missing: whoever deletes it in order to create it anew needs a moment.
+const MAX_TOPIC_ABSENCE: Duration = Duration::from_secs(60);
 
 /// How often the gauges of the queues are updated.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -118,6 +124,8 @@ impl RecordReader<'_> {
         let mut progress = BTreeMap::new();
         let mut is_paused = false;
         let mut last_report = Instant::now();
+        let mut last_topic_check = Instant::now();
+        let mut missing_since = None;
         self.consumer
             .subscribe(&[self.topic])
             .map_err(|error| StreamError::kafka("subscribe to the comments topic", &error))?;
@@ -125,6 +133,15 @@ impl RecordReader<'_> {
             if last_report.elapsed() >= REPORT_INTERVAL {
                 last_report = Instant::now();
                 report_queues();
+            }
+            if last_topic_check.elapsed() >= TOPIC_CHECK_INTERVAL {
+                match self.membership().topic_state(self.consumer) {
+                    TopicState::New => self.handle_new_topic()?,
+                    TopicState::Missing => self.handle_missing_topic(&mut missing_since)?,
+                    TopicState::Same => missing_since = None,
+                    TopicState::Unknown => {}
+                }
+                last_topic_check = Instant::now();
             }
             if is_paused {
                 if self.in_flight.is_half_empty() {
@@ -224,6 +241,11 @@ impl RecordReader<'_> {
         match ErrorClass::of_error(&error) {
             _ if self.control.is_ending() => Ok(()),
             ErrorClass::OffsetOutOfRange => self.handle_gap(progress),
+            // Someone may be creating it anew; the reader checks from time to time.
+            ErrorClass::Missing if self.membership().has_topic_ids => {
+                warn!(reason = reason(&error), "cannot read the comments topic at the moment");
+                Ok(())
+            }
             class if class.is_permanent() || matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                 Err(StreamError::kafka("read the comments topic", &error))
             }
@@ -235,20 +257,49 @@ impl RecordReader<'_> {
         }
     }
 
+    /// Ends the stream if the comments topic has been missing for too long.
+    fn handle_missing_topic(&self, since: &mut Option<Instant>) -> Result<(), StreamError> {
+        if since.get_or_insert_with(Instant::now).elapsed() < MAX_TOPIC_ABSENCE {
+            return Ok(());
+        }
+        Err(StreamError::Kafka {
+            doing: "read the comments topic",
+            reason: format!("`{}` was deleted", self.topic),
+        })
+    }
+
+    /// Ends the stream, or continues at the beginning of the new topic, after the comments topic was deleted and created
+    /// anew. Without this check the client would read the new topic from the old offset, and skip what lies before.
+    fn handle_new_topic(&self) -> Result<(), StreamError> {
+        let positions = self.membership().positions(self.consumer)?;
+        let gaps: Vec<Gap> = positions.iter().map(ConsumerPosition::gap_to_new_topic).collect();
+        if self.membership().on_gap == OnGap::Stop {
+            return Err(StreamError::Gap(gaps));
+        }
+        // Joining the group again ends every epoch, and the next assignment finds offsets of another topic.
+        self.consumer.unsubscribe();
+        self.consumer
+            .subscribe(&[self.topic])
+            .map_err(|error| StreamError::kafka("subscribe to the comments topic", &error))
+    }
+
     /// Ends the stream, or continues from the oldest offset available, after retention has deleted records that were
     /// not read or the topic was truncated.
     ///
     /// The client has stopped reading the partition and does not report which one it is, so all of them are checked.
     fn handle_gap(&self, progress: &mut BTreeMap<i32, ReadProgress>) -> Result<(), StreamError> {
+        if self.membership().topic_state(self.consumer) == TopicState::New {
+            return self.handle_new_topic();
+        }
         let positions = self.membership().positions(self.consumer)?;
-        let gaps: Vec<Gap> = positions.iter().filter_map(|position| position.gap.clone()).collect();
+        let gaps: Vec<Gap> = positions.iter().filter_map(ConsumerPosition::gap).collect();
         if self.membership().on_gap == OnGap::Stop && !gaps.is_empty() {
             return Err(StreamError::Gap(gaps));
         }
         // Seek in partitions without a gap too: a truncated one may have grown since, and the client has stopped
         // reading it.
         for position in positions {
-            let target = match position.gap {
+            let target = match position.gap() {
                 Some(gap) => {
                     warn!(%gap, "continuing after a gap");
                     gap.low

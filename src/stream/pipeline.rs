@@ -105,6 +105,7 @@ impl Pipeline {
             topic: topic.clone(),
             start: stream.start,
             on_gap: stream.on_gap,
+            has_topic_ids: settings.partitions.has_topic_ids,
             timeouts: Timeouts::of(&stream.properties),
             ownership: Arc::clone(&ownership),
             committed: Arc::clone(&committed),

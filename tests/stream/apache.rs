@@ -1,5 +1,7 @@
 //! Features that only a real broker has: retention, size limits, permissions, encryption, and restarts.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use moderatord::kafka::topics;
 use moderatord::kafka::topics::TopicsError;
 use moderatord::stream::control::StreamError;
@@ -80,6 +82,64 @@ fn a_group_that_starts_at_latest_resumes_where_it_started() {
         .map(|read| read.source().1)
         .collect();
     assert_eq!(offsets, (30..60).collect::<Vec<_>>());
+}
+
+/// The client does not notice that a topic was created anew, and would go on at the old offset.
+#[test]
+#[ignore = "needs Apache Kafka: tests/kafka/suite"]
+fn a_topic_that_is_created_anew_stops_the_daemon_or_is_read_from_its_beginning() {
+    let broker = Broker::apache();
+    let names = Names::create(&broker, "anew", 1);
+    let values = comments(100);
+    let records = || values.iter().map(|value| (0, "k", Some(value.as_slice())));
+    let mut setup = Setup::new(&broker, &names);
+    broker.produce(&names.comments, records());
+    let daemon = setup.start(&broker, Scripted::by_length());
+    await_committed(&broker, &names, &[100]);
+
+    // While the daemon runs; the new topic soon reaches beyond the old offset.
+    broker.recreate_topic(&names.comments, 1);
+    for _ in 0..4 {
+        broker.produce(&names.comments, records());
+    }
+    let error = daemon.pipeline.join().unwrap_err();
+    assert!(matches!(error, StreamError::Gap(_)), "{error}");
+    assert!(error.to_string().contains("created anew"), "{error}");
+    // And at the next start.
+    let daemon = setup.start(&broker, Scripted::by_length());
+    let error = daemon.pipeline.join().unwrap_err().to_string();
+    assert!(error.contains("created anew"), "{error}");
+
+    setup.set("KAFKA__ON_GAP", "continue");
+    let daemon = setup.start(&broker, Scripted::by_length());
+    await_committed(&broker, &names, &[400]);
+    // Once more, while the daemon runs with this setting.
+    broker.recreate_topic(&names.comments, 1);
+    broker.produce(&names.comments, records());
+    await_committed(&broker, &names, &[100]);
+    daemon.stop().unwrap();
+
+    let mut ids = BTreeSet::new();
+    let mut topics: BTreeMap<String, BTreeSet<i64>> = BTreeMap::new();
+    for decision in broker.read(&names.decisions) {
+        let decision = decision.json();
+        let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+        ids.insert(text(&decision["decision_id"]));
+        let offset = decision["source"]["offset"].as_i64().unwrap();
+        topics
+            .entry(text(&decision["source"]["topic_id"]))
+            .or_default()
+            .insert(offset);
+    }
+    // Every record of all three topics was decided, and no two of them share an id. What was read of the second topic
+    // before the daemon noticed it counts for the first one, and is decided again.
+    let complete = |count: i64| {
+        let is_complete = |offsets: &&BTreeSet<i64>| (0..count).all(|offset| offsets.contains(&offset));
+        topics.values().filter(is_complete).count()
+    };
+    assert_eq!((topics.len(), complete(100)), (3, 3));
+    assert!(complete(400) >= 1);
+    assert_eq!(ids.len(), topics.values().map(BTreeSet::len).sum::<usize>());
 }
 
 /// `kafka.start` applies to the first start of the group: what is written to a partition that is added later must not be

@@ -149,6 +149,26 @@ impl Broker {
         }
     }
 
+    /// Deletes a topic and creates it anew.
+    pub fn recreate_topic(&self, name: &str, partitions: i32) {
+        let deleted = wait(self.admin().delete_topics(&[name], &options()));
+        deleted.unwrap().remove(0).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        // The name is taken until the deletion has finished.
+        while wait(self.admin().create_topics(
+            [&NewTopic::new(name, partitions, TopicReplication::Fixed(1))],
+            &options(),
+        ))
+        .unwrap()
+        .remove(0)
+        .is_err()
+        {
+            assert!(Instant::now() < deadline, "cannot create {name} again");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.await_leaders(name, partitions);
+    }
+
     /// Adds partitions to a topic, so that it has `partitions`.
     pub fn grow_topic(&self, name: &str, partitions: i32) {
         let count = usize::try_from(partitions).unwrap();

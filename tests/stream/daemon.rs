@@ -138,7 +138,12 @@ impl Setup {
         }
         let stream = config.require_stream().unwrap();
         let settings = Settings {
-            partitions: topics::count_partitions(&stream).unwrap(),
+            // The embedded broker does not describe topics, and does not say so either.
+            partitions: if broker.is_apache() {
+                topics::check(&stream).unwrap()
+            } else {
+                topics::count_partitions(&stream).unwrap()
+            },
             input: InputConfig {
                 max_bytes: self.max_bytes,
                 ..config.input

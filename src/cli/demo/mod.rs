@@ -106,6 +106,7 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         comments: PARTITIONS,
         decisions: PARTITIONS,
         dead_letters: PARTITIONS,
+        has_topic_ids: false,
     };
     let (settings, model) = assemble(ready, warm.max_tokens, stream, partitions, &config, never());
     let health = Arc::new(Health::new(LOSS_TIMEOUT));

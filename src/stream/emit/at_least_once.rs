@@ -30,7 +30,7 @@ impl Emitter {
             return self.resend_undelivered(&undelivered);
         }
         self.group.retain_owned(&self.ownership, &[]);
-        let offsets = offsets_to_commit(&self.origin.topic, &self.group, self.committed.metadata())
+        let offsets = offsets_to_commit(&self.origin.topic, &self.group, &self.committed.metadata())
             .map_err(|error| StreamError::kafka("list offsets", &error))?;
         if offsets.count() > 0
             && let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync)

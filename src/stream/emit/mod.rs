@@ -70,6 +70,8 @@ impl OutputProducer {
             outbox,
             origin: Origin {
                 topic: stream.topics.comments.clone(),
+                // Set when partitions are assigned.
+                topic_id: None,
                 group: stream.group.clone(),
                 instance: stream.instance.clone(),
             },
@@ -204,6 +206,8 @@ impl Emitter {
     /// Restores the order of finished records and sends the outputs of those that are released.
     fn write(&mut self, batch: Vec<Finished>) -> Result<(), StreamError> {
         let start = Instant::now();
+        // The topic may have been created anew since the last assignment.
+        self.origin.topic_id = self.committed.metadata().topic_id;
         for finished in batch {
             let position = finished.record.position;
             // A record of a partition that is no longer owned must not wait in a lane: its predecessors may never

@@ -74,6 +74,8 @@ enum Payload {
 #[derive(Debug, Clone)]
 pub(super) struct Origin {
     pub topic: String,
+    /// Kafka's id of the topic; `None` if the brokers have no ids.
+    pub topic_id: Option<String>,
     pub group: String,
     pub instance: String,
 }
@@ -82,6 +84,7 @@ impl Origin {
     fn source(&self, record: &Record) -> SourceRecord {
         SourceRecord {
             topic: self.topic.clone(),
+            topic_id: self.topic_id.clone(),
             partition: record.position.partition,
             offset: record.position.offset,
         }
@@ -327,6 +330,7 @@ pub(super) mod tests {
     pub(in super::super) fn origin() -> Origin {
         Origin {
             topic: "comments".into(),
+            topic_id: None,
             group: "moderation".into(),
             instance: "gpu0".into(),
         }

@@ -96,7 +96,7 @@ impl Transaction<'_> {
         let Some(metadata) = metadata.filter(|_| group.is_owned(ownership)) else {
             return Err(abort("partitions are no longer owned".to_owned()));
         };
-        let offsets = offsets_to_commit(topic, group, self.offset_metadata)
+        let offsets = offsets_to_commit(topic, group, &self.offset_metadata)
             .map_err(|error| TransactionError::Fatal(StreamError::kafka("list offsets", &error)))?;
         self.retry(Some(deadline), "add offsets to a transaction", || {
             self.outbox
@@ -172,7 +172,7 @@ fn is_retriable(error: &KafkaError) -> bool {
 pub(super) fn offsets_to_commit(
     topic: &str,
     group: &CommitGroup,
-    metadata: OffsetMetadata,
+    metadata: &OffsetMetadata,
 ) -> KafkaResult<TopicPartitionList> {
     let metadata = metadata.to_text();
     let mut offsets = TopicPartitionList::new();

@@ -4,12 +4,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
 use tracing::warn;
 
 use super::Membership;
 use super::start::{KnownOffsets, StartOffset, choose_start};
+use crate::kafka::describe::{self, TopicDescription};
 use crate::kafka::errors::{ErrorClass, reason};
 use crate::message::NextOffset;
 use crate::stream::committed::OffsetMetadata;
@@ -26,12 +27,46 @@ const RANGE_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause between two attempts of a lookup.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// The next offset that the consumer will read in a partition.
+/// The timeout of a request for the topic's id while records are read. It delays the poll of the consumer, so it is far
+/// below any poll interval.
+const TOPIC_ID_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The next offset that the consumer will read of a partition, and the offsets that the partition holds.
 pub struct ConsumerPosition {
     pub partition: i32,
     pub next: i64,
-    /// Present if the topic does not hold that offset.
-    pub gap: Option<Gap>,
+    low: i64,
+    high: i64,
+}
+
+impl ConsumerPosition {
+    /// Returns the gap if the partition does not hold the next offset.
+    pub fn gap(&self) -> Option<Gap> {
+        Gap::find(self.partition, self.next, self.low, self.high)
+    }
+
+    /// Returns the gap that arises if the topic was created anew.
+    pub fn gap_to_new_topic(&self) -> Gap {
+        Gap {
+            partition: self.partition,
+            next: self.next,
+            low: self.low,
+            high: self.high,
+            is_new_topic: true,
+        }
+    }
+}
+
+/// What has become of the comments topic since the last assignment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopicState {
+    Same,
+    /// It was deleted and created anew.
+    New,
+    /// It was deleted.
+    Missing,
+    /// The brokers have no ids, or do not answer.
+    Unknown,
 }
 
 impl Membership {
@@ -52,27 +87,75 @@ impl Membership {
             found.elements().iter().try_for_each(|element| element.error())?;
             Ok(found)
         })?;
-        let first_partitions = self.first_partitions(consumer, &committed, deadline)?;
+        let topic_id = self.topic_id(consumer, deadline)?;
+        let is_new_topic = |element: &TopicPartitionListElem<'_>| {
+            let recorded = metadata_of(element).topic_id;
+            offset_of(element).is_some() && recorded.is_some() && topic_id.is_some() && recorded != topic_id
+        };
+        let first_partitions = if committed.elements().iter().any(is_new_topic) {
+            // All partitions of the new topic were created after the group had started.
+            Some(0)
+        } else {
+            self.first_partitions(consumer, &committed, deadline)?
+        };
         let mut starts = Vec::new();
         let mut gaps = Vec::new();
         for element in committed.elements() {
-            let partition = element.partition();
-            let is_new = first_partitions.is_none_or(|count| partition >= count);
-            let committed = offset_of(&element);
-            match self.start_offset(consumer, partition, is_new, committed, deadline)? {
+            let known = KnownOffsets {
+                partition: element.partition(),
+                is_new: first_partitions.is_none_or(|count| element.partition() >= count),
+                committed: offset_of(&element),
+                is_new_topic: is_new_topic(&element),
+                range: None,
+            };
+            match self.start_offset(consumer, known, deadline)? {
                 Ok(start) => {
                     if let Some(gap) = &start.skipped {
                         warn!(%gap, "continuing after a gap");
                     }
-                    starts.push((partition, start));
+                    starts.push((element.partition(), start));
                 }
                 Err(gap) => gaps.push(gap),
             }
         }
-        if gaps.is_empty() {
-            Ok(starts)
-        } else {
-            Err(StreamError::Gap(gaps))
+        if !gaps.is_empty() {
+            return Err(StreamError::Gap(gaps));
+        }
+        self.committed.set_metadata(OffsetMetadata {
+            topic_id,
+            first_partitions,
+        });
+        Ok(starts)
+    }
+
+    /// Returns the id of the comments topic, or `None` if the brokers have no ids.
+    fn topic_id(&self, consumer: &BaseConsumer<Self>, deadline: Instant) -> Result<Option<String>, StreamError> {
+        if !self.has_topic_ids {
+            return Ok(None);
+        }
+        self.retry(deadline, "look up the id of the comments topic", || {
+            let described = describe::topics(consumer, &[&self.topic], REQUEST_TIMEOUT)?;
+            let topic = described.into_iter().next();
+            topic.map_or(Ok(None), |topic| match topic.partitions {
+                Ok(_) => Ok(topic.id),
+                Err(code) => Err(KafkaError::MetadataFetch(code)),
+            })
+        })
+    }
+
+    /// Compares the comments topic with the one that was found at the last assignment.
+    pub fn topic_state(&self, consumer: &BaseConsumer<Self>) -> TopicState {
+        let Some(assigned) = self.committed.metadata().topic_id else {
+            return TopicState::Unknown;
+        };
+        let described = describe::topics(consumer, &[&self.topic], TOPIC_ID_TIMEOUT).unwrap_or_default();
+        match described.into_iter().next() {
+            Some(TopicDescription { id: Some(found), .. }) if found == assigned => TopicState::Same,
+            Some(TopicDescription { id: Some(_), .. }) => TopicState::New,
+            Some(TopicDescription {
+                partitions: Err(code), ..
+            }) if ErrorClass::of(code) == ErrorClass::Missing => TopicState::Missing,
+            _ => TopicState::Unknown,
         }
     }
 
@@ -107,38 +190,25 @@ impl Membership {
             let is_first_start = all.elements().iter().all(lacks_offset);
             found = first_partitions_in(&all).or(is_first_start.then_some(count));
         }
-        if found.is_some() {
-            self.committed.set_metadata(OffsetMetadata {
-                first_partitions: found,
-            });
-        }
         Ok(found)
     }
 
+    /// Looks up the offsets that a partition holds, and chooses where to start.
     fn start_offset(
         &self,
         consumer: &BaseConsumer<Self>,
-        partition: i32,
-        is_new: bool,
-        committed: Option<i64>,
+        known: KnownOffsets,
         deadline: Instant,
     ) -> Result<Result<StartOffset, Gap>, StreamError> {
         let doing = "read the offset range of a partition";
         let find = || {
-            let range = consumer.fetch_watermarks(&self.topic, partition, RANGE_TIMEOUT);
-            let range = match (range, committed) {
-                (Ok(range), _) => Some(range),
+            let range = match consumer.fetch_watermarks(&self.topic, known.partition, RANGE_TIMEOUT) {
+                Ok(range) => Some(range),
                 // A partition without a leader must not delay the others.
-                (Err(_), Some(_)) => None,
-                (Err(error), None) => return Err(error),
+                Err(_) if known.committed.is_some() && !known.is_new_topic => None,
+                Err(error) => return Err(error),
             };
-            let known = KnownOffsets {
-                partition,
-                is_new,
-                committed,
-                range,
-            };
-            Ok(choose_start(known, self.start, self.on_gap))
+            Ok(choose_start(KnownOffsets { range, ..known }, self.start, self.on_gap))
         };
         Ok(match self.retry(deadline, doing, find)? {
             Ok(Some(start)) => Ok(start),
@@ -197,7 +267,8 @@ impl Membership {
             positions.push(ConsumerPosition {
                 partition,
                 next,
-                gap: Gap::find(partition, next, low, high),
+                low,
+                high,
             });
         }
         Ok(positions)
@@ -212,16 +283,16 @@ fn offset_of(element: &TopicPartitionListElem<'_>) -> Option<i64> {
     }
 }
 
+/// Returns the metadata of a committed offset.
+fn metadata_of(element: &TopicPartitionListElem<'_>) -> OffsetMetadata {
+    // The wrapper panics if another program has committed metadata that is not UTF-8.
+    let text = catch_unwind(AssertUnwindSafe(|| element.metadata().to_owned()));
+    text.map_or_else(|_| OffsetMetadata::default(), |text| OffsetMetadata::parse(&text))
+}
+
 /// Returns the number of partitions at the group's first start, if any committed offset records it.
 fn first_partitions_in(committed: &TopicPartitionList) -> Option<i32> {
     let elements = committed.elements();
-    let recorded = elements
-        .iter()
-        .filter(|element| offset_of(element).is_some())
-        .find_map(|element| {
-            // The wrapper panics if another program has committed metadata that is not UTF-8.
-            let metadata = catch_unwind(AssertUnwindSafe(|| element.metadata().to_owned())).ok()?;
-            OffsetMetadata::parse(&metadata).first_partitions
-        });
-    recorded
+    let mut recorded = elements.iter().filter(|element| offset_of(element).is_some());
+    recorded.find_map(|element| metadata_of(element).first_partitions)
 }

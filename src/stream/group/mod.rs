@@ -31,6 +31,8 @@ use crate::kafka::errors::reason;
 use crate::kafka::log;
 use crate::message::NextOffset;
 use crate::ops::metrics::LAG;
+pub use lookup::{ConsumerPosition, TopicState};
+
 use start::StartOffset;
 
 /// The consumer of a stream.
@@ -43,6 +45,8 @@ pub struct Membership {
     /// Where to start in partitions for which the group has no committed offset.
     pub start: Start,
     pub on_gap: OnGap,
+    /// Whether the brokers give topics ids, so that a topic that is created anew is recognised.
+    pub has_topic_ids: bool,
     /// Limits how long a callback may take.
     pub timeouts: Timeouts,
     pub ownership: Arc<Ownership>,

@@ -11,6 +11,8 @@ pub struct KnownOffsets {
     pub is_new: bool,
     /// The group's committed offset, which is the next one to read.
     pub committed: Option<i64>,
+    /// The committed offset belongs to an earlier topic of the same name.
+    pub is_new_topic: bool,
     /// The oldest offset, and the next one that a reader of committed records will see; `None` if the partition has no
     /// leader at the moment.
     pub range: Option<(i64, i64)>,
@@ -41,8 +43,8 @@ pub fn choose_start(known: KnownOffsets, start: Start, on_gap: OnGap) -> Result<
         skipped,
     };
     let (next, (low, high)) = match (known.committed, known.range) {
-        (Some(next), None) => return Ok(Some(at(next, true, None))),
-        (None, None) => return Ok(None),
+        (Some(next), None) if !known.is_new_topic => return Ok(Some(at(next, true, None))),
+        (_, None) => return Ok(None),
         (None, Some((low, high))) => {
             // Records in a new partition were written after the group had started, so none may be skipped.
             let offset = match start {
@@ -53,7 +55,7 @@ pub fn choose_start(known: KnownOffsets, start: Start, on_gap: OnGap) -> Result<
         }
         (Some(next), Some(range)) => (next, range),
     };
-    if next >= low {
+    if next >= low && !known.is_new_topic {
         return Ok(Some(at(next, true, None)));
     }
     let gap = Gap {
@@ -61,6 +63,7 @@ pub fn choose_start(known: KnownOffsets, start: Start, on_gap: OnGap) -> Result<
         next,
         low,
         high,
+        is_new_topic: known.is_new_topic,
     };
     match on_gap {
         OnGap::Stop => Err(gap),
@@ -79,6 +82,7 @@ mod tests {
                 partition: 1,
                 is_new: false,
                 committed,
+                is_new_topic: false,
                 range: Some((10, 20)),
             };
             let found = choose_start(known, start, OnGap::Stop);
@@ -105,6 +109,7 @@ mod tests {
                 partition: 7,
                 is_new,
                 committed,
+                is_new_topic: false,
                 range: Some((10, 20)),
             };
             let start = choose_start(known, Start::Latest, OnGap::Stop).unwrap().unwrap();
@@ -116,12 +121,33 @@ mod tests {
     }
 
     #[test]
+    fn an_offset_of_an_earlier_topic_is_a_gap_wherever_it_lies() {
+        for next in [5, 15, 25] {
+            let known = KnownOffsets {
+                partition: 1,
+                is_new: false,
+                committed: Some(next),
+                is_new_topic: true,
+                range: Some((10, 20)),
+            };
+            let gap = choose_start(known, Start::Latest, OnGap::Stop).unwrap_err();
+            assert!(gap.to_string().contains("created anew"), "{gap}");
+            let continued = choose_start(known, Start::Latest, OnGap::Continue).unwrap().unwrap();
+            assert_eq!((continued.offset, continued.is_committed), (10, false));
+            // Without the range nothing can be decided, so the lookup is repeated.
+            let known = KnownOffsets { range: None, ..known };
+            assert_eq!(choose_start(known, Start::Latest, OnGap::Continue), Ok(None));
+        }
+    }
+
+    #[test]
     fn without_a_leader_a_committed_offset_is_used_unchecked() {
         let find = |committed| {
             let known = KnownOffsets {
                 partition: 1,
                 is_new: false,
                 committed,
+                is_new_topic: false,
                 range: None,
             };
             choose_start(known, Start::Earliest, OnGap::Stop).unwrap()
