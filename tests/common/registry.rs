@@ -1,6 +1,7 @@
 //! Small drafts of adapter versions for tests of the registry.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use moderatord::decide::{Calibration, DerivedThresholds};
 use moderatord::registry::{RecordKind, VersionDraft, VersionFacts};
@@ -41,4 +42,12 @@ pub fn draft(name: &str) -> VersionDraft {
             (RecordKind::Calibration, calibration.canonical()),
         ]),
     }
+}
+
+/// Creates an empty registry with a split key that is always the same. With a random one, now and then a split of the
+/// few labels that a test trains on is so unlucky that the gate refuses the adapter.
+pub fn create_with_fixed_split(registry: &Path) {
+    std::fs::create_dir_all(registry.join("keys")).unwrap();
+    let key = json!({"format": 1, "key": "5a".repeat(32)});
+    std::fs::write(registry.join("keys/split.json"), key.to_string()).unwrap();
 }

@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use crate::common::fixture;
 use crate::common::labels::label;
+use crate::common::registry::create_with_fixed_split;
 
 const TEXT: &str = "rain rain rain over the garden";
 
@@ -28,7 +29,7 @@ impl Workspace {
     /// requires at least 20 of each class, and about 70 of the others for training.
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("registry")).unwrap();
+        create_with_fixed_split(&folder.path().join("registry"));
         let workspace = Self { folder };
         workspace.set_base(&fixture("gemma3"));
         let rows: String = (0..200).map(|number| label(number).1 + "\n").collect();

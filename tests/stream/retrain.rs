@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::broker::{Broker, OutputRecord};
 use crate::common::fixture;
 use crate::common::labels::label;
+use crate::common::registry::create_with_fixed_split;
 use crate::daemon::{Names, eventually};
 use crate::flow::{assert_each_once, comment};
 
@@ -19,7 +20,7 @@ struct Workspace {
 impl Workspace {
     fn new(broker: &Broker, names: &Names, feedback: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("registry")).unwrap();
+        create_with_fixed_split(&folder.path().join("registry"));
         let delivery = if broker.is_apache() {
             "exactly_once"
         } else {
