@@ -27,7 +27,7 @@ pub struct SourceRecord {
 impl SourceRecord {
     /// Returns the id of the decision about this record: the first 16 bytes of a SHA-256 hash, in hexadecimal digits.
     ///
-    /// The hash covers only the topic with its id, the partition and the offset: a topic that is created anew has other
+    /// The hash covers only the topic with its id, the partition and the offset: a topic that is recreated has other
     /// ids, although its offsets begin again. The hash does not depend on the model or the policy, so that
     /// consumers can deduplicate decisions by their id.
     pub fn decision_id(&self) -> String {
@@ -36,7 +36,7 @@ impl SourceRecord {
         // A topic name contains no NUL, so different records cannot produce the same input.
         hash.update([0]);
         if let Some(id) = &self.topic_id {
-            // Longer than the partition and offset that follow otherwise, so the two forms cannot coincide either.
+            // The id makes the input longer, so it cannot equal the input for a topic without an id.
             hash.update(id.as_bytes());
             hash.update([0]);
         }

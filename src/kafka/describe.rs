@@ -30,7 +30,7 @@ pub(crate) enum TopicOperation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TopicDescription {
     pub name: String,
-    /// Kafka's id of the topic, which a topic that is created anew does not share; `None` if the brokers have no ids.
+    /// Kafka's id of the topic, which a topic that is recreated does not share; `None` if the brokers have no ids.
     pub id: Option<String>,
     /// The number of partitions, or why the topic cannot be described.
     pub partitions: Result<i32, RDKafkaErrorCode>,

@@ -30,7 +30,7 @@ pub struct PartitionCounts {
     pub decisions: i32,
     /// The number of partitions of the dead-letter topic.
     pub dead_letters: i32,
-    /// Whether the brokers give each topic an id of its own, by which a topic that is created anew is recognised.
+    /// Whether the brokers give each topic an id of its own, by which a topic that is recreated is recognised.
     pub has_topic_ids: bool,
 }
 

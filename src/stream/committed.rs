@@ -13,8 +13,8 @@ const MAX_METADATA_BYTES: usize = 4096;
 /// What the group keeps in the metadata string of its committed offsets.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OffsetMetadata {
-    /// Kafka's id of the comments topic to which the offset belongs. In a topic of the same name that was created
-    /// anew, the offset means nothing.
+    /// Kafka's id of the comments topic to which the offset belongs. The offset means nothing in a recreated topic of
+    /// the same name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub topic_id: Option<String>,
     /// The number of partitions that the comments topic had when the group first started. `kafka.start` applies to

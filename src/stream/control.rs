@@ -83,7 +83,7 @@ pub struct Gap {
     pub low: i64,
     /// The offset that the next record written to the partition gets.
     pub high: i64,
-    /// The topic was deleted and created anew, so the next offset belongs to a topic that no longer exists.
+    /// The topic was deleted and recreated, so the next offset belongs to a topic that no longer exists.
     pub is_new_topic: bool,
 }
 
@@ -114,7 +114,7 @@ impl fmt::Display for Gap {
             write!(
                 f,
                 "partition {partition}: offset {next} is next, but it belongs to an earlier topic of this name; the \
-                 present one was created anew and holds offsets {low} to {high}"
+                 present one was recreated and holds offsets {low} to {high}"
             )
         } else if next < low {
             let lost = low - next;

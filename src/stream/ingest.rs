@@ -35,10 +35,10 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long one seek after a gap may take.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often the reader checks whether the topic was created anew.
+/// How often the reader checks whether the topic was recreated.
 const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long the comments topic may be missing: whoever deletes it in order to create it anew needs a moment.
+/// How long the comments topic may be missing, because recreating it takes a moment.
 const MAX_TOPIC_ABSENCE: Duration = Duration::from_secs(60);
 
 /// How often the gauges of the queues are updated.
@@ -241,7 +241,7 @@ impl RecordReader<'_> {
         match ErrorClass::of_error(&error) {
             _ if self.control.is_ending() => Ok(()),
             ErrorClass::OffsetOutOfRange => self.handle_gap(progress),
-            // Someone may be creating it anew; the reader checks from time to time.
+            // The topic may be about to be recreated; the reader checks from time to time.
             ErrorClass::Missing if self.membership().has_topic_ids => {
                 warn!(reason = reason(&error), "cannot read the comments topic at the moment");
                 Ok(())
@@ -268,11 +268,15 @@ impl RecordReader<'_> {
         })
     }
 
-    /// Ends the stream, or continues at the beginning of the new topic, after the comments topic was deleted and created
-    /// anew. Without this check the client would read the new topic from the old offset, and skip what lies before.
+    /// Ends the stream, or continues at the beginning of the new topic, after the comments topic was recreated. Without
+    /// this check, the client would read the new topic from the old offset and skip the records before it.
     fn handle_new_topic(&self) -> Result<(), StreamError> {
         let positions = self.membership().positions(self.consumer)?;
         let gaps: Vec<Gap> = positions.iter().map(ConsumerPosition::gap_to_new_topic).collect();
+        if gaps.is_empty() {
+            // A spare member of the group has read nothing; its next assignment looks up the offsets.
+            return Ok(());
+        }
         if self.membership().on_gap == OnGap::Stop {
             return Err(StreamError::Gap(gaps));
         }

@@ -84,12 +84,12 @@ fn a_group_that_starts_at_latest_resumes_where_it_started() {
     assert_eq!(offsets, (30..60).collect::<Vec<_>>());
 }
 
-/// The client does not notice that a topic was created anew, and would go on at the old offset.
+/// The client does not notice that a topic was recreated, and would continue at the old offset.
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn a_topic_that_is_created_anew_stops_the_daemon_or_is_read_from_its_beginning() {
+fn a_recreated_topic_stops_the_daemon_or_is_read_from_its_beginning() {
     let broker = Broker::apache();
-    let names = Names::create(&broker, "anew", 1);
+    let names = Names::create(&broker, "recreated", 1);
     let values = comments(100);
     let records = || values.iter().map(|value| (0, "k", Some(value.as_slice())));
     let mut setup = Setup::new(&broker, &names);
@@ -104,11 +104,11 @@ fn a_topic_that_is_created_anew_stops_the_daemon_or_is_read_from_its_beginning()
     }
     let error = daemon.pipeline.join().unwrap_err();
     assert!(matches!(error, StreamError::Gap(_)), "{error}");
-    assert!(error.to_string().contains("created anew"), "{error}");
+    assert!(error.to_string().contains("recreated"), "{error}");
     // And at the next start.
     let daemon = setup.start(&broker, Scripted::by_length());
     let error = daemon.pipeline.join().unwrap_err().to_string();
-    assert!(error.contains("created anew"), "{error}");
+    assert!(error.contains("recreated"), "{error}");
 
     setup.set("KAFKA__ON_GAP", "continue");
     let daemon = setup.start(&broker, Scripted::by_length());

@@ -149,7 +149,7 @@ impl Broker {
         }
     }
 
-    /// Deletes a topic and creates it anew.
+    /// Deletes a topic and creates it again.
     pub fn recreate_topic(&self, name: &str, partitions: i32) {
         let deleted = wait(self.admin().delete_topics(&[name], &options()));
         deleted.unwrap().remove(0).unwrap();

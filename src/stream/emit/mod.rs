@@ -206,7 +206,7 @@ impl Emitter {
     /// Restores the order of finished records and sends the outputs of those that are released.
     fn write(&mut self, batch: Vec<Finished>) -> Result<(), StreamError> {
         let start = Instant::now();
-        // The topic may have been created anew since the last assignment.
+        // The topic may have been recreated since the last assignment.
         self.origin.topic_id = self.committed.metadata().topic_id;
         for finished in batch {
             let position = finished.record.position;

@@ -45,7 +45,7 @@ impl ConsumerPosition {
         Gap::find(self.partition, self.next, self.low, self.high)
     }
 
-    /// Returns the gap that arises if the topic was created anew.
+    /// Returns the gap that arises if the topic was recreated.
     pub fn gap_to_new_topic(&self) -> Gap {
         Gap {
             partition: self.partition,
@@ -61,7 +61,7 @@ impl ConsumerPosition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopicState {
     Same,
-    /// It was deleted and created anew.
+    /// It was deleted and recreated.
     New,
     /// It was deleted.
     Missing,
@@ -121,8 +121,12 @@ impl Membership {
         if !gaps.is_empty() {
             return Err(StreamError::Gap(gaps));
         }
+        // Partitions that are still owned belong to the topic of the last assignment. Committing them under another id
+        // would hide that their offsets mean nothing in it; the reader's next check finds the difference.
+        let recorded = self.committed.metadata().topic_id;
+        let keeps_partitions = !self.ownership.partitions().is_empty();
         self.committed.set_metadata(OffsetMetadata {
-            topic_id,
+            topic_id: recorded.filter(|_| keeps_partitions).or(topic_id),
             first_partitions,
         });
         Ok(starts)

@@ -45,7 +45,7 @@ pub struct Membership {
     /// Where to start in partitions for which the group has no committed offset.
     pub start: Start,
     pub on_gap: OnGap,
-    /// Whether the brokers give topics ids, so that a topic that is created anew is recognised.
+    /// Whether the brokers give topics ids, so that a topic that is recreated is recognised.
     pub has_topic_ids: bool,
     /// Limits how long a callback may take.
     pub timeouts: Timeouts,

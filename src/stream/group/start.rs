@@ -131,7 +131,7 @@ mod tests {
                 range: Some((10, 20)),
             };
             let gap = choose_start(known, Start::Latest, OnGap::Stop).unwrap_err();
-            assert!(gap.to_string().contains("created anew"), "{gap}");
+            assert!(gap.to_string().contains("recreated"), "{gap}");
             let continued = choose_start(known, Start::Latest, OnGap::Continue).unwrap().unwrap();
             assert_eq!((continued.offset, continued.is_committed), (10, false));
             // Without the range nothing can be decided, so the lookup is repeated.
