@@ -27,7 +27,7 @@ use moderatord::config::{Config, Delivery, Sources, StreamConfig};
 use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
 use moderatord::hash::content_hash;
 use moderatord::kafka::client::{Role, config};
-use moderatord::kafka::topics::PartitionCounts;
+use moderatord::kafka::topics::TopicFacts;
 use moderatord::message::{Comment, CommentMargin, Decision, ModelIdentity, Op, SourceRecord};
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::ops::health::Health;
@@ -181,11 +181,11 @@ impl<'a> Bench<'a> {
         let stream = self.stream();
         let defaults = self.config(&stream.group, &stream.topics.decisions);
         let settings = Settings {
-            partitions: PartitionCounts {
+            topics: TopicFacts {
                 comments: PARTITIONS,
                 decisions: PARTITIONS,
                 dead_letters: PARTITIONS,
-                has_topic_ids: false,
+                ..TopicFacts::default()
             },
             input: defaults.input,
             batch: defaults.batch,

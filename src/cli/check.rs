@@ -11,10 +11,10 @@ use super::{Exit, SettingsArgs};
 use crate::classifier::canary;
 use crate::classifier::tolerance::ORACLE_F32;
 use crate::classifier::{Classifier, oracle};
-use crate::config::{Config, Delivery, StreamConfig};
+use crate::config::{Config, Delivery, InputConfig, StreamConfig};
 use crate::decide::Policy;
 use crate::kafka::client;
-use crate::kafka::topics::PartitionCounts;
+use crate::kafka::topics::TopicFacts;
 use crate::ops::log;
 use crate::scorer::Scorer;
 
@@ -47,7 +47,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
     } = checked::check(&args.settings, Streaming::IfSet, log::start_for_command)?;
     let margins = sample_margins(&mut model.loaded.classifier)?;
     summary(&config, &model, &margins, out)?;
-    stream_summary(stream.as_ref(), out)?;
+    stream_summary(stream.as_ref(), &config.input, out)?;
     if args.oracle {
         let report = oracle::compare(&config.model, &config.prompt, &canary::TEXTS)?;
         let (difference, texts) = (report.max_difference, report.texts);
@@ -112,8 +112,12 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
     Ok(())
 }
 
-fn stream_summary(stream: Option<&(StreamConfig, PartitionCounts)>, out: &mut dyn Write) -> std::io::Result<()> {
-    let Some((stream, partitions)) = stream else {
+fn stream_summary(
+    stream: Option<&(StreamConfig, TopicFacts)>,
+    input: &InputConfig,
+    out: &mut dyn Write,
+) -> std::io::Result<()> {
+    let Some((stream, facts)) = stream else {
         return writeln!(out, "kafka     not set");
     };
     let (topics, delivery) = (&stream.topics, stream.delivery);
@@ -131,14 +135,9 @@ fn stream_summary(stream: Option<&(StreamConfig, PartitionCounts)>, out: &mut dy
     writeln!(
         out,
         "topics    {} ({} partitions) to {} ({}) and {} ({})",
-        topics.comments,
-        partitions.comments,
-        topics.decisions,
-        partitions.decisions,
-        topics.dead_letters,
-        partitions.dead_letters
+        topics.comments, facts.comments, topics.decisions, facts.decisions, topics.dead_letters, facts.dead_letters
     )?;
-    if let Some(warning) = partitions.warning() {
+    for warning in facts.warnings(input.max_bytes) {
         writeln!(out, "warning   {warning}")?;
     }
     if delivery == Delivery::ExactlyOnce {

@@ -6,7 +6,7 @@ use super::SettingsArgs;
 use crate::config::{Config, ConfigDraft, LogConfig, StreamConfig};
 use crate::fault::{Fault, Faults};
 use crate::kafka::properties_faults;
-use crate::kafka::topics::{self, PartitionCounts, TopicsError};
+use crate::kafka::topics::{self, TopicFacts, TopicsError};
 use crate::registry::{Pointer, Registry};
 use crate::serving::{self, LoadedModel, ModelSource, ServingError};
 
@@ -15,7 +15,7 @@ pub(super) struct Checked {
     pub config: Config,
     pub model: CheckedModel,
     /// `None` if no setting of the stream is set.
-    pub stream: Option<(StreamConfig, PartitionCounts)>,
+    pub stream: Option<(StreamConfig, TopicFacts)>,
 }
 
 /// A loaded model and where it came from.
@@ -149,13 +149,13 @@ impl From<Faults> for StreamCheckError {
     }
 }
 
-fn check_topics(stream: StreamConfig) -> Result<(StreamConfig, PartitionCounts), StreamCheckError> {
+fn check_topics(stream: StreamConfig) -> Result<(StreamConfig, TopicFacts), StreamCheckError> {
     let faults = properties_faults(&stream.properties);
     if !faults.is_empty() {
         return Err(faults.into());
     }
     match topics::check(&stream) {
-        Ok(partitions) => Ok((stream, partitions)),
+        Ok(facts) => Ok((stream, facts)),
         Err(TopicsError::Faults(faults)) => Err(faults.into()),
         Err(TopicsError::Client(reason)) => Err(StreamCheckError::Faults(
             Fault::setting("kafka.properties", reason).into(),

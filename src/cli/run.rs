@@ -15,7 +15,7 @@ use super::checked::{Checked, CheckedModel, Streaming, check};
 use super::{Exit, SettingsArgs};
 use crate::config::{BatchConfig, Config, Sources, StreamConfig};
 use crate::decide::CurrentJudge;
-use crate::kafka::topics::PartitionCounts;
+use crate::kafka::topics::TopicFacts;
 use crate::ops::health::{Health, Phase};
 use crate::ops::http;
 use crate::ops::http::HttpState;
@@ -65,9 +65,9 @@ Exit codes:
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     let checked = check(&args.settings, Streaming::Required, log::start)?;
     let Checked { config, model, stream } = checked;
-    let (stream, partitions) = stream.context("the settings of the stream are missing")?;
-    if let Some(warning) = partitions.warning() {
-        warn!(warning, "the topics have different numbers of partitions");
+    let (stream, topics) = stream.context("the settings of the stream are missing")?;
+    for problem in topics.warnings(config.input.max_bytes) {
+        warn!(problem, "the topics do not fit the settings well");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -82,7 +82,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     set_model_info(&ready.judged.identity);
     daemon.health.record_scored(Instant::now());
     let (replace, swap) = bounded(0);
-    let (settings, model) = assemble(ready, max_tokens, stream, partitions, &config, swap);
+    let (settings, model) = assemble(ready, max_tokens, stream, topics, &config, swap);
     let judge = Arc::clone(&model.judge);
     let pipeline = Pipeline::start(&settings, model, &daemon.health)?;
     info!(
@@ -138,13 +138,13 @@ pub(super) fn assemble(
     ready: ReadyModel,
     max_tokens: usize,
     stream: StreamConfig,
-    partitions: PartitionCounts,
+    topics: TopicFacts,
     config: &Config,
     swap: Receiver<Replacement>,
 ) -> (Settings, Model) {
     let settings = Settings {
         stream,
-        partitions,
+        topics,
         input: config.input.clone(),
         batch: BatchConfig {
             max_tokens,

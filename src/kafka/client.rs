@@ -16,8 +16,12 @@ use crate::fault::{Fault, Faults};
 /// long before they can continue with the partitions.
 const TRANSACTION_TIMEOUT_MS: &str = "30000";
 
-/// librdkafka's default of `session.timeout.ms`.
-const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(45);
+/// The default of `session.timeout.ms`, which decides how long the partitions of a daemon that was killed, and does not
+/// come back, wait for another daemon. The client's default is 45 s. It is so long because a member that loses its session
+/// costs the whole group a rebalance; a static member that comes back does not.
+const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(8);
+/// The default of `heartbeat.interval.ms`, which also decides how soon a member notices a rebalance.
+const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// librdkafka's default of `max.poll.interval.ms`.
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(300);
 
@@ -32,15 +36,36 @@ pub enum Role {
     Lookup,
 }
 
+/// The maximum size of a batch of several records: well below the 1 MB that topics accept by default.
+const DEFAULT_BATCH_BYTES: usize = 256 << 10;
+
+/// Returns the settings of a producer that sends no more than `max_batch_bytes` in a batch, except for a single larger
+/// record, which is sent in a batch of its own.
+pub(crate) fn producer_config(stream: &StreamConfig, max_batch_bytes: usize) -> ClientConfig {
+    let mut config = config(stream, Role::Producer);
+    let batch_bytes = config.get("batch.size").and_then(|size| size.parse().ok());
+    let batch_bytes = batch_bytes.unwrap_or(DEFAULT_BATCH_BYTES).min(max_batch_bytes);
+    config.set("batch.size", batch_bytes.to_string());
+    config
+}
+
 /// Returns the settings of a client.
 pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
     let mut config = ClientConfig::new();
-    let client_id = format!("moderatord-{}", stream.instance);
     // A lookup fails within seconds, because a user may be waiting for it. The clients of a stream retry indefinitely.
-    config.set("client.id", client_id).set("socket.timeout.ms", "10000");
+    config
+        .set("client.id", client_id(stream))
+        .set("socket.timeout.ms", "10000")
+        // How long a client waits before it tries to reach a broker again; the client's default is ten seconds.
+        .set("reconnect.backoff.max.ms", "2000");
     match role {
         Role::Consumer => {
             config
+                .set("session.timeout.ms", DEFAULT_SESSION_TIMEOUT.as_millis().to_string())
+                .set(
+                    "heartbeat.interval.ms",
+                    DEFAULT_HEARTBEAT_INTERVAL.as_millis().to_string(),
+                )
                 .set("fetch.wait.max.ms", "50")
                 .set("statistics.interval.ms", "5000")
                 // How soon partitions that were added to the topic are read; the client's default is five minutes.
@@ -53,9 +78,7 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
             config
                 .set("linger.ms", "2")
                 .set("compression.type", "lz4")
-                // Well below the 1 MB that topics accept by default, because a broker that refuses a batch for its
-                // size refuses all of its records.
-                .set("batch.size", "262144")
+                .set("batch.size", DEFAULT_BATCH_BYTES.to_string())
                 .set("message.max.bytes", MESSAGE_MAX_BYTES.to_string());
         }
         Role::Lookup => {}
@@ -102,15 +125,25 @@ fn producer(config: &mut ClientConfig, stream: &StreamConfig) {
     match stream.delivery {
         Delivery::ExactlyOnce => {
             config.set("transactional.id", transactional_id(stream));
-            if config.get("transaction.timeout.ms").is_none() {
-                config.set("transaction.timeout.ms", TRANSACTION_TIMEOUT_MS);
+            let timeout = config.get("transaction.timeout.ms").unwrap_or(TRANSACTION_TIMEOUT_MS);
+            let timeout = timeout.to_owned();
+            // The client refuses a longer timeout for a request than for the whole transaction.
+            let millis = |text: Option<&str>| text.and_then(|text| text.parse::<u64>().ok());
+            if millis(config.get("socket.timeout.ms")) > millis(Some(&timeout)) {
+                config.set("socket.timeout.ms", &timeout);
             }
+            config.set("transaction.timeout.ms", timeout);
         }
         // A message that timed out and was sent again later would arrive after its successors.
         Delivery::AtLeastOnce => {
             config.set("message.timeout.ms", "0");
         }
     }
+}
+
+/// Returns the name by which the brokers list the clients of this process, unless the operator sets another.
+pub(crate) fn client_id(stream: &StreamConfig) -> String {
+    format!("moderatord-{}", stream.instance)
 }
 
 /// Returns the transactional id, which stays the same across restarts and differs between the processes of a group.
@@ -149,9 +182,16 @@ impl Timeouts {
         }
     }
 
+    /// Returns how long to wait for the acknowledgement of outputs. The transaction must not time out meanwhile.
+    pub(crate) fn acknowledgement(self) -> Duration {
+        self.transaction * 2 / 3
+    }
+
     /// Returns how long a rebalance callback may wait for the commit of finished records.
+    ///
+    /// The client sends heartbeats during a callback, so the session timeout does not matter.
     pub(crate) fn revoke(self) -> Duration {
-        self.session.min(self.poll_interval).min(self.transaction) / 3
+        self.poll_interval.min(self.transaction) / 3
     }
 }
 
@@ -177,11 +217,12 @@ fn lower_first(text: &str) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::config::{Config, Sources};
 
-    fn stream(variables: &[(&str, &str)]) -> StreamConfig {
+    /// Returns valid settings of a stream, with the given variables on top.
+    pub(crate) fn stream(variables: &[(&str, &str)]) -> StreamConfig {
         let required = [
             ("MODERATORD__MODEL__PATH", "unused"),
             ("MODERATORD__KAFKA__BROKERS", "one:9092,two:9092"),
@@ -215,10 +256,31 @@ mod tests {
         ] {
             assert_eq!(config.get(name), Some(value), "{name}");
         }
-        assert_eq!(consumer.get("group.instance.id"), None);
+        assert_eq!(consumer.get("group.instance.id"), Some("gpu0"));
         // librdkafka accepts all names and values.
         consumer.create_native_config().unwrap();
         producer.create_native_config().unwrap();
+    }
+
+    #[test]
+    fn a_request_never_takes_longer_than_a_transaction() {
+        let variables = [("MODERATORD__KAFKA__PROPERTIES__TRANSACTION_TIMEOUT_MS", "3000")];
+        let producer = config(&stream(&variables), Role::Producer);
+        assert_eq!(producer.get("socket.timeout.ms"), Some("3000"));
+        producer.create_native_config().unwrap();
+    }
+
+    #[test]
+    fn a_batch_never_exceeds_the_smallest_limit() {
+        let check = |variables: &[(&str, &str)], limit, expected| {
+            let config = producer_config(&stream(variables), limit);
+            assert_eq!(config.get("batch.size"), Some(expected));
+        };
+        check(&[], 1_048_588, "262144");
+        check(&[], 4000, "4000");
+        let larger = [("MODERATORD__KAFKA__PROPERTIES__BATCH_SIZE", "900000")];
+        check(&larger, 1_048_588, "900000");
+        check(&larger, 500_000, "500000");
     }
 
     #[test]
@@ -250,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_revoke_may_take_a_third_of_the_shortest_timeout() {
-        let stream = stream(&[("MODERATORD__KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "6000")]);
+        let stream = stream(&[("MODERATORD__KAFKA__PROPERTIES__TRANSACTION_TIMEOUT_MS", "6000")]);
         assert_eq!(Timeouts::of(&stream.properties).revoke(), Duration::from_secs(2));
         assert_eq!(
             Timeouts::of(&KafkaProperties::default()).revoke(),

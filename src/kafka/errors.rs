@@ -39,11 +39,9 @@ impl ErrorClass {
             Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => Self::Missing,
             Code::Fenced | Code::ProducerFenced | Code::InvalidProducerEpoch | Code::FencedInstanceId => Self::Fenced,
             Code::AutoOffsetReset | Code::OffsetOutOfRange => Self::OffsetOutOfRange,
-            Code::MessageSizeTooLarge
-            | Code::InvalidTimestamp
-            | Code::InvalidRecord
-            | Code::InvalidMessage
-            | Code::PolicyViolation => Self::RecordRefused,
+            Code::MessageSizeTooLarge | Code::InvalidRecord | Code::InvalidMessage | Code::PolicyViolation => {
+                Self::RecordRefused
+            }
             Code::QueueFull => Self::QueueFull,
             Code::Fatal => Self::Fatal,
             _ => Self::Other,
@@ -120,7 +118,14 @@ mod tests {
         check(
             ErrorClass::Other,
             false,
-            &[Code::BrokerTransportFailure, Code::RequestTimedOut],
+            &[
+                Code::BrokerTransportFailure,
+                Code::RequestTimedOut,
+                // Other records in the batch were refused.
+                Code::InvalidDifferentRecord,
+                // The clock of this host is wrong, which affects all records.
+                Code::InvalidTimestamp,
+            ],
         );
         assert_eq!(ErrorClass::of_error(&KafkaError::Canceled), ErrorClass::Other);
     }

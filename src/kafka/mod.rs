@@ -6,6 +6,8 @@ pub(crate) mod errors;
 pub mod client;
 pub(crate) mod log;
 pub(crate) mod describe;
+pub(crate) mod group_members;
+pub mod topic_limits;
 pub mod topics;
 pub(crate) mod snapshot;
 pub mod embedded;

@@ -1,15 +1,17 @@
 //! Checks that the topics of the stream exist and that the daemon may use them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::types::RDKafkaErrorCode;
+use tracing::warn;
 
 use super::QuietContext;
 use super::client::{Role, config};
 use super::describe::{self, TopicDescription, TopicOperation};
 use super::errors::{ErrorClass, reason, reason_of_code};
+use super::topic_limits::{self, TopicLimits};
 use crate::config::StreamConfig;
 use crate::fault::{Fault, Faults};
 
@@ -21,9 +23,19 @@ const METADATA_TIMEOUT: Duration = Duration::from_secs(10);
 /// metadata request afterwards.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// The number of partitions of each topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PartitionCounts {
+/// How long a topic may be missing before it is reported: after it has been created, it takes a moment until every
+/// broker knows it.
+const MAX_CREATION_DELAY: Duration = Duration::from_secs(5);
+
+/// The pause between two looks for a missing topic.
+const CREATION_PAUSE: Duration = Duration::from_millis(500);
+
+/// The size of a decision with long names and many headers, beyond what most decisions need.
+const LARGE_DECISION_BYTES: usize = 16 << 10;
+
+/// What the brokers report about the topics of the stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TopicFacts {
     /// The number of partitions of the comments topic.
     pub comments: i32,
     /// The number of partitions of the decisions topic.
@@ -32,6 +44,10 @@ pub struct PartitionCounts {
     pub dead_letters: i32,
     /// Whether the brokers give each topic an id of its own, by which a topic that is recreated is recognised.
     pub has_topic_ids: bool,
+    /// What the decisions topic accepts.
+    pub decision_limits: TopicLimits,
+    /// What the dead-letter topic accepts.
+    pub dead_letter_limits: TopicLimits,
 }
 
 /// The reason why the topics cannot be used.
@@ -57,22 +73,51 @@ pub enum TopicsError {
 ///
 /// # Errors
 /// Returns an error if no broker answers, or all faults if topics are missing or permissions are lacking.
-pub fn check(stream: &StreamConfig) -> Result<PartitionCounts, TopicsError> {
+pub fn check(stream: &StreamConfig) -> Result<TopicFacts, TopicsError> {
     let consumer = lookup_client(stream)?;
-    let described = match describe::topics(&consumer, &names(stream), DESCRIBE_TIMEOUT) {
-        Ok(described) => described,
+    let deadline = Instant::now() + MAX_CREATION_DELAY;
+    let mut described = describe_all(stream, &consumer)?;
+    while described.iter().any(is_missing) && Instant::now() < deadline {
+        std::thread::sleep(CREATION_PAUSE);
+        described = describe_all(stream, &consumer)?;
+    }
+    let mut facts = check_all(stream, &described)?;
+    // Brokers without ids are too old for this request, or are not Apache Kafka.
+    if facts.has_topic_ids {
+        match topic_limits::of_outputs(stream, DESCRIBE_TIMEOUT) {
+            Ok(limits) => [facts.decision_limits, facts.dead_letter_limits] = limits,
+            Err(error) => warn!(
+                reason = reason(&error),
+                "cannot read the settings of the output topics, so what they refuse is found only by trying"
+            ),
+        }
+    }
+    Ok(facts)
+}
+
+fn describe_all(
+    stream: &StreamConfig,
+    consumer: &BaseConsumer<QuietContext>,
+) -> Result<Vec<TopicDescription>, TopicsError> {
+    match describe::topics(consumer, &names(stream), DESCRIBE_TIMEOUT) {
+        Ok(described) => Ok(described),
         // Brokers that do not support the request, such as the embedded one, do not answer it.
-        Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)) => describe_by_metadata(stream, &consumer)?,
-        Err(error) => return Err(unreachable(stream, &error)),
-    };
-    check_all(stream, &described)
+        Err(KafkaError::AdminOp(RDKafkaErrorCode::OperationTimedOut)) => describe_by_metadata(stream, consumer),
+        Err(error) => Err(unreachable(stream, &error)),
+    }
+}
+
+fn is_missing(topic: &TopicDescription) -> bool {
+    topic
+        .partitions
+        .is_err_and(|code| ErrorClass::of(code) == ErrorClass::Missing)
 }
 
 /// Checks only that all topics exist, with a request that every broker supports.
 ///
 /// # Errors
 /// Returns an error if no broker answers, or all faults if topics are missing.
-pub fn count_partitions(stream: &StreamConfig) -> Result<PartitionCounts, TopicsError> {
+pub fn count_partitions(stream: &StreamConfig) -> Result<TopicFacts, TopicsError> {
     check_all(stream, &describe_by_metadata(stream, &lookup_client(stream)?)?)
 }
 
@@ -109,7 +154,7 @@ fn describe_by_metadata(
     Ok(described)
 }
 
-fn check_all(stream: &StreamConfig, described: &[TopicDescription]) -> Result<PartitionCounts, TopicsError> {
+fn check_all(stream: &StreamConfig, described: &[TopicDescription]) -> Result<TopicFacts, TopicsError> {
     let required = [
         ("topics.comments", &stream.topics.comments, TopicOperation::Read),
         ("topics.decisions", &stream.topics.decisions, TopicOperation::Write),
@@ -132,11 +177,12 @@ fn check_all(stream: &StreamConfig, described: &[TopicDescription]) -> Result<Pa
     });
     let [comments, decisions, dead_letters] = counts;
     if faults.is_empty() {
-        Ok(PartitionCounts {
+        Ok(TopicFacts {
             comments,
             decisions,
             dead_letters,
             has_topic_ids: described.iter().any(|topic| topic.id.is_some()),
+            ..TopicFacts::default()
         })
     } else {
         Err(TopicsError::Faults(faults))
@@ -178,23 +224,54 @@ fn unreachable(stream: &StreamConfig, error: &KafkaError) -> TopicsError {
     }
 }
 
-impl PartitionCounts {
-    /// Returns a warning if the number of partitions differs between the topics.
-    pub fn warning(&self) -> Option<String> {
+impl TopicFacts {
+    /// Returns warnings about topics that fit together badly, or that refuse outputs which can occur.
+    ///
+    /// `max_event_bytes` is the size of the largest event that is accepted.
+    pub fn warnings(&self, max_event_bytes: usize) -> Vec<String> {
+        let mut warnings = Vec::new();
         let outputs = [("decisions", self.decisions), ("dead_letters", self.dead_letters)];
         let differing: Vec<String> = outputs
             .iter()
             .filter(|&&(_, count)| count != self.comments)
             .map(|(name, count)| format!("{name} {count}"))
             .collect();
-        (!differing.is_empty()).then(|| {
-            format!(
+        if !differing.is_empty() {
+            warnings.push(format!(
                 "partition counts differ: comments {}, {}; outputs to a topic with a different count are partitioned \
                  by the hash of their key, so their order is preserved only for each key",
                 self.comments,
                 differing.join(", ")
-            )
-        })
+            ));
+        }
+        for (name, limits) in [
+            ("decisions", self.decision_limits),
+            ("dead_letters", self.dead_letter_limits),
+        ] {
+            if limits.requires_key {
+                warnings.push(format!(
+                    "topics.{name} is compacted and refuses records without a key; \
+                     the output of an event without a key is a dead letter without its value"
+                ));
+            }
+        }
+        match self.dead_letter_limits.max_bytes {
+            Some(max_bytes) if max_bytes < max_event_bytes => warnings.push(format!(
+                "topics.dead_letters accepts batches of {max_bytes} bytes (max.message.bytes), \
+                 but an event may have {max_event_bytes} (input.max_bytes); \
+                 the dead letter of one that does not fit has no value"
+            )),
+            _ => {}
+        }
+        match self.decision_limits.max_bytes {
+            Some(max_bytes) if max_bytes < LARGE_DECISION_BYTES => warnings.push(format!(
+                "topics.decisions accepts batches of {max_bytes} bytes (max.message.bytes), \
+                 but a decision with its headers may have {LARGE_DECISION_BYTES}; \
+                 one that does not fit is replaced by a dead letter"
+            )),
+            _ => {}
+        }
+        warnings
     }
 }
 
@@ -239,19 +316,58 @@ mod tests {
         );
     }
 
-    #[test]
-    fn partition_counts_that_differ_give_a_warning() {
-        let counts = |decisions, dead_letters| PartitionCounts {
+    fn facts(decisions: i32, dead_letters: i32) -> TopicFacts {
+        TopicFacts {
             comments: 6,
             decisions,
             dead_letters,
-            has_topic_ids: false,
-        };
-        assert_eq!(counts(6, 6).warning(), None);
-        let warning = counts(3, 1).warning().unwrap();
+            ..TopicFacts::default()
+        }
+    }
+
+    #[test]
+    fn partition_counts_that_differ_give_a_warning() {
+        assert!(facts(6, 6).warnings(1 << 20).is_empty());
+        let warnings = facts(3, 1).warnings(1 << 20);
         assert!(
-            warning.starts_with("partition counts differ: comments 6, decisions 3, dead_letters 1; "),
-            "{warning}"
+            warnings[0].starts_with("partition counts differ: comments 6, decisions 3, dead_letters 1; "),
+            "{warnings:?}"
+        );
+    }
+
+    #[test]
+    fn topics_that_refuse_outputs_give_warnings() {
+        let limits = |max_bytes, requires_key| TopicLimits {
+            max_bytes: Some(max_bytes),
+            requires_key,
+        };
+        let check = |decision_limits, dead_letter_limits, expected: &[&str]| {
+            let facts = TopicFacts {
+                decision_limits,
+                dead_letter_limits,
+                ..facts(6, 6)
+            };
+            let warnings = facts.warnings(1 << 20);
+            assert_eq!(warnings.len(), expected.len(), "{warnings:?}");
+            for (warning, expected) in warnings.iter().zip(expected) {
+                assert!(warning.starts_with(expected), "{warning}");
+            }
+        };
+        // The default of Kafka is slightly more than the default of `input.max_bytes`.
+        check(limits(1_048_588, false), limits(1_048_588, false), &[]);
+        check(
+            limits(1_048_588, true),
+            limits(100_000, true),
+            &[
+                "topics.decisions is compacted",
+                "topics.dead_letters is compacted",
+                "topics.dead_letters accepts batches of 100000 bytes",
+            ],
+        );
+        check(
+            limits(2000, false),
+            limits(1_048_588, false),
+            &["topics.decisions accepts batches of 2000 bytes"],
         );
     }
 }

@@ -15,6 +15,8 @@ pub const DECISIONS: &str = "moderatord_decisions_total";
 pub const DEAD_LETTERS: &str = "moderatord_dead_letters_total";
 /// Counts Kafka transactions by `result`: committed, aborted or fenced.
 pub const TRANSACTIONS: &str = "moderatord_transactions_total";
+/// Counts aborted transactions by `reason`: refused, not_owned, undelivered, missing_topic, broker or producer.
+pub const TRANSACTION_ABORTS: &str = "moderatord_transaction_aborts_total";
 /// Records the number of own tokens in each micro-batch.
 pub const BATCH_TOKENS: &str = "moderatord_batch_tokens";
 /// The token budget of a micro-batch in own tokens, as chosen at startup.
@@ -71,6 +73,11 @@ fn describe() {
     describe_counter!(DECISIONS, "Number of decisions committed, by action.");
     describe_counter!(DEAD_LETTERS, "Number of dead letters committed, by reason.");
     describe_counter!(TRANSACTIONS, "Number of Kafka transactions, by result.");
+    describe_counter!(
+        TRANSACTION_ABORTS,
+        "Number of aborted Kafka transactions, by reason: refused (a topic refuses outputs), not_owned (the assignment \
+         has changed), undelivered, missing_topic, broker, or producer (the producer was replaced)."
+    );
     describe_counter!(
         ADAPTER_SWAPS,
         "Number of attempts to swap the adapter while serving, by result."

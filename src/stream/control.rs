@@ -3,11 +3,14 @@
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
 
 use crate::kafka::errors::{ErrorClass, reason};
+
+/// How long a topic may be missing before the stream ends, because an operator may be about to create it again.
+pub(crate) const MAX_TOPIC_ABSENCE: Duration = Duration::from_secs(300);
 
 /// The reason why a stream ended before it was asked to.
 #[derive(Debug, thiserror::Error)]
@@ -15,13 +18,27 @@ pub enum StreamError {
     /// Records that the group has not read are missing from the topic, and `kafka.on_gap` is `stop`.
     #[error("{}; to continue from the oldest offset available, set kafka.on_gap = \"continue\"", join(.0))]
     Gap(Vec<Gap>),
-    /// Another process uses the same instance name or transactional id, so retrying cannot succeed.
-    #[error("cannot {doing}: fenced ({reason}); is another process running with the same kafka.instance?")]
+    /// Another process uses the same instance name, so retrying cannot succeed.
+    #[error(
+        "cannot {doing}: fenced ({reason}) because another process runs with the same kafka.instance{}; \
+         give each process a name of its own",
+        of_other(other.as_deref())
+    )]
     Fenced {
         /// The operation that failed, as a verb phrase.
         doing: &'static str,
         /// The reason given by the client library.
         reason: String,
+        /// The other process: its member id in the group, and its address, if it was found.
+        other: Option<String>,
+    },
+    /// A topic has not existed for so long that it will not be created again without an operator.
+    #[error(
+        "the topic `{topic}` does not exist any more, expected an existing topic (moderatord does not create topics)"
+    )]
+    MissingTopic {
+        /// The name of the topic.
+        topic: String,
     },
     /// A call to Kafka failed, and retrying did not help or cannot help.
     #[error("cannot {doing}: {reason}")]
@@ -60,7 +77,11 @@ impl StreamError {
     pub(crate) fn kafka(doing: &'static str, error: &KafkaError) -> Self {
         let reason = reason(error);
         match ErrorClass::of_error(error) {
-            ErrorClass::Fenced => Self::Fenced { doing, reason },
+            ErrorClass::Fenced => Self::Fenced {
+                doing,
+                reason,
+                other: None,
+            },
             ErrorClass::Forbidden => Self::Forbidden { doing, reason },
             _ => Self::Kafka { doing, reason },
         }
@@ -68,7 +89,10 @@ impl StreamError {
 
     /// Returns whether a restart cannot help until the operator has changed something.
     pub fn requires_operator(&self) -> bool {
-        matches!(self, Self::Gap(_) | Self::Client(_) | Self::Forbidden { .. })
+        matches!(
+            self,
+            Self::Gap(_) | Self::Client(_) | Self::Forbidden { .. } | Self::Fenced { .. } | Self::MissingTopic { .. }
+        )
     }
 }
 
@@ -131,6 +155,10 @@ impl fmt::Display for Gap {
     }
 }
 
+fn of_other(other: Option<&str>) -> String {
+    other.map_or_else(String::new, |other| format!(" (member {other})"))
+}
+
 fn join(gaps: &[Gap]) -> String {
     let gaps: Vec<String> = gaps.iter().map(ToString::to_string).collect();
     gaps.join("; ")
@@ -188,8 +216,6 @@ impl Control {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

@@ -17,7 +17,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{debug, info, warn};
 
-use super::control::{Control, Gap, StreamError};
+use super::control::{Control, Gap, MAX_TOPIC_ABSENCE, StreamError};
 use super::group::{ConsumerPosition, GroupConsumer, Membership, TopicState};
 use super::in_flight::InFlight;
 use super::ownership::{Epoch, Ownership};
@@ -37,9 +37,6 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the reader checks whether the topic was recreated.
 const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
-
-/// How long the comments topic may be missing, because recreating it takes a moment.
-const MAX_TOPIC_ABSENCE: Duration = Duration::from_secs(60);
 
 /// How often the gauges of the queues are updated.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
@@ -246,6 +243,11 @@ impl RecordReader<'_> {
                 warn!(reason = reason(&error), "cannot read the comments topic at the moment");
                 Ok(())
             }
+            ErrorClass::Fenced => Err(StreamError::Fenced {
+                doing: "read the comments topic",
+                reason: reason(&error),
+                other: self.membership().other_process(self.consumer),
+            }),
             class if class.is_permanent() || matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
                 Err(StreamError::kafka("read the comments topic", &error))
             }
@@ -262,9 +264,8 @@ impl RecordReader<'_> {
         if since.get_or_insert_with(Instant::now).elapsed() < MAX_TOPIC_ABSENCE {
             return Ok(());
         }
-        Err(StreamError::Kafka {
-            doing: "read the comments topic",
-            reason: format!("`{}` was deleted", self.topic),
+        Err(StreamError::MissingTopic {
+            topic: self.topic.to_owned(),
         })
     }
 

@@ -32,8 +32,8 @@ use super::record::Record;
 use super::score::{Replacement, ScoreStage};
 use crate::config::{BatchConfig, InputConfig, LimitsConfig, StreamConfig};
 use crate::decide::CurrentJudge;
-use crate::kafka::client::{Role, Timeouts, config};
-use crate::kafka::topics::PartitionCounts;
+use crate::kafka::client::{Role, Timeouts, client_id, config};
+use crate::kafka::topics::TopicFacts;
 use crate::ops::health::Health;
 use crate::ops::metrics as names;
 use crate::prompt::Prompter;
@@ -50,8 +50,8 @@ const REBALANCE_CAPACITY: usize = 1024;
 pub struct Settings {
     /// Brokers, topics, consumer group and delivery guarantee.
     pub stream: StreamConfig,
-    /// The number of partitions of each topic, as reported by the brokers.
-    pub partitions: PartitionCounts,
+    /// What the brokers reported about the topics.
+    pub topics: TopicFacts,
     /// Where to find the fields of an event, and its largest size.
     pub input: InputConfig,
     /// The limits of a micro-batch.
@@ -103,9 +103,11 @@ impl Pipeline {
 
         let membership = Membership {
             topic: topic.clone(),
+            group: stream.group.clone(),
+            client_id: client_id(stream),
             start: stream.start,
             on_gap: stream.on_gap,
-            has_topic_ids: settings.partitions.has_topic_ids,
+            has_topic_ids: settings.topics.has_topic_ids,
             timeouts: Timeouts::of(&stream.properties),
             ownership: Arc::clone(&ownership),
             committed: Arc::clone(&committed),
@@ -150,7 +152,7 @@ impl Pipeline {
             finished: done,
         };
         let emit = EmitStage {
-            producer: OutputProducer::connect(stream, settings.partitions)?,
+            producer: OutputProducer::connect(stream, settings.topics, &control)?,
             consumer,
             ownership: Arc::clone(&ownership),
             committed,

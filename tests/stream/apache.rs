@@ -6,7 +6,7 @@ use moderatord::kafka::topics;
 use moderatord::kafka::topics::TopicsError;
 use moderatord::stream::control::StreamError;
 
-use crate::broker::{Broker, OutputRecord, script, unique, variable};
+use crate::broker::{Broker, Node, OutputRecord, script, unique, variable};
 use crate::daemon::{Names, Scripted, Setup};
 use crate::flow::{assert_each_once, await_committed, comment};
 
@@ -366,33 +366,10 @@ fn a_stream_runs_over_tls() {
     assert_each_once(&broker.read(&names.decisions), &[], &[20]);
 }
 
-/// A Kafka node for one test, killed when the test succeeds.
-struct Node(tempfile::TempDir);
-
-impl Node {
-    fn command(&self, command: &str) {
-        script("broker", &[command, self.0.path().to_str().unwrap()]);
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.command("kill");
-        }
-    }
-}
-
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
 fn a_real_broker_that_is_killed_and_restarted_loses_nothing() {
-    let node = Node(tempfile::tempdir().unwrap());
-    node.command("start");
-    let exported = std::fs::read_to_string(node.0.path().join("env")).unwrap();
-    let address = exported
-        .lines()
-        .find_map(|line| line.strip_prefix("export MODERATORD_TEST_BROKERS="));
-    let broker = Broker::Apache(address.unwrap().to_owned());
+    let (node, broker) = Node::start();
     let names = Names::create(&broker, &unique("killed"), 3);
     let values = comments(9000);
     broker.produce(

@@ -62,6 +62,36 @@ pub fn variable(name: &str) -> String {
     std::env::var(&name).unwrap_or_else(|_| panic!("{name} is not set: run this test with tests/kafka/suite"))
 }
 
+/// An Apache Kafka node for one test, killed when the test succeeds.
+pub struct Node(tempfile::TempDir);
+
+impl Node {
+    /// Starts a node, and returns it with a broker for its address.
+    pub fn start() -> (Self, Broker) {
+        let node = Self(tempfile::tempdir().unwrap());
+        node.command("start");
+        let exported = std::fs::read_to_string(node.0.path().join("env")).unwrap();
+        let address = exported
+            .lines()
+            .find_map(|line| line.strip_prefix("export MODERATORD_TEST_BROKERS="));
+        let broker = Broker::Apache(address.unwrap().to_owned());
+        (node, broker)
+    }
+
+    /// Runs a command of the script that starts nodes.
+    pub fn command(&self, command: &str) {
+        script("broker", &[command, self.0.path().to_str().unwrap()]);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.command("kill");
+        }
+    }
+}
+
 /// Runs a script from `tests/kafka` and returns its output.
 pub fn script(name: &str, arguments: &[&str]) -> String {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -75,6 +105,12 @@ pub fn script(name: &str, arguments: &[&str]) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     text
+}
+
+type Keyed<'a> = (i32, &'a str, Option<&'a [u8]>);
+
+fn with_key((partition, key, value): Keyed<'_>) -> (i32, Option<&str>, Option<&[u8]>) {
+    (partition, Some(key), value)
 }
 
 fn options() -> AdminOptions {
@@ -151,8 +187,17 @@ impl Broker {
 
     /// Deletes a topic and creates it again.
     pub fn recreate_topic(&self, name: &str, partitions: i32) {
+        self.delete_topic(name);
+        self.create_deleted_topic(name, partitions);
+    }
+
+    pub fn delete_topic(&self, name: &str) {
         let deleted = wait(self.admin().delete_topics(&[name], &options()));
         deleted.unwrap().remove(0).unwrap();
+    }
+
+    /// Creates a topic whose name belonged to a topic that was deleted.
+    pub fn create_deleted_topic(&self, name: &str, partitions: i32) {
         let deadline = Instant::now() + PATIENCE;
         // The name is taken until the deletion has finished.
         while wait(self.admin().create_topics(
@@ -220,6 +265,15 @@ impl Broker {
         self.produce_with(topic, records, &OwnedHeaders::new());
     }
 
+    /// Writes records, some of which have no key.
+    pub fn produce_keyed<'a>(
+        &self,
+        topic: &str,
+        records: impl IntoIterator<Item = (i32, Option<&'a str>, Option<&'a [u8]>)>,
+    ) {
+        self.produce_all(topic, records, &OwnedHeaders::new(), None);
+    }
+
     /// Produces records that were created at `timestamp`, in milliseconds since 1970.
     pub fn produce_at<'a>(
         &self,
@@ -227,7 +281,12 @@ impl Broker {
         records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>,
         timestamp: i64,
     ) {
-        self.produce_all(topic, records, &OwnedHeaders::new(), Some(timestamp));
+        self.produce_all(
+            topic,
+            records.into_iter().map(with_key),
+            &OwnedHeaders::new(),
+            Some(timestamp),
+        );
     }
 
     pub fn produce_with<'a>(
@@ -236,13 +295,13 @@ impl Broker {
         records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>,
         headers: &OwnedHeaders,
     ) {
-        self.produce_all(topic, records, headers, None);
+        self.produce_all(topic, records.into_iter().map(with_key), headers, None);
     }
 
     fn produce_all<'a>(
         &self,
         topic: &str,
-        records: impl IntoIterator<Item = (i32, &'a str, Option<&'a [u8]>)>,
+        records: impl IntoIterator<Item = (i32, Option<&'a str>, Option<&'a [u8]>)>,
         headers: &OwnedHeaders,
         timestamp: Option<i64>,
     ) {
@@ -253,11 +312,9 @@ impl Broker {
             .set("acks", "all");
         let producer: BaseProducer = config.create().unwrap();
         for (partition, key, value) in records {
-            let mut record = BaseRecord::to(topic)
-                .partition(partition)
-                .key(key)
-                .headers(headers.clone());
-            record.payload = value;
+            let mut record: BaseRecord<'_, str, [u8]> =
+                BaseRecord::to(topic).partition(partition).headers(headers.clone());
+            (record.key, record.payload) = (key, value);
             record.timestamp = timestamp;
             while let Err((error, refused)) = producer.send(record) {
                 assert_eq!(
@@ -273,10 +330,19 @@ impl Broker {
 
     /// Returns all committed records of a topic, sorted by partition and offset.
     pub fn read(&self, topic: &str) -> Vec<OutputRecord> {
+        self.read_at("read_committed", topic)
+    }
+
+    /// Returns the number of records of a topic that belong to aborted transactions.
+    pub fn count_aborted(&self, topic: &str) -> usize {
+        self.read_at("read_uncommitted", topic).len() - self.read(topic).len()
+    }
+
+    fn read_at(&self, isolation: &str, topic: &str) -> Vec<OutputRecord> {
         let mut config = self.client();
         config
             .set("group.id", "reader")
-            .set("isolation.level", "read_committed")
+            .set("isolation.level", isolation)
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest")
             .set("fetch.wait.max.ms", "10")

@@ -58,6 +58,8 @@ pub struct Setup {
     pub limits: LimitsConfig,
     pub max_bytes: usize,
     pub max_windows: usize,
+    /// Starts the stream as if it could not read the settings of the output topics.
+    pub hides_limits: bool,
 }
 
 impl Setup {
@@ -72,6 +74,7 @@ impl Setup {
             },
             max_bytes: 1 << 20,
             max_windows: 8,
+            hides_limits: false,
         }
     }
 
@@ -96,6 +99,8 @@ impl Setup {
             ("TOPICS__DECISIONS", &self.names.decisions),
             ("TOPICS__DEAD_LETTERS", &self.names.dead_letters),
             ("DELIVERY", delivery),
+            // A test's next daemon has another name, and would wait for the session of the one before it.
+            ("KAFKA__STATIC_MEMBERSHIP", "false"),
             // On the embedded broker, joining a group takes one second less than the session timeout.
             ("KAFKA__PROPERTIES__SESSION_TIMEOUT_MS", "3000"),
             ("KAFKA__PROPERTIES__HEARTBEAT_INTERVAL_MS", "300"),
@@ -137,13 +142,17 @@ impl Setup {
             moderatord::ops::log::start(&config.log);
         }
         let stream = config.require_stream().unwrap();
+        // The embedded broker does not describe topics, and does not say so either.
+        let mut facts = if broker.is_apache() {
+            topics::check(&stream).unwrap()
+        } else {
+            topics::count_partitions(&stream).unwrap()
+        };
+        if self.hides_limits {
+            (facts.decision_limits, facts.dead_letter_limits) = Default::default();
+        }
         let settings = Settings {
-            // The embedded broker does not describe topics, and does not say so either.
-            partitions: if broker.is_apache() {
-                topics::check(&stream).unwrap()
-            } else {
-                topics::count_partitions(&stream).unwrap()
-            },
+            topics: facts,
             input: InputConfig {
                 max_bytes: self.max_bytes,
                 ..config.input

@@ -17,5 +17,6 @@ mod failures;
 mod flow;
 mod limits;
 mod membership;
+mod outages;
 mod process;
 mod retrain;

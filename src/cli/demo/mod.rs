@@ -23,7 +23,7 @@ use super::run::assemble;
 use crate::config::{Config, Sources};
 use crate::kafka::QuietContext;
 use crate::kafka::embedded::{CLIENT_PROPERTIES, EmbeddedBroker};
-use crate::kafka::topics::PartitionCounts;
+use crate::kafka::topics::TopicFacts;
 use crate::ops::health::Health;
 use crate::ops::log;
 use crate::serving::{ModelSource, ServingError};
@@ -102,13 +102,13 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
     let description = loaded.classifier.description().to_owned();
     let (ready, warm) = source.warm_up(loaded, config.batch.max_tokens)?;
     let stream = config.require_stream()?;
-    let partitions = PartitionCounts {
+    let topics = TopicFacts {
         comments: PARTITIONS,
         decisions: PARTITIONS,
         dead_letters: PARTITIONS,
-        has_topic_ids: false,
+        ..TopicFacts::default()
     };
-    let (settings, model) = assemble(ready, warm.max_tokens, stream, partitions, &config, never());
+    let (settings, model) = assemble(ready, warm.max_tokens, stream, topics, &config, never());
     let health = Arc::new(Health::new(LOSS_TIMEOUT));
     let pipeline = Pipeline::start(&settings, model, &health)?;
     let demo = Demo {

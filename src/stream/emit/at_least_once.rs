@@ -3,12 +3,11 @@
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{CommitMode, Consumer};
-use tracing::warn;
 
 use super::Emitter;
-use super::outbox::{Undelivered, permanent_failure};
-use super::transaction::offsets_to_commit;
-use crate::kafka::errors::{reason, reason_of_code};
+use super::outbox::{Delivered, Undelivered};
+use super::transaction::{Failure, offsets_to_commit};
+use crate::kafka::errors::reason;
 use crate::stream::control::StreamError;
 
 /// The longest single wait for acknowledgements. Messages never time out, so without a broker the wait would not end,
@@ -18,16 +17,21 @@ const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_secs(1);
 impl Emitter {
     pub(super) fn commit_acknowledged(&mut self, leaving: &[i32], deadline: Instant) -> Result<(), StreamError> {
         let start = Instant::now();
-        if !self.outbox.wait(deadline.min(start + ACKNOWLEDGEMENT_TIMEOUT)) {
-            self.group.defer(Instant::now() + self.interval);
-            if !leaving.is_empty() {
-                self.group.retain_owned(&self.ownership, leaving);
+        match self.outbox.wait(deadline.min(start + ACKNOWLEDGEMENT_TIMEOUT)) {
+            Delivered::All => {}
+            Delivered::NotAll => {
+                let undelivered = self.outbox.take_undelivered();
+                return self.resend_undelivered(undelivered, leaving);
             }
-            return Ok(());
-        }
-        let undelivered = self.outbox.take_undelivered();
-        if !undelivered.is_empty() {
-            return self.resend_undelivered(&undelivered);
+            Delivered::Unknown => {
+                let now = Instant::now();
+                self.outage.note_failure(start, now, "outputs are not acknowledged");
+                self.group.defer(now + self.interval);
+                if !leaving.is_empty() {
+                    self.group.retain_owned(&self.ownership, leaving);
+                }
+                return Ok(());
+            }
         }
         self.group.retain_owned(&self.ownership, &[]);
         let offsets = offsets_to_commit(&self.origin.topic, &self.group, &self.committed.metadata())
@@ -37,9 +41,11 @@ impl Emitter {
         {
             // The outputs are written, and only their offsets are missing. A later commit covers them, or the new owner
             // of the partition writes the outputs again; readers recognise duplicates by the decision's id.
-            warn!(reason = reason(&error), "cannot commit offsets yet");
+            let now = Instant::now();
+            let reason = format!("cannot commit offsets: {}", reason(&error));
+            self.outage.note_failure(start, now, &reason);
             self.group.retain_owned(&self.ownership, leaving);
-            self.back_off();
+            self.group.defer(now + self.backlog.back_off(now));
             return Ok(());
         }
         self.complete_commit(start);
@@ -48,17 +54,22 @@ impl Emitter {
 
     /// Sends undelivered outputs again, in a smaller form if they were refused. Later outputs may already be written,
     /// so without transactions this can change the order of outputs.
-    fn resend_undelivered(&mut self, undelivered: &[Undelivered]) -> Result<(), StreamError> {
-        if let Some(error) = permanent_failure(undelivered) {
-            return Err(error);
+    fn resend_undelivered(&mut self, undelivered: Vec<Undelivered>, leaving: &[i32]) -> Result<(), StreamError> {
+        let numbers: Vec<usize> = undelivered.iter().map(|&(number, _)| number).collect();
+        let cause = self.examine(Failure::Undelivered(undelivered))?;
+        if cause.needs_producer {
+            return self.start_again(cause, leaving);
         }
-        let reason = undelivered.first().map(|&(_, code)| reason_of_code(code));
-        self.downgrades
-            .downgrade_refused(&mut self.group, undelivered, &reason.unwrap_or_default())?;
-        self.back_off();
-        for &(number, _) in undelivered {
-            if let Some(index) = self.group.index_of(number) {
-                self.send(index)?;
+        let now = Instant::now();
+        if cause.is_outage {
+            self.outage.note_failure(now, now, &cause.reason);
+            self.group.defer(now + self.backlog.back_off(now));
+        }
+        for number in numbers {
+            if let Some(index) = self.group.index_of(number)
+                && let Err(failure) = self.send(index)
+            {
+                return self.recover(failure, leaving);
             }
         }
         Ok(())

@@ -19,6 +19,8 @@ pub(super) struct CommitGroup {
     outputs: Vec<Output>,
     bytes: usize,
     offsets: BTreeMap<i32, (Epoch, NextOffset)>,
+    /// Offsets at which partitions start, and which are committed even if no output follows.
+    starts: BTreeMap<i32, (Epoch, NextOffset)>,
     due: Option<Instant>,
     /// Set after a failed commit: the next attempt must not be made before this time.
     not_before: Option<Instant>,
@@ -41,8 +43,13 @@ impl CommitGroup {
         self.outputs.push(output);
     }
 
-    /// Adds an offset to commit, without an output.
-    pub fn add_offset(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant, interval: Duration) {
+    /// Adds the offset at which a partition starts, without an output.
+    pub fn add_start(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant, interval: Duration) {
+        self.starts.insert(partition, (epoch, next));
+        self.add_offset(partition, epoch, next, now, interval);
+    }
+
+    fn add_offset(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant, interval: Duration) {
         let before = self.offsets.insert(partition, (epoch, next));
         self.mixes_epochs |= before.is_some_and(|(before, _)| before != epoch);
         self.due.get_or_insert(now + interval);
@@ -50,9 +57,13 @@ impl CommitGroup {
 
     /// Returns when to commit, or `None` if there is nothing to commit.
     pub fn due(&self, now: Instant) -> Option<Instant> {
-        let is_full = self.outputs.len() >= MAX_OUTPUTS || self.bytes >= MAX_BYTES;
-        let due = if is_full { Some(now) } else { self.due };
+        let due = if self.is_full(MAX_OUTPUTS) { Some(now) } else { self.due };
         due.map(|due| self.not_before.map_or(due, |not_before| due.max(not_before)))
+    }
+
+    /// Returns whether no more outputs should be added, given the maximum number of outputs.
+    pub fn is_full(&self, max_outputs: usize) -> bool {
+        self.outputs.len() >= max_outputs.min(MAX_OUTPUTS) || self.bytes >= MAX_BYTES
     }
 
     /// Postpones the commit.
@@ -99,13 +110,37 @@ impl CommitGroup {
         let is_kept = |partition: i32, epoch| ownership.owns(partition, epoch) && !leaving.contains(&partition);
         self.outputs
             .retain(|output| is_kept(output.record.position.partition, output.record.position.epoch));
-        self.offsets
-            .retain(|&partition, &mut (epoch, _)| is_kept(partition, epoch));
+        for offsets in [&mut self.offsets, &mut self.starts] {
+            offsets.retain(|&partition, &mut (epoch, _)| is_kept(partition, epoch));
+        }
         self.bytes = self.outputs.iter().map(Output::own_bytes).sum();
         self.mixes_epochs = false;
         if self.offsets.is_empty() {
             (self.due, self.not_before) = (None, None);
         }
+    }
+
+    /// Takes the outputs out of the group, with the offsets that they cover. What remains are the offsets at which
+    /// partitions start.
+    pub fn take_outputs(&mut self) -> Vec<Output> {
+        self.offsets.clone_from(&self.starts);
+        self.bytes = 0;
+        if self.offsets.is_empty() {
+            (self.due, self.not_before) = (None, None);
+        }
+        std::mem::take(&mut self.outputs)
+    }
+
+    /// Takes out the outputs of a partition that are committed already, because their offsets are before `committed`.
+    pub fn take_committed(&mut self, partition: i32, committed: NextOffset) -> Vec<Output> {
+        let is_committed = |output: &mut Output| {
+            let position = output.record.position;
+            position.partition == partition && NextOffset::after(position.offset) <= committed
+        };
+        let taken: Vec<Output> = self.outputs.extract_if(.., is_committed).collect();
+        self.starts
+            .retain(|&start, &mut (_, next)| start != partition || next > committed);
+        taken
     }
 
     /// Takes everything out of the group.
@@ -159,9 +194,38 @@ mod tests {
     fn an_offset_without_an_output_is_committed() {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut group = CommitGroup::default();
-        group.add_offset(2, sample.epoch, NextOffset::from_committed(7), now, INTERVAL);
+        group.add_start(2, sample.epoch, NextOffset::from_committed(7), now, INTERVAL);
         assert!(!group.is_empty() && group.outputs().is_empty());
         assert!(group.is_owned(&sample.ownership));
+    }
+
+    #[test]
+    fn without_its_outputs_a_group_still_commits_where_partitions_start() {
+        let (sample, now) = (SamplePartition::default(), Instant::now());
+        let mut ordinary = group(&sample, &[7, 8], now);
+        assert_eq!(ordinary.take_outputs().len(), 2);
+        assert!(ordinary.is_empty() && ordinary.due(now).is_none());
+
+        let mut started = CommitGroup::default();
+        started.add_start(2, sample.epoch, NextOffset::from_committed(7), now, INTERVAL);
+        started.push(origin().output(sample.tombstone(7)), now, INTERVAL);
+        assert_eq!(started.take_outputs().len(), 1);
+        let offsets: Vec<_> = started.offsets().collect();
+        assert_eq!(offsets, [(2, NextOffset::from_committed(7))]);
+        assert_eq!(started.due(now), Some(now + INTERVAL));
+    }
+
+    #[test]
+    fn what_a_transaction_has_committed_is_taken_out() {
+        let (sample, now) = (SamplePartition::default(), Instant::now());
+        let mut group = group(&sample, &[7, 8, 9], now);
+        group.add_start(3, sample.epoch, NextOffset::from_committed(4), now, INTERVAL);
+        let taken = group.take_committed(2, NextOffset::from_committed(9));
+        assert_eq!(taken.len(), 2);
+        assert_eq!(group.outputs()[0].record.position.offset, 9);
+        assert!(group.take_committed(3, NextOffset::from_committed(4)).is_empty());
+        group.take_outputs();
+        assert!(group.is_empty());
     }
 
     #[test]
@@ -185,7 +249,7 @@ mod tests {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut group = group(&sample, &[1], now);
         let epoch = sample.ownership.assign(2);
-        group.add_offset(2, epoch, NextOffset::from_committed(1), now, INTERVAL);
+        group.add_start(2, epoch, NextOffset::from_committed(1), now, INTERVAL);
         // The offset is owned, but the record of the output was read in the earlier epoch.
         assert!(!group.is_owned(&sample.ownership));
         group.retain_owned(&sample.ownership, &[]);

@@ -3,23 +3,28 @@
 //! One thread owns the producer. It writes outputs in the order in which their records were read and collects them in a
 //! group, across micro-batches and partitions. Every `kafka.commit_interval` the group is committed: in one Kafka
 //! transaction ([`exactly_once`]), or once its outputs are acknowledged ([`at_least_once`]). An output that its topic
-//! refuses is written in a smaller form ([`downgrade`]).
+//! refuses is written in a smaller form ([`refused`]), if possible before it is refused ([`limits`]). After any other
+//! failure, the outputs wait in the [`backlog`] and are sent again, by a new producer if necessary ([`recover`]).
 
 mod output;
+mod limits;
 mod group;
+mod backlog;
+mod outage;
 mod outbox;
 mod transaction;
 mod commit_metrics;
+mod refused;
+mod recover;
 mod exactly_once;
 mod at_least_once;
-mod downgrade;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, never, select};
 use metrics::{gauge, histogram};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::committed::CommittedOffsets;
 use super::control::{Control, StreamError};
@@ -30,30 +35,37 @@ use super::rebalance::Rebalance;
 use super::record::Finished;
 use crate::config::{Delivery, StreamConfig};
 use crate::kafka::client::Timeouts;
-use crate::kafka::topics::PartitionCounts;
+use crate::kafka::errors::{ErrorClass, reason};
+use crate::kafka::topics::TopicFacts;
 use crate::ops::metrics as names;
-use downgrade::Downgrades;
+use backlog::Backlog;
 use group::CommitGroup;
+use limits::OutputLimits;
+use outage::Outage;
 use outbox::Outbox;
-use output::Origin;
-use transaction::Transaction;
+use output::{Form, Origin};
+use transaction::{Failure, Transaction};
 
 /// The longest wait, which limits how late this thread notices that the stream is ending.
 const MAX_WAIT: Duration = Duration::from_millis(50);
 
-/// The wait after a failed commit; it doubles with each further failure, up to [`MAX_BACKOFF`].
-const MIN_BACKOFF: Duration = Duration::from_millis(50);
+/// The pause between two commits while the stream ends.
+const FINISH_PAUSE: Duration = Duration::from_millis(2);
 
-const MAX_BACKOFF: Duration = Duration::from_secs(2);
+/// How long the first producer may take to initialise its transactions.
+const INIT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long an output may wait for room in the queue of the producer.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connected producer that is ready to write. With `exactly_once`, it has fenced earlier producers of the same
 /// instance.
 pub struct OutputProducer {
     outbox: Outbox,
-    origin: Origin,
-    delivery: Delivery,
-    interval: Duration,
-    timeouts: Timeouts,
+    stream: StreamConfig,
+    facts: TopicFacts,
+    limits: OutputLimits,
+    max_batch_bytes: usize,
 }
 
 impl OutputProducer {
@@ -61,24 +73,36 @@ impl OutputProducer {
     ///
     /// # Errors
     /// Returns an error if the client cannot be created, or if its transactions cannot be initialised.
-    pub fn connect(stream: &StreamConfig, partitions: PartitionCounts) -> Result<Self, StreamError> {
-        let outbox = Outbox::new(stream, partitions).map_err(|error| StreamError::Client(error.to_string()))?;
-        if stream.delivery == Delivery::ExactlyOnce {
-            Transaction::initialise(&outbox)?;
+    pub fn connect(stream: &StreamConfig, facts: TopicFacts, control: &Control) -> Result<Self, StreamError> {
+        let deadline = Instant::now() + INIT_TIMEOUT;
+        let limits = OutputLimits::new(stream, &facts, Instant::now());
+        // A batch that a topic refuses for its size then has only one record.
+        let max_batch_bytes = limits.max_batch_bytes().unwrap_or(usize::MAX);
+        loop {
+            let outbox = Outbox::new(stream, facts, max_batch_bytes);
+            let outbox = outbox.map_err(|error| StreamError::Client(error.to_string()))?;
+            let initialised = match stream.delivery {
+                Delivery::ExactlyOnce => Transaction::initialise(&outbox, control),
+                Delivery::AtLeastOnce => Ok(()),
+            };
+            match initialised {
+                Ok(()) => {
+                    return Ok(Self {
+                        outbox,
+                        stream: stream.clone(),
+                        facts,
+                        limits,
+                        max_batch_bytes,
+                    });
+                }
+                Err(failure) if Instant::now() >= deadline => return Err(failure.into_error()),
+                Err(Failure::Fatal(error)) => return Err(error),
+                Err(failure) => warn!(
+                    reason = failure.into_error().to_string(),
+                    "cannot begin transactions yet"
+                ),
+            }
         }
-        Ok(Self {
-            outbox,
-            origin: Origin {
-                topic: stream.topics.comments.clone(),
-                // Set when partitions are assigned.
-                topic_id: None,
-                group: stream.group.clone(),
-                instance: stream.instance.clone(),
-            },
-            delivery: stream.delivery,
-            interval: stream.commit_interval,
-            timeouts: Timeouts::of(&stream.properties),
-        })
     }
 }
 
@@ -115,21 +139,35 @@ impl EmitStage {
             rebalances,
             ended,
         } = self;
+        let stream = producer.stream;
         let emitter = Emitter {
+            delivery: stream.delivery,
+            interval: stream.commit_interval,
+            timeouts: Timeouts::of(&stream.properties),
+            origin: Origin {
+                topic: stream.topics.comments.clone(),
+                // Set when partitions are assigned.
+                topic_id: None,
+                group: stream.group.clone(),
+                instance: stream.instance.clone(),
+            },
+            stream,
+            facts: producer.facts,
+            max_batch_bytes: producer.max_batch_bytes,
             outbox: producer.outbox,
-            delivery: producer.delivery,
-            interval: producer.interval,
-            timeouts: producer.timeouts,
-            downgrades: Downgrades::new(producer.origin.clone()),
-            origin: producer.origin,
+            limits: producer.limits,
             consumer,
             ownership,
             committed,
             control,
             lanes: Lanes::default(),
+            backlog: Backlog::default(),
             group: CommitGroup::default(),
+            outage: Outage::default(),
             transaction_is_open: false,
-            backoff: MIN_BACKOFF,
+            is_in_doubt: false,
+            failures: 0,
+            fences: Vec::new(),
             next_number: 0,
         };
         let result = emitter.run(&finished, rebalances);
@@ -140,23 +178,35 @@ impl EmitStage {
 
 /// The state of the running stage.
 struct Emitter {
-    outbox: Outbox,
-    origin: Origin,
+    stream: StreamConfig,
+    facts: TopicFacts,
     delivery: Delivery,
     interval: Duration,
     timeouts: Timeouts,
+    origin: Origin,
+    outbox: Outbox,
+    limits: OutputLimits,
+    /// The maximum size of a batch of several records for the next producer.
+    max_batch_bytes: usize,
     consumer: Arc<GroupConsumer>,
     ownership: Arc<Ownership>,
     committed: Arc<CommittedOffsets>,
     control: Arc<Control>,
     /// Holds back records that finished before their predecessors.
     lanes: Lanes<Finished>,
-    /// The outputs and offsets of the next commit.
+    /// The outputs that are not part of the group yet. It is empty unless something has failed.
+    backlog: Backlog,
+    /// The outputs and offsets of the next commit, all of which have been sent.
     group: CommitGroup,
+    outage: Outage,
     /// A transaction is opened with the first output or offset of a group, so that an idle daemon has none open.
     transaction_is_open: bool,
-    backoff: Duration,
-    downgrades: Downgrades,
+    /// It is not known whether the transaction that the group was sent in was committed.
+    is_in_doubt: bool,
+    /// How many times in a row commits have failed.
+    failures: usize,
+    /// When the producer was fenced.
+    fences: Vec<Instant>,
     /// The number of the next output.
     next_number: usize,
 }
@@ -178,9 +228,10 @@ impl Emitter {
                 while let Ok(rebalance) = rebalances.try_recv() {
                     self.rebalance(rebalance)?;
                 }
-                self.commit(&[], now + self.timeouts.transaction)?;
+                self.commit(&[], now + self.timeouts.acknowledgement())?;
                 continue;
             }
+            self.fill()?;
             let wait = due.map_or(MAX_WAIT, |due| MAX_WAIT.min(due - now));
             select! {
                 recv(rebalances) -> rebalance => match rebalance {
@@ -220,42 +271,83 @@ impl Emitter {
                 let mut output = self.origin.output(finished);
                 output.number = self.next_number;
                 self.next_number += 1;
-                self.open_transaction()?;
-                self.group.push(output, start, self.interval);
-                if let Some(reason) = self.send(self.group.outputs().len() - 1)? {
-                    self.abort_and_resend(&reason, &[], Vec::new())?;
-                }
+                self.backlog.push(output);
             }
         }
+        self.fill()?;
         histogram!(names::STAGE_SECONDS, "stage" => "emit").record(start.elapsed());
         gauge!(names::QUEUE_EVENTS, "queue" => "commit").set(self.uncommitted_count() as f64);
         gauge!(names::QUEUE_BYTES, "queue" => "commit").set(self.group.bytes() as f64);
         Ok(())
     }
 
+    /// Moves outputs from the backlog to the group and sends them, until the group is full.
+    fn fill(&mut self) -> Result<(), StreamError> {
+        while !self.group.is_full(self.backlog.max_group()) {
+            let now = Instant::now();
+            let Some(mut output) = self.backlog.pop(now) else {
+                break;
+            };
+            if self.limits.refuse(&output, now) {
+                refused::warn_stripped(&output, "known limits of the topic");
+                self.origin.strip(&mut output);
+            }
+            self.group.push(output, now, self.interval);
+            let sent = self
+                .open_transaction()
+                .and_then(|()| self.send(self.group.outputs().len() - 1));
+            if let Err(failure) = sent {
+                return self.recover(failure, &[]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends an output of the group, in a smaller form if the client refuses its size.
+    fn send(&mut self, index: usize) -> Result<(), Failure> {
+        let output = &self.group.outputs()[index];
+        let deadline = Instant::now() + QUEUE_TIMEOUT;
+        match self.outbox.send(output, deadline) {
+            Err(error) if ErrorClass::of_error(&error) == ErrorClass::RecordRefused && output.form == Form::Whole => {
+                self.origin.strip(&mut self.group.outputs_mut()[index]);
+                self.send(index)
+            }
+            Err(error) if ErrorClass::of_error(&error) == ErrorClass::Missing => {
+                Err(Failure::MissingTopic(self.outbox.topic_of(output).to_owned()))
+            }
+            // The transaction has already failed, or the queue is full because no broker answers.
+            Err(error) if !ErrorClass::of_error(&error).is_permanent() => {
+                Err(Failure::Abort(format!("cannot write an output: {}", reason(&error))))
+            }
+            Err(error) => Err(Failure::of("write an output", &error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
     /// Returns the number of finished records that are not committed yet.
     fn uncommitted_count(&self) -> usize {
-        self.group.outputs().len() + self.lanes.waiting_count()
+        self.group.outputs().len() + self.backlog.len() + self.lanes.waiting_count()
     }
 
     fn rebalance(&mut self, rebalance: Rebalance) -> Result<(), StreamError> {
         let now = Instant::now();
         match rebalance {
             Rebalance::Assigned { partition, epoch, next } => {
-                self.open_transaction()?;
-                self.group.add_offset(partition, epoch, next, now, self.interval);
+                self.group.add_start(partition, epoch, next, now, self.interval);
             }
             Rebalance::Revoked { partitions, done } => {
                 self.lanes.end_epochs(&partitions);
                 let leaving: Vec<i32> = partitions.iter().map(|&(partition, _)| partition).collect();
                 self.commit(&leaving, now + self.timeouts.revoke())?;
+                self.backlog.retain_owned(&self.ownership, &leaving);
                 // Sending fails if the callback has stopped waiting.
                 let _ = done.send(());
             }
             Rebalance::Lost(partitions) => {
                 self.lanes.end_epochs(&partitions);
+                self.backlog.retain_owned(&self.ownership, &[]);
                 if !self.group.is_owned(&self.ownership) {
-                    self.abort_and_resend("partitions were lost", &[], Vec::new())?;
+                    self.recover(Failure::NotOwned, &[])?;
                 }
             }
         }
@@ -268,22 +360,21 @@ impl Emitter {
         if self.group.is_empty() {
             return Ok(());
         }
+        // The group may hold only the offsets at which partitions start.
+        if let Err(failure) = self.open_transaction() {
+            return self.recover(failure, leaving);
+        }
         match self.delivery {
             Delivery::ExactlyOnce => self.commit_transaction(leaving, deadline),
             Delivery::AtLeastOnce => self.commit_acknowledged(leaving, deadline),
         }
     }
 
-    /// Defers the next commit, longer each time until one succeeds.
-    fn back_off(&mut self) {
-        self.group.defer(Instant::now() + self.backoff);
-        self.backoff = (self.backoff * 2).min(MAX_BACKOFF);
-    }
-
     /// Updates offsets and metrics after a successful commit, and empties the group.
     fn complete_commit(&mut self, start: Instant) {
-        self.backoff = MIN_BACKOFF;
-        self.downgrades.reset();
+        self.outage.note_commit(Instant::now());
+        self.backlog.note_commit();
+        self.failures = 0;
         let group = self.group.take();
         for (partition, next) in group.offsets() {
             self.committed.set(partition, next);
@@ -293,21 +384,22 @@ impl Emitter {
         debug!(outputs = group.outputs().len(), "committed");
     }
 
-    /// Makes the last commit after every earlier stage has ended, retrying until it succeeds or the deadline passes.
+    /// Commits the rest after every earlier stage has ended, until nothing is left or the deadline passes.
     fn finish(mut self) -> Result<(), StreamError> {
-        while !self.group.is_empty() {
+        loop {
+            self.fill()?;
+            if self.group.is_empty() && self.backlog.is_empty() {
+                break;
+            }
             let now = Instant::now();
             if self.control.must_stop(now) {
                 return self.stop_early();
             }
-            let timeout = now + self.timeouts.transaction;
-            let deadline = self
-                .control
-                .deadline()
-                .map_or(timeout, |deadline| deadline.min(timeout));
-            self.commit(&[], deadline)?;
-            if !self.group.is_empty() {
-                std::thread::sleep(self.backoff.min(MAX_WAIT));
+            let timeout = now + self.timeouts.acknowledgement();
+            let deadline = self.control.deadline();
+            self.commit(&[], deadline.map_or(timeout, |deadline| deadline.min(timeout)))?;
+            if !self.group.is_empty() || !self.backlog.is_empty() {
+                std::thread::sleep(FINISH_PAUSE);
             }
         }
         info!("committed everything that was read");
@@ -317,12 +409,18 @@ impl Emitter {
     /// Ends the stage after another stage has failed or the drain has run out of time. In the latter case, it first
     /// makes one quick attempt to commit. Records that are not committed are read again by the partitions' next owner.
     fn stop_early(mut self) -> Result<(), StreamError> {
-        if !self.control.has_failed() {
+        if !self.control.has_failed() && self.transaction_is_open {
             self.commit(&[], Instant::now() + MAX_WAIT)?;
         }
         let unfinished = self.uncommitted_count();
-        if self.transaction_is_open {
-            self.transaction().abort()?;
+        if self.transaction_is_open
+            && let Err(failure) = self.transaction().abort()
+        {
+            // The brokers abort it when it times out, or when the next producer of this instance starts.
+            debug!(
+                reason = failure.into_error().to_string(),
+                "cannot abort the last transaction"
+            );
         }
         info!(
             unfinished,

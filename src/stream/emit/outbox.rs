@@ -12,17 +12,31 @@ use rdkafka::types::RDKafkaErrorCode;
 
 use super::output::{Destination, Output};
 use crate::config::{StreamConfig, Topics};
-use crate::kafka::client::{Role, config};
-use crate::kafka::errors::{ErrorClass, reason_of_code};
+use crate::kafka::client::producer_config;
+use crate::kafka::errors::ErrorClass;
 use crate::kafka::log;
-use crate::kafka::topics::PartitionCounts;
-use crate::stream::control::StreamError;
+use crate::kafka::topics::TopicFacts;
+
+/// How long to wait for more failures after the first one. In a transaction that has failed, the client sends no more
+/// messages, but it still receives the answers for those that it has sent.
+const MORE_FAILURES: Duration = Duration::from_millis(50);
 
 /// Sends outputs and waits for their acknowledgements.
 pub(super) struct Outbox {
     producer: ThreadedProducer<Acknowledgements>,
     topics: Topics,
-    partitions: PartitionCounts,
+    facts: TopicFacts,
+    batch_bytes: usize,
+}
+
+/// What has become of the messages that were sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Delivered {
+    All,
+    /// Some messages have failed.
+    NotAll,
+    /// No message has failed yet, and some are not acknowledged.
+    Unknown,
 }
 
 /// A message that was not delivered: the number of its output, and the error code.
@@ -38,7 +52,8 @@ pub(super) struct Acknowledgements(Arc<DeliveryTracker>);
 #[derive(Default)]
 struct DeliveryTracker {
     state: Mutex<DeliveryState>,
-    none_outstanding: Condvar,
+    /// Notified when no message is outstanding, and when one has failed.
+    settled: Condvar,
 }
 
 #[derive(Default)]
@@ -77,20 +92,41 @@ impl ProducerContext for Acknowledgements {
             let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
             state.undelivered.push((number, code));
         }
-        if state.outstanding == 0 {
-            self.0.none_outstanding.notify_all();
+        if state.outstanding == 0 || state.undelivered.len() == 1 {
+            self.0.settled.notify_all();
         }
     }
 }
 
 impl Outbox {
-    pub fn new(stream: &StreamConfig, partitions: PartitionCounts) -> KafkaResult<Self> {
-        let config = config(stream, Role::Producer);
+    /// Creates a producer whose batches of several records have at most `max_batch_bytes`.
+    pub fn new(stream: &StreamConfig, facts: TopicFacts, max_batch_bytes: usize) -> KafkaResult<Self> {
+        let config = producer_config(stream, max_batch_bytes);
+        let batch_bytes = config.get("batch.size").and_then(|size| size.parse().ok());
         Ok(Self {
             producer: ThreadedProducer::from_config_and_context(&config, Acknowledgements::default())?,
             topics: stream.topics.clone(),
-            partitions,
+            facts,
+            batch_bytes: batch_bytes.unwrap_or(max_batch_bytes),
         })
+    }
+
+    /// Returns the maximum size of a batch of several records.
+    pub fn batch_bytes(&self) -> usize {
+        self.batch_bytes
+    }
+
+    /// Returns the names of the topics that outputs are written to.
+    pub fn topics(&self) -> [&str; 2] {
+        [&self.topics.decisions, &self.topics.dead_letters]
+    }
+
+    /// Returns the name of the topic that an output is written to.
+    pub fn topic_of(&self, output: &Output) -> &str {
+        match output.destination {
+            Destination::Decisions => &self.topics.decisions,
+            Destination::DeadLetters => &self.topics.dead_letters,
+        }
     }
 
     /// Returns the producer, for its transactions.
@@ -100,9 +136,10 @@ impl Outbox {
 
     /// Sends an output. Waits for room in the producer's queue until `deadline`.
     pub fn send(&self, output: &Output, deadline: Instant) -> KafkaResult<()> {
-        let (topic, partitions) = match output.destination {
-            Destination::Decisions => (&self.topics.decisions, self.partitions.decisions),
-            Destination::DeadLetters => (&self.topics.dead_letters, self.partitions.dead_letters),
+        let topic = self.topic_of(output);
+        let partitions = match output.destination {
+            Destination::Decisions => self.facts.decisions,
+            Destination::DeadLetters => self.facts.dead_letters,
         };
         let mut record: BaseRecord<'_, [u8], [u8], usize> =
             BaseRecord::with_opaque_to(topic, output.number).headers(output.headers());
@@ -110,7 +147,7 @@ impl Outbox {
         record.payload = output.payload();
         // The comments topic may have grown since the start. Outputs of the partitions that only it has go by their key.
         let partition = output.record.position.partition;
-        if partitions == self.partitions.comments && partition < partitions {
+        if partitions == self.facts.comments && partition < partitions {
             record.partition = Some(partition);
         }
         let acknowledgements = self.acknowledgements();
@@ -131,23 +168,27 @@ impl Outbox {
         }
     }
 
-    /// Waits until every message is acknowledged or has failed. Returns false if the deadline passes first.
-    pub fn wait(&self, deadline: Instant) -> bool {
-        let acknowledgements = self.acknowledgements();
-        let timeout = deadline.saturating_duration_since(Instant::now());
-        let waited =
-            acknowledgements
-                .0
-                .none_outstanding
-                .wait_timeout_while(acknowledgements.lock(), timeout, |state| state.outstanding > 0);
-        let (_state, result) = waited.unwrap_or_else(PoisonError::into_inner);
-        !result.timed_out()
-    }
-
-    /// Returns the reason why the first undelivered message failed, if any has failed.
-    pub fn first_failure(&self) -> Option<String> {
-        let state = self.acknowledgements().lock();
-        state.undelivered.first().map(|&(_, code)| reason_of_code(code))
+    /// Waits until every message is acknowledged, one has failed, or the deadline passes. After a failure, it waits a
+    /// moment longer for others.
+    pub fn wait(&self, deadline: Instant) -> Delivered {
+        let wait = |deadline: Instant, is_settled: fn(&DeliveryState) -> bool| {
+            let acknowledgements = self.acknowledgements();
+            let timeout = deadline.saturating_duration_since(Instant::now());
+            let settled = &acknowledgements.0.settled;
+            let waited = settled.wait_timeout_while(acknowledgements.lock(), timeout, |state| !is_settled(state));
+            let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            (state.outstanding == 0, !state.undelivered.is_empty())
+        };
+        match wait(deadline, |state| {
+            state.outstanding == 0 || !state.undelivered.is_empty()
+        }) {
+            (_, true) => {
+                wait(Instant::now() + MORE_FAILURES, |state| state.outstanding == 0);
+                Delivered::NotAll
+            }
+            (true, false) => Delivered::All,
+            (false, false) => Delivered::Unknown,
+        }
     }
 
     /// Takes the messages that have failed since the last call.
@@ -158,14 +199,4 @@ impl Outbox {
     fn acknowledgements(&self) -> &Acknowledgements {
         self.producer.context()
     }
-}
-
-/// Returns the error that ends the stream if an output failed because access is denied or its topic does not exist.
-pub(super) fn permanent_failure(undelivered: &[Undelivered]) -> Option<StreamError> {
-    let is_permanent = |code| matches!(ErrorClass::of(code), ErrorClass::Forbidden | ErrorClass::Missing);
-    let &(_, code) = undelivered.iter().find(|&&(_, code)| is_permanent(code))?;
-    Some(StreamError::kafka(
-        "write an output",
-        &KafkaError::MessageProduction(code),
-    ))
 }

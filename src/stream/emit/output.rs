@@ -28,13 +28,10 @@ pub(super) enum Destination {
     DeadLetters,
 }
 
-/// The form in which an output is sent. Each refusal moves it to the next form.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// The form in which an output is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Form {
-    /// Complete, in a batch with others.
     Whole,
-    /// Complete, in a batch of its own, because the refusal of a batch does not show which record is too large.
-    Alone,
     /// A dead letter without a value, with only the coordinates, sizes and hash of the record.
     Stripped,
 }
@@ -190,19 +187,9 @@ impl Origin {
         .into()
     }
 
-    /// Moves a refused output to the next smaller form. Returns false if there is none.
-    pub fn downgrade(&self, output: &mut Output) -> bool {
-        match output.form {
-            Form::Whole => output.form = Form::Alone,
-            Form::Alone => self.strip(output),
-            Form::Stripped => return false,
-        }
-        true
-    }
-
     /// Replaces an output by a dead letter with the coordinates, sizes and hash of its record, which is small enough
-    /// for any topic.
-    fn strip(&self, output: &mut Output) {
+    /// for any topic and always has a key.
+    pub fn strip(&self, output: &mut Output) {
         let record = &mut output.record;
         let reason = match output.kind {
             OutputKind::DeadLetter { reason } => reason,
@@ -273,6 +260,38 @@ impl Output {
         headers
     }
 
+    /// Returns the bytes of the key, the value and the headers, in the order in which a record batch stores them.
+    pub fn content(&self) -> Vec<u8> {
+        let carried = self.record.headers.iter().filter(|(name, _)| !is_own(name));
+        let mut content = Vec::new();
+        content.extend_from_slice(self.record.key.as_deref().unwrap_or_default());
+        content.extend_from_slice(self.payload().unwrap_or_default());
+        for (name, value) in carried {
+            content.extend_from_slice(name.as_bytes());
+            content.extend_from_slice(value.as_deref().unwrap_or_default());
+        }
+        for (name, value) in &self.own_headers {
+            content.extend_from_slice(name.as_bytes());
+            content.extend_from_slice(value.as_bytes());
+        }
+        content
+    }
+
+    /// Returns the length of [`Output::content`].
+    pub fn content_bytes(&self) -> usize {
+        let carried = self.record.headers.iter().filter(|(name, _)| !is_own(name));
+        let carried = carried.map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len));
+        let own = self.own_headers.iter().map(|(name, value)| name.len() + value.len());
+        self.record.key.as_ref().map_or(0, Vec::len)
+            + self.payload().map_or(0, <[u8]>::len)
+            + carried.chain(own).sum::<usize>()
+    }
+
+    /// Returns the number of headers, or more.
+    pub fn header_count(&self) -> usize {
+        self.record.headers.len() + self.own_headers.len()
+    }
+
     /// Returns the number of bytes that the output takes in addition to its record.
     pub fn own_bytes(&self) -> usize {
         match &self.payload {
@@ -334,6 +353,13 @@ pub(super) mod tests {
             group: "moderation".into(),
             instance: "gpu0".into(),
         }
+    }
+
+    /// Makes a dead letter of partition 2.
+    pub(in super::super) fn dead_letter(value: Option<&[u8]>, key: Option<&[u8]>) -> Output {
+        let mut record = record(value, b"", Vec::new());
+        record.key = key.map(<[u8]>::to_vec);
+        rejected(record)
     }
 
     fn record(value: Option<&[u8]>, key: &[u8], headers: Vec<Header>) -> Record {
@@ -411,10 +437,8 @@ pub(super) mod tests {
         let long = vec![b'k'; MAX_KEY_BYTES + 1];
         let headers = vec![("trace".to_owned(), Some(vec![0; 10]))];
         let mut output = rejected(record(Some(b"abc"), &long, headers));
-        let origin = origin();
-        assert!(origin.downgrade(&mut output));
-        assert_eq!((output.form, output.payload()), (Form::Alone, Some(&b"abc"[..])));
-        assert!(origin.downgrade(&mut output));
+        assert_eq!((output.form, output.payload()), (Form::Whole, Some(&b"abc"[..])));
+        origin().strip(&mut output);
         assert_eq!(
             (output.form, output.payload(), output.record.key.as_ref().map(Vec::len)),
             (Form::Stripped, None, Some(64))
@@ -434,7 +458,6 @@ pub(super) mod tests {
             );
         }
         assert!(!headers.iter().any(|header| header.starts_with("trace")));
-        assert!(!origin.downgrade(&mut output));
     }
 
     #[test]

@@ -6,33 +6,84 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::producer::Producer;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use tracing::warn;
+use tracing::debug;
 
 use super::group::CommitGroup;
-use super::outbox::{Outbox, Undelivered, permanent_failure};
-use crate::kafka::errors::{reason, reason_of_code};
+use super::outage::Outage;
+use super::outbox::{Delivered, Outbox, Undelivered};
+use crate::kafka::describe;
+use crate::kafka::errors::{ErrorClass, reason};
 use crate::stream::committed::OffsetMetadata;
 use crate::stream::control::{Control, StreamError};
 use crate::stream::group::GroupConsumer;
 use crate::stream::ownership::Ownership;
 
 /// The timeout of one call. A call that times out is made again and resumes where it was.
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The longest wait for the transaction coordinator at the start.
-const INIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a call may be repeated before the producer is replaced. A cluster needs about ten seconds to replace a broker
+/// that dies.
+const MAX_CALL_TIME: Duration = Duration::from_secs(15);
 
-/// The reason why a transaction was not committed.
+/// How long acknowledgements may be missing before the output topics are looked up, and the time between two lookups.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(3);
+
+/// The timeout of such a lookup.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The reason why a group was not committed.
 #[derive(Debug)]
-pub(super) enum TransactionError {
-    /// The transaction must be aborted, after which its outputs can be produced again.
-    Abort {
-        reason: String,
-        /// The messages that failed.
-        undelivered: Vec<Undelivered>,
-    },
+pub(super) enum Failure {
+    /// The group holds partitions that this process no longer owns.
+    NotOwned,
+    /// Outputs were not delivered.
+    Undelivered(Vec<Undelivered>),
+    /// An output topic does not exist.
+    MissingTopic(String),
+    /// The transaction must be aborted, and then the outputs can be produced again.
+    Abort(String),
     /// The producer can no longer be used.
+    Producer {
+        reason: String,
+        /// The brokers have given the producer's transactional id to another producer, or have ended its transaction.
+        is_fenced: bool,
+    },
+    /// Neither waiting nor another producer can help.
     Fatal(StreamError),
+}
+
+impl Failure {
+    /// Returns what follows from the error of a call that is not worth repeating.
+    pub fn of(doing: &'static str, error: &KafkaError) -> Self {
+        let class = ErrorClass::of_error(error);
+        let reason = || format!("cannot {doing}: {}", reason(error));
+        match error {
+            _ if class == ErrorClass::Forbidden => Self::Fatal(StreamError::kafka(doing, error)),
+            KafkaError::Transaction(error) if error.txn_requires_abort() => Self::Abort(reason()),
+            _ => Self::Producer {
+                reason: reason(),
+                is_fenced: class == ErrorClass::Fenced,
+            },
+        }
+    }
+
+    /// Returns the error that ends the stream if this failure is final.
+    pub fn into_error(self) -> StreamError {
+        let doing = "commit outputs";
+        match self {
+            Self::Fatal(error) => error,
+            Self::MissingTopic(topic) => StreamError::MissingTopic { topic },
+            Self::NotOwned => StreamError::Kafka {
+                doing,
+                reason: "partitions are no longer owned".to_owned(),
+            },
+            Self::Undelivered(_) => StreamError::Kafka {
+                doing,
+                reason: "outputs were not delivered".to_owned(),
+            },
+            Self::Abort(reason) | Self::Producer { reason, .. } => StreamError::Kafka { doing, reason },
+        }
+    }
 }
 
 /// Makes the calls of a transaction, and repeats them until their result is known.
@@ -40,132 +91,153 @@ pub(super) struct Transaction<'a> {
     pub outbox: &'a Outbox,
     pub consumer: &'a GroupConsumer,
     pub control: &'a Control,
+    pub outage: &'a mut Outage,
     /// Committed with each offset.
     pub offset_metadata: OffsetMetadata,
 }
 
 impl Transaction<'_> {
     /// Fences earlier producers with the same transactional id, and completes or aborts the transactions they left
-    /// open.
-    pub fn initialise(outbox: &Outbox) -> Result<(), StreamError> {
-        let deadline = Instant::now() + INIT_TIMEOUT;
-        loop {
-            match outbox.producer().init_transactions(CALL_TIMEOUT) {
-                Ok(()) => return Ok(()),
-                Err(error) if is_retriable(&error) && Instant::now() < deadline => {
-                    warn!(reason = reason(&error), "cannot begin transactions yet");
-                }
-                Err(error) => return Err(StreamError::kafka("begin transactions", &error)),
-            }
-        }
+    /// open. Gives up after a while, or when the stream must stop.
+    pub fn initialise(outbox: &Outbox, control: &Control) -> Result<(), Failure> {
+        repeat(None, control, "begin transactions", |_| {
+            outbox.producer().init_transactions(CALL_TIMEOUT)
+        })
     }
 
-    pub fn begin(&self) -> Result<(), StreamError> {
-        let begun = self.outbox.producer().begin_transaction();
-        begun.map_err(|error| StreamError::kafka("begin a transaction", &error))
+    pub fn begin(outbox: &Outbox) -> Result<(), Failure> {
+        let begun = outbox.producer().begin_transaction();
+        begun.map_err(|error| Failure::of("begin a transaction", &error))
     }
 
-    /// Commits the messages that were sent, together with the offsets of the group.
-    pub fn commit(
-        &self,
+    /// Waits until every output that was sent is acknowledged, then adds the offsets of the group to the transaction.
+    /// After that, only the call that commits it is left.
+    pub fn prepare(
+        &mut self,
         topic: &str,
         group: &CommitGroup,
         ownership: &Ownership,
         deadline: Instant,
-    ) -> Result<(), TransactionError> {
-        let abort = |reason: String| TransactionError::Abort {
-            reason,
-            undelivered: Vec::new(),
-        };
-        if !self.outbox.wait(deadline) {
-            return Err(abort("messages are not acknowledged yet".to_owned()));
-        }
-        let undelivered = self.outbox.take_undelivered();
-        if let Some(error) = permanent_failure(&undelivered) {
-            return Err(TransactionError::Fatal(error));
-        }
-        if let Some(&(_, code)) = undelivered.first() {
-            return Err(TransactionError::Abort {
-                reason: reason_of_code(code),
-                undelivered,
-            });
-        }
+    ) -> Result<(), Failure> {
+        self.await_acknowledgements(deadline)?;
         // The metadata must be read before the check: if the assignment changes in between, they belong to an earlier
         // generation of the group, and the broker refuses them.
         let metadata = self.consumer.group_metadata();
         let Some(metadata) = metadata.filter(|_| group.is_owned(ownership)) else {
-            return Err(abort("partitions are no longer owned".to_owned()));
+            return Err(Failure::NotOwned);
         };
         let offsets = offsets_to_commit(topic, group, &self.offset_metadata)
-            .map_err(|error| TransactionError::Fatal(StreamError::kafka("list offsets", &error)))?;
-        self.retry(Some(deadline), "add offsets to a transaction", || {
-            self.outbox
-                .producer()
-                .send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT)
-        })?;
-        // From here on the transaction may be committed, so the call is repeated until its result is known.
-        self.retry(None, "commit a transaction", || {
+            .map_err(|error| Failure::Fatal(StreamError::kafka("list offsets", &error)))?;
+        let start = Instant::now();
+        repeat(
+            Some(deadline),
+            self.control,
+            "add offsets to a transaction",
+            |problem| {
+                self.outage.note_failure(start, Instant::now(), problem);
+                self.outbox
+                    .producer()
+                    .send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT)
+            },
+        )
+    }
+
+    /// Commits the transaction. After any failure other than [`Failure::Abort`], it may be committed or not.
+    pub fn commit(&mut self) -> Result<(), Failure> {
+        let start = Instant::now();
+        repeat(None, self.control, "commit a transaction", |problem| {
+            self.outage.note_failure(start, Instant::now(), problem);
             self.outbox.producer().commit_transaction(CALL_TIMEOUT)
         })
     }
 
     /// Aborts the transaction, so that none of its messages becomes visible.
-    pub fn abort(&self) -> Result<(), StreamError> {
-        let aborted = self.retry(None, "abort a transaction", || {
+    pub fn abort(&mut self) -> Result<(), Failure> {
+        let start = Instant::now();
+        let aborted = repeat(None, self.control, "abort a transaction", |problem| {
+            self.outage.note_failure(start, Instant::now(), problem);
             self.outbox.producer().abort_transaction(CALL_TIMEOUT)
         });
-        // Discards the reports of the messages that the abort has purged.
-        self.outbox.wait(Instant::now() + CALL_TIMEOUT);
-        drop(self.outbox.take_undelivered());
+        if aborted.is_ok() {
+            // The abort has purged every message that was not sent, so all reports have arrived or are about to.
+            self.outbox.wait(Instant::now() + CALL_TIMEOUT);
+        }
         match aborted {
-            Ok(()) => Ok(()),
-            Err(TransactionError::Fatal(error)) => Err(error),
-            Err(TransactionError::Abort { reason, .. }) => Err(StreamError::Kafka {
-                doing: "abort a transaction",
+            // An abort that must be aborted is of no use.
+            Err(Failure::Abort(reason)) => Err(Failure::Producer {
                 reason,
+                is_fenced: false,
             }),
+            other => other,
         }
     }
 
-    /// Repeats a call until it succeeds or fails for a reason that retrying cannot fix.
-    ///
-    /// A call with a deadline that passes fails with [`TransactionError::Abort`].
-    fn retry(
-        &self,
-        deadline: Option<Instant>,
-        doing: &'static str,
-        call: impl Fn() -> KafkaResult<()>,
-    ) -> Result<(), TransactionError> {
+    fn await_acknowledgements(&mut self, deadline: Instant) -> Result<(), Failure> {
+        let start = Instant::now();
+        let mut next_lookup = start + LOOKUP_INTERVAL;
         loop {
-            let error = match call() {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
-            };
             let now = Instant::now();
-            if requires_abort(&error) {
-                return Err(TransactionError::Abort {
-                    reason: format!("cannot {doing}: {}", reason(&error)),
-                    undelivered: Vec::new(),
-                });
-            } else if !is_retriable(&error) || self.control.must_stop(now) {
-                return Err(TransactionError::Fatal(StreamError::kafka(doing, &error)));
-            } else if deadline.is_some_and(|deadline| deadline <= now) {
-                return Err(TransactionError::Abort {
-                    reason: format!("cannot {doing} in time: {}", reason(&error)),
-                    undelivered: Vec::new(),
-                });
+            match self.outbox.wait(deadline.min(now + CALL_TIMEOUT)) {
+                Delivered::All => return Ok(()),
+                Delivered::NotAll => return Err(Failure::Undelivered(self.outbox.take_undelivered())),
+                Delivered::Unknown => {}
             }
-            warn!(reason = reason(&error), "cannot {doing} yet");
+            let (now, problem) = (Instant::now(), "outputs are not acknowledged");
+            if now >= next_lookup {
+                next_lookup = now + LOOKUP_INTERVAL;
+                if let Some(topic) = missing_topic(self.consumer, self.outbox) {
+                    return Err(Failure::MissingTopic(topic));
+                }
+            }
+            self.outage.note_failure(start, now, problem);
+            if now >= deadline || self.control.must_stop(now) {
+                return Err(Failure::Abort(problem.to_owned()));
+            }
         }
     }
 }
 
-fn requires_abort(error: &KafkaError) -> bool {
-    matches!(error, KafkaError::Transaction(error) if error.txn_requires_abort())
+/// Repeats a call until it succeeds, or fails for a reason that repeating it cannot fix, or takes too long.
+///
+/// The call is given the reason why it failed the last time, or an empty one.
+fn repeat(
+    deadline: Option<Instant>,
+    control: &Control,
+    doing: &'static str,
+    mut call: impl FnMut(&str) -> KafkaResult<()>,
+) -> Result<(), Failure> {
+    let last = Instant::now() + MAX_CALL_TIME;
+    let mut problem = String::new();
+    loop {
+        let error = match call(&problem) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        problem = reason(&error);
+        let now = Instant::now();
+        let is_retriable = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
+        if !is_retriable {
+            return Err(Failure::of(doing, &error));
+        } else if deadline.is_some_and(|deadline| deadline <= now) {
+            return Err(Failure::Abort(format!("cannot {doing} in time: {problem}")));
+        } else if last <= now || control.must_stop(now) {
+            return Err(Failure::Producer {
+                reason: format!("cannot {doing} in time: {problem}"),
+                is_fenced: false,
+            });
+        }
+        debug!(reason = problem, "cannot {doing} yet");
+    }
 }
 
-fn is_retriable(error: &KafkaError) -> bool {
-    matches!(error, KafkaError::Transaction(error) if error.is_retriable())
+/// Returns an output topic that does not exist, or `None` if both exist or the brokers do not answer.
+fn missing_topic(consumer: &GroupConsumer, outbox: &Outbox) -> Option<String> {
+    let described = describe::topics(consumer, &outbox.topics(), LOOKUP_TIMEOUT).ok()?;
+    let is_missing = |code| ErrorClass::of(code) == ErrorClass::Missing;
+    let missing = described
+        .into_iter()
+        .find(|topic| topic.partitions.is_err_and(is_missing));
+    missing.map(|topic| topic.name)
 }
 
 /// Lists the offsets of a group for a commit, each with the metadata of its consumer group.

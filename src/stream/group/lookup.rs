@@ -12,6 +12,7 @@ use super::Membership;
 use super::start::{KnownOffsets, StartOffset, choose_start};
 use crate::kafka::describe::{self, TopicDescription};
 use crate::kafka::errors::{ErrorClass, reason};
+use crate::kafka::group_members::{self, GroupMember};
 use crate::message::NextOffset;
 use crate::stream::committed::OffsetMetadata;
 use crate::stream::control::{Gap, StreamError};
@@ -23,6 +24,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// The timeout of one request for a partition's offset range. It is shorter because partitions are looked up one by
 /// one.
 const RANGE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The timeout of a request for the members of the group.
+const GROUP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The pause between two attempts of a lookup.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -130,6 +134,17 @@ impl Membership {
             first_partitions,
         });
         Ok(starts)
+    }
+
+    /// Lists the other members of the group that have the same instance name.
+    pub fn other_members(&self, consumer: &BaseConsumer<Self>) -> KafkaResult<Vec<GroupMember>> {
+        group_members::others(consumer, &self.group, &self.client_id, GROUP_TIMEOUT)
+    }
+
+    /// Describes another member of the group that has the same instance name, if there is one.
+    pub fn other_process(&self, consumer: &BaseConsumer<Self>) -> Option<String> {
+        let others = self.other_members(consumer).unwrap_or_default();
+        others.first().map(ToString::to_string)
     }
 
     /// Returns the id of the comments topic, or `None` if the brokers have no ids.

@@ -42,6 +42,10 @@ pub type GroupConsumer = BaseConsumer<Membership>;
 pub struct Membership {
     /// The comments topic.
     pub topic: String,
+    /// The consumer group.
+    pub group: String,
+    /// The name by which the brokers list this process among the members of the group.
+    pub client_id: String,
     /// Where to start in partitions for which the group has no committed offset.
     pub start: Start,
     pub on_gap: OnGap,
