@@ -55,7 +55,7 @@ fn the_defaults_have_not_changed() {
         (Start::Earliest, OnGap::Stop)
     );
     assert_eq!(config.kafka.group, "moderatord");
-    assert!(!config.kafka.static_membership && config.kafka.brokers.is_empty());
+    assert!(config.kafka.static_membership && config.kafka.brokers.is_empty());
     assert_eq!(
         (config.model.device, config.model.quantize),
         (DeviceChoice::Auto, Quantize::None)
