@@ -18,6 +18,9 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 /// The longest wait for anything in these tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// As many replicas as the cluster has nodes.
+const BROKER_DEFAULT: TopicReplication<'static> = TopicReplication::Fixed(-1);
+
 pub enum Broker {
     Embedded(EmbeddedBroker),
     Apache(String),
@@ -172,7 +175,7 @@ impl Broker {
                 broker.create_topic(name, partitions).unwrap();
             }
             Self::Apache(_) => {
-                let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+                let mut topic = NewTopic::new(name, partitions, BROKER_DEFAULT);
                 for (name, value) in settings {
                     topic = topic.set(name, value);
                 }
@@ -200,10 +203,10 @@ impl Broker {
     pub fn create_deleted_topic(&self, name: &str, partitions: i32) {
         let deadline = Instant::now() + PATIENCE;
         // The name is taken until the deletion has finished.
-        while wait(self.admin().create_topics(
-            [&NewTopic::new(name, partitions, TopicReplication::Fixed(1))],
-            &options(),
-        ))
+        while wait(
+            self.admin()
+                .create_topics([&NewTopic::new(name, partitions, BROKER_DEFAULT)], &options()),
+        )
         .unwrap()
         .remove(0)
         .is_err()
