@@ -6,7 +6,8 @@ use moderatord::kafka::topics;
 use moderatord::kafka::topics::TopicsError;
 use moderatord::stream::control::StreamError;
 
-use crate::broker::{Broker, Node, OutputRecord, script, unique, variable};
+use crate::broker::{Broker, OutputRecord, script, unique, variable};
+use crate::cluster::Cluster;
 use crate::daemon::{Names, Scripted, Setup};
 use crate::flow::{assert_each_once, await_committed, comment};
 
@@ -369,7 +370,8 @@ fn a_stream_runs_over_tls() {
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
 fn a_real_broker_that_is_killed_and_restarted_loses_nothing() {
-    let (node, broker) = Node::start();
+    let node = Cluster::start(1);
+    let broker = node.broker();
     let names = Names::create(&broker, &unique("killed"), 3);
     let values = comments(9000);
     broker.produce(
@@ -392,9 +394,9 @@ fn a_real_broker_that_is_killed_and_restarted_loses_nothing() {
         crate::daemon::eventually("more is committed", || {
             broker.committed(&names.group, &names.comments, 3).iter().sum::<i64>() > before + 300
         });
-        node.command(end);
+        node.command(end, 1);
         std::thread::sleep(std::time::Duration::from_secs(1));
-        node.command("restart");
+        node.command("restart", 1);
     }
     await_committed(&broker, &names, &[3000; 3]);
     daemon.stop().unwrap();

@@ -65,36 +65,6 @@ pub fn variable(name: &str) -> String {
     std::env::var(&name).unwrap_or_else(|_| panic!("{name} is not set: run this test with tests/kafka/suite"))
 }
 
-/// An Apache Kafka node for one test, killed when the test succeeds.
-pub struct Node(tempfile::TempDir);
-
-impl Node {
-    /// Starts a node, and returns it with a broker for its address.
-    pub fn start() -> (Self, Broker) {
-        let node = Self(tempfile::tempdir().unwrap());
-        node.command("start");
-        let exported = std::fs::read_to_string(node.0.path().join("env")).unwrap();
-        let address = exported
-            .lines()
-            .find_map(|line| line.strip_prefix("export MODERATORD_TEST_BROKERS="));
-        let broker = Broker::Apache(address.unwrap().to_owned());
-        (node, broker)
-    }
-
-    /// Runs a command of the script that starts nodes.
-    pub fn command(&self, command: &str) {
-        script("broker", &[command, self.0.path().to_str().unwrap()]);
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        if !std::thread::panicking() {
-            self.command("kill");
-        }
-    }
-}
-
 /// Runs a script from `tests/kafka` and returns its output.
 pub fn script(name: &str, arguments: &[&str]) -> String {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))

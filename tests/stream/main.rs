@@ -10,6 +10,7 @@
 mod common;
 
 mod broker;
+mod cluster;
 mod daemon;
 
 mod apache;
@@ -20,3 +21,6 @@ mod membership;
 mod outages;
 mod process;
 mod retrain;
+
+#[path = "../soak/mod.rs"]
+mod soak;

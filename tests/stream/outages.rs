@@ -4,7 +4,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::broker::{Broker, Node, unique};
+use crate::broker::{Broker, unique, variable};
+use crate::cluster::Cluster;
 use crate::daemon::{Names, Scripted, Setup, eventually};
 use crate::flow::{assert_each_once, await_committed, comment};
 use crate::process::{Process, await_end, judge, produce_slowly};
@@ -141,7 +142,8 @@ fn a_decisions_topic_that_is_deleted_and_created_again_loses_nothing() {
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
 fn an_outage_longer_than_a_transaction_may_last_loses_nothing() {
-    let (node, broker) = Node::start();
+    let node = Cluster::start(1);
+    let broker = node.broker();
     let names = Names::create(&broker, &unique("long-outage"), 2);
     let values: Vec<Vec<u8>> = (0..2000).map(|id| comment(id, "hello")).collect();
     broker.produce(
@@ -165,10 +167,10 @@ fn an_outage_longer_than_a_transaction_may_last_loses_nothing() {
     eventually("some are committed", || {
         broker.committed(&names.group, &names.comments, 2).iter().sum::<i64>() > 100
     });
-    node.command("kill");
+    node.command("kill", 1);
     std::thread::sleep(Duration::from_secs(6));
     assert!(!daemon.pipeline.is_ending());
-    node.command("restart");
+    node.command("restart", 1);
     await_committed(&broker, &names, &[1000, 1000]);
     daemon.stop().unwrap();
     assert_each_once(&broker.read(&names.decisions), &[], &[1000, 1000]);
@@ -206,7 +208,7 @@ fn a_process_that_is_killed_and_restarted_does_not_wait_for_its_session() {
         process.signal("TERM");
         assert_eq!(process.wait(), Some(0), "{}", process.log());
     });
-    let verdict = judge(&names);
+    let verdict = judge(&variable("BROKERS"), &names);
     assert_eq!(verdict["ok"], true, "{verdict}");
 }
 
@@ -246,7 +248,7 @@ fn of_two_processes_with_the_same_name_one_ends_and_names_the_other() {
             assert!(other.is_running(), "{}", other.log());
             other.signal("TERM");
             assert_eq!(other.wait(), Some(0), "{}", other.log());
-            verdict = Some(judge(&names));
+            verdict = Some(judge(&variable("BROKERS"), &names));
         });
         assert_eq!(verdict.as_ref().unwrap()["ok"], true, "{verdict:?}");
     }

@@ -6,10 +6,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::broker::{Broker, PATIENCE, script, variable};
-use crate::common::fixture;
+use crate::common::{fixture, without_settings};
 use crate::daemon::{Names, eventually};
 
-/// A daemon that serves the reference checkpoint.
+/// Returns the settings of a daemon that serves the reference checkpoint, with properties of its Kafka clients.
+pub fn settings(brokers: &str, names: &Names, instance: &str, properties: &str) -> String {
+    format!(
+        "[kafka]\nbrokers = [\"{}\"]\ngroup = \"{}\"\ninstance = \"{instance}\"\n\
+         [kafka.properties]\n{properties}\
+         [topics]\ncomments = \"{}\"\ndecisions = \"{}\"\ndead_letters = \"{}\"\n\
+         [model]\npath = \"{}\"\n[prompt]\nmax_window_tokens = 64\n[batch]\nlinger = \"5ms\"\nmax_tokens = 256\n\
+         [limits]\nevents = 1000\n[http]\nlisten = \"127.0.0.1:0\"\n",
+        brokers.replace(',', "\", \""),
+        names.group,
+        names.comments,
+        names.decisions,
+        names.dead_letters,
+        fixture("gemma3").display()
+    )
+}
+
+/// A daemon as a process.
 pub struct Process {
     child: Child,
     log: PathBuf,
@@ -22,41 +39,33 @@ impl Process {
 
     /// Starts a daemon with further settings, each given as an environment variable without the `MODERATORD__` prefix.
     pub fn start_with(folder: &Path, names: &Names, instance: &str, variables: &[(&str, &str)]) -> Self {
-        let settings = folder.join(format!("{instance}.toml"));
-        let text = format!(
-            "[kafka]\nbrokers = [\"{}\"]\ngroup = \"{}\"\ninstance = \"{instance}\"\n\
-             [kafka.properties]\n\"session.timeout.ms\" = 1500\n\"heartbeat.interval.ms\" = 300\n\
-             [topics]\ncomments = \"{}\"\ndecisions = \"{}\"\ndead_letters = \"{}\"\n\
-             [model]\npath = \"{}\"\n[prompt]\nmax_window_tokens = 64\n[batch]\nlinger = \"5ms\"\nmax_tokens = 256\n\
-             [limits]\nevents = 1000\n[http]\nlisten = \"127.0.0.1:0\"\n",
-            variable("BROKERS"),
-            names.group,
-            names.comments,
-            names.decisions,
-            names.dead_letters,
-            fixture("gemma3").display()
-        );
-        std::fs::write(&settings, text).unwrap();
+        let fast = "\"session.timeout.ms\" = 1500\n\"heartbeat.interval.ms\" = 300\n";
+        let settings = settings(&variable("BROKERS"), names, instance, fast);
+        let variables = variables
+            .iter()
+            .map(|(name, value)| (format!("MODERATORD__{name}"), (*value).to_owned()));
+        let variables: Vec<(String, String)> = variables.collect();
+        let variables: Vec<(&str, String)> =
+            variables.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        Self::spawn(folder, instance, &settings, &variables)
+    }
+
+    /// Starts a daemon with the given settings, and with variables added to its environment.
+    pub fn spawn(folder: &Path, instance: &str, settings: &str, variables: &[(&str, String)]) -> Self {
+        let file = folder.join(format!("{instance}.toml"));
+        std::fs::write(&file, settings).unwrap();
         let log = folder.join(format!("{instance}.log"));
-        let file = std::fs::File::options().create(true).append(true).open(&log).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_moderatord"));
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("MODERATORD__") {
-                command.env_remove(name);
-            }
-        }
-        for (name, value) in variables {
-            command.env(format!("MODERATORD__{name}"), value);
-        }
-        let child = command
+        let stderr = std::fs::File::options().create(true).append(true).open(&log).unwrap();
+        let child = without_settings(env!("CARGO_BIN_EXE_moderatord"))
             .arg("run")
             .arg("--config")
-            .arg(&settings)
+            .arg(&file)
             // Two processes share two cores with the broker, so each gets one thread.
             .env("RAYON_NUM_THREADS", "1")
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(file)
+            .stderr(stderr)
             .spawn()
             .unwrap();
         Self { child, log }
@@ -100,7 +109,7 @@ impl Drop for Process {
 }
 
 /// Returns the key and value of one of several kinds of event, one in a hundred of which cannot be decoded.
-fn event(id: usize) -> (String, Option<Vec<u8>>) {
+pub fn event(id: usize) -> (String, Option<Vec<u8>>) {
     let value = match id % 100 {
         17 => match id / 100 % 4 {
             0 => b"no json".to_vec(),
@@ -157,14 +166,14 @@ pub fn await_end(broker: &Broker, names: &Names, partitions: i32, count: i64) {
 }
 
 /// Returns the verdict of an independent `read_committed` client.
-pub fn judge(names: &Names) -> serde_json::Value {
+pub fn judge(brokers: &str, names: &Names) -> serde_json::Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/judge.py");
     let verdict = script(
         "python",
         &[
             path.to_str().unwrap(),
             "--brokers",
-            &variable("BROKERS"),
+            brokers,
             "--comments",
             &names.comments,
             "--decisions",
@@ -181,10 +190,10 @@ pub fn judge(names: &Names) -> serde_json::Value {
 }
 
 /// A pseudo-random number generator with a printable seed.
-struct Dice(u64);
+pub struct Dice(pub u64);
 
 impl Dice {
-    fn below(&mut self, limit: u64) -> u64 {
+    pub fn below(&mut self, limit: u64) -> u64 {
         // A linear congruential generator with the constants of Knuth's MMIX.
         self.0 = self
             .0
@@ -227,7 +236,7 @@ fn every_comment_is_decided_exactly_once_despite_twenty_kills() {
         log.contains("serving"),
         "no daemon was serving when it was killed: {log}"
     );
-    let verdict = judge(&names);
+    let verdict = judge(&broker.address(), &names);
     println!("seed {seed}: {verdict}");
     assert_eq!(verdict["ok"], true, "{verdict}");
     assert_eq!(
@@ -276,7 +285,7 @@ fn a_zombie_cannot_write_to_partitions_that_another_has_taken_over() {
             assert_eq!(process.wait(), Some(0), "{}", process.log());
         }
     });
-    let verdict = judge(&names);
+    let verdict = judge(&broker.address(), &names);
     assert_eq!(verdict["ok"], true, "{verdict}");
 }
 
@@ -299,6 +308,6 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
     await_end(&broker, &names, 2, 8000);
     process.signal("TERM");
     assert_eq!(process.wait(), Some(0), "{}", process.log());
-    let verdict = judge(&names);
+    let verdict = judge(&broker.address(), &names);
     assert_eq!(verdict["ok"], true, "{verdict}");
 }

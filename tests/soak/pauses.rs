@@ -1,0 +1,196 @@
+//! How long the daemons stand still when a node of a healthy cluster is killed, beside the plainest loop that does the
+//! same.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::bare::BareLoop;
+use super::daemons::Daemons;
+use super::load::{Load, PARTITIONS};
+use super::observer::{Contender, Observer, now};
+use crate::broker::unique;
+use crate::cluster::Cluster;
+use crate::daemon::Names;
+use crate::process::{event, judge, settings};
+
+const NODES: usize = 3;
+/// Comments in a second.
+const RATE: u32 = 40;
+/// How long a killed node is down.
+const DOWN: Duration = Duration::from_secs(12);
+/// The time from the restart of a node to the next kill.
+const UP: Duration = Duration::from_secs(20);
+/// How much older the daemons' oldest unfinished comment may get than that of the bare loops.
+const ALLOWED_EXCESS: Duration = Duration::from_secs(5);
+/// How long the last comments may take at the end.
+const DRAIN: Duration = Duration::from_secs(180);
+
+const DAEMONS: usize = 0;
+const BARE: usize = 1;
+
+#[test]
+#[ignore = "needs Apache Kafka and minutes: tests/soak/run"]
+fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
+    let kills = std::env::var("MODERATORD_TEST_NODE_KILLS").map_or(1, |kills| kills.parse().unwrap());
+    let cluster = Cluster::start(NODES);
+    let broker = cluster.broker();
+    let names = Names::new("pauses");
+    let bare_output = unique("pauses-bare");
+    broker.create_topic_with(
+        &names.comments,
+        PARTITIONS,
+        &[("message.timestamp.type", "LogAppendTime")],
+    );
+    for topic in [&names.decisions, &names.dead_letters, &bare_output] {
+        broker.create_topic(topic, PARTITIONS);
+    }
+    let observer = Observer::start(
+        &broker,
+        &names.comments,
+        vec![
+            Contender {
+                name: "daemons",
+                outputs: vec![names.decisions.clone(), names.dead_letters.clone()],
+            },
+            Contender {
+                name: "bare loops",
+                outputs: vec![bare_output.clone()],
+            },
+        ],
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let own_settings = |instance: &str| (instance.to_owned(), settings(&broker.address(), &names, instance, ""));
+    let mut daemons = Daemons::start(folder.path(), ["one", "two"].map(own_settings).to_vec(), Vec::new());
+    let (stop, aborted, rebuilt) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
+    let bare = BareLoop {
+        client: broker.client(),
+        comments: &names.comments,
+        output: &bare_output,
+        group: &unique("pauses-bare-group"),
+        stop: &stop,
+        aborted: &aborted,
+        rebuilt: &rebuilt,
+    };
+    let load = Load::new(&names.comments, RATE, event);
+
+    let mut killed = Vec::new();
+    std::thread::scope(|scope| {
+        for number in 0..2 {
+            let bare = &bare;
+            scope.spawn(move || bare.run(number));
+        }
+        let client = broker.client();
+        let load = &load;
+        scope.spawn(move || load.run(client));
+        let stopping = StopOnDrop(|| {
+            load.stop();
+            stop.store(true, Ordering::Relaxed);
+        });
+        await_steady(&observer, &mut daemons);
+        for kill in 0..kills {
+            let node = kill % NODES + 1;
+            let rebuilt_before = rebuilt.load(Ordering::Relaxed);
+            killed.push((now(), node, daemons.exits.len(), rebuilt_before));
+            cluster.command("kill", node);
+            daemons.tend_for(DOWN);
+            let mut restart = cluster.begin_restart(node);
+            daemons.tend_for(UP);
+            assert!(restart.wait().unwrap().success(), "node {node}");
+        }
+        load.stop();
+        let deadline = Instant::now() + DRAIN;
+        daemons.tend_until(|| {
+            let is_finished = observer.comments() == load.written()
+                && observer
+                    .contenders()
+                    .all(|(contender, _)| observer.unfinished(contender) == 0);
+            is_finished || Instant::now() >= deadline
+        });
+        drop(stopping);
+    });
+    let end = now();
+    killed.push((end, 0, daemons.exits.len(), rebuilt.load(Ordering::Relaxed)));
+
+    println!("\noldest unfinished comment, from each kill to the next, and what happened in that time");
+    println!("kill  node  bare loops   daemons  daemons exited  bare producers rebuilt");
+    for (index, pair) in killed.windows(2).enumerate() {
+        let ((from, node, exits, rebuilt), (to, _, exits_after, rebuilt_after)) = (pair[0], pair[1]);
+        println!(
+            "{:>4}  {node:>4}  {:>8.1} s  {:>6.1} s  {:>14}  {:>22}",
+            index + 1,
+            observer.oldest_unfinished(BARE, from, to).as_secs_f64(),
+            observer.oldest_unfinished(DAEMONS, from, to).as_secs_f64(),
+            exits_after - exits,
+            rebuilt_after - rebuilt,
+        );
+    }
+    let from = killed[0].0;
+    let [ours, theirs] = [DAEMONS, BARE].map(|contender| observer.oldest_unfinished(contender, from, end));
+    println!(
+        "longest: daemons {:.1} s, bare loops {:.1} s: {} the allowed {ALLOWED_EXCESS:?} more",
+        ours.as_secs_f64(),
+        theirs.as_secs_f64(),
+        if ours <= theirs + ALLOWED_EXCESS {
+            "within"
+        } else {
+            "beyond"
+        },
+    );
+    for (contender, name) in observer.contenders() {
+        println!(
+            "{name}: {} comments, {} without an output, {} with a second one",
+            observer.comments(),
+            observer.unfinished(contender),
+            observer.duplicated(contender)
+        );
+    }
+    println!(
+        "bare loops: {} transactions aborted, {} producers rebuilt",
+        aborted.load(Ordering::Relaxed),
+        rebuilt.load(Ordering::Relaxed)
+    );
+    for exit in &daemons.exits {
+        println!("a daemon ended: {exit}");
+    }
+    let lost_or_twice =
+        [DAEMONS, BARE].map(|contender| observer.unfinished(contender) + observer.duplicated(contender));
+    let logs: Vec<String> = daemons.logs().map(|log| tail(&log, 30)).collect();
+    assert_eq!(lost_or_twice, [0, 0], "{}", logs.join("\n\n"));
+    assert_eq!(daemons.exits, Vec::<String>::new(), "{}", logs.join("\n\n"));
+    assert_eq!(daemons.stop(), [Some(0), Some(0)]);
+    let verdict = judge(&broker.address(), &names);
+    println!("judge: {verdict}");
+    assert_eq!(verdict["inputs"], load.written());
+}
+
+/// Waits until no comment waits for long, so that both groups have balanced their members.
+fn await_steady(observer: &Observer, daemons: &mut Daemons) {
+    const STEADY: Duration = Duration::from_secs(10);
+    let deadline = Instant::now() + DRAIN;
+    let mut since = Instant::now();
+    daemons.tend_until(|| {
+        assert!(Instant::now() < deadline, "not steady within {DRAIN:?}");
+        let second_ago = now() - 1000;
+        let is_late = observer
+            .contenders()
+            .any(|(contender, _)| observer.oldest_unfinished(contender, second_ago, now()) > Duration::from_secs(2));
+        if is_late || observer.comments() == 0 {
+            since = Instant::now();
+        }
+        since.elapsed() >= STEADY
+    });
+}
+
+fn tail(log: &str, lines: usize) -> String {
+    let all: Vec<&str> = log.lines().collect();
+    all[all.len().saturating_sub(lines)..].join("\n")
+}
+
+/// Calls a function when it is dropped, so that a failed test ends its threads too.
+struct StopOnDrop<F: FnMut()>(F);
+
+impl<F: FnMut()> Drop for StopOnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
