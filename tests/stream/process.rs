@@ -205,9 +205,12 @@ impl Dice {
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
-fn every_comment_is_decided_exactly_once_despite_twenty_kills() {
-    const COMMENTS: usize = 20_000;
+fn every_comment_is_decided_exactly_once_despite_kills() {
     let seed = std::env::var("MODERATORD_TEST_SEED").map_or(1, |seed| seed.parse().unwrap());
+    let kills = std::env::var("MODERATORD_TEST_KILLS").map_or(20, |kills| kills.parse().unwrap());
+    // A process lives for 2.4 seconds on average, so that the load, which writes 400 comments per second, lasts until
+    // about the last kill.
+    let comments: usize = 1000 * kills;
     let broker = Broker::apache();
     let names = Names::create(&broker, "kills", 6);
     let folder = tempfile::tempdir().unwrap();
@@ -216,10 +219,10 @@ fn every_comment_is_decided_exactly_once_despite_twenty_kills() {
     let mut log = String::new();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            produce_slowly(&names.comments, COMMENTS, 6, Duration::from_millis(250), 100);
+            produce_slowly(&names.comments, comments, 6, Duration::from_millis(250), 100);
             is_written.store(true, Ordering::Relaxed);
         });
-        for _ in 0..20 {
+        for _ in 0..kills {
             let process = Process::start(folder.path(), &names, "one");
             // Kills happen at any time from startup to the middle of the stream.
             std::thread::sleep(Duration::from_millis(300 + dice.below(4200)));
@@ -228,7 +231,7 @@ fn every_comment_is_decided_exactly_once_despite_twenty_kills() {
         }
         eventually("everything is written", || is_written.load(Ordering::Relaxed));
         let mut process = Process::start(folder.path(), &names, "one");
-        await_end(&broker, &names, 6, COMMENTS as i64);
+        await_end(&broker, &names, 6, i64::try_from(comments).unwrap());
         process.signal("TERM");
         assert_eq!(process.wait(), Some(0), "{}", process.log());
     });
@@ -237,11 +240,11 @@ fn every_comment_is_decided_exactly_once_despite_twenty_kills() {
         "no daemon was serving when it was killed: {log}"
     );
     let verdict = judge(&broker.address(), &names);
-    println!("seed {seed}: {verdict}");
+    println!("seed {seed}, {kills} kills: {verdict}");
     assert_eq!(verdict["ok"], true, "{verdict}");
     assert_eq!(
         (&verdict["inputs"], &verdict["dead_lettered"]),
-        (&COMMENTS.into(), &(COMMENTS / 100).into())
+        (&comments.into(), &(comments / 100).into())
     );
 }
 
