@@ -12,12 +12,13 @@ use crate::broker::PATIENCE;
 /// How many partitions the topics of these tests have.
 pub const PARTITIONS: i32 = 6;
 
-/// Writes events at a steady rate until it is stopped.
+/// Writes events at a steady rate, and bursts in between, until it is stopped.
 pub struct Load<E> {
     topic: String,
     rate: u32,
     /// Returns the key and the value of the event with a number.
     event: Mutex<E>,
+    extra: AtomicUsize,
     is_stopped: AtomicBool,
     written: AtomicUsize,
 }
@@ -28,9 +29,15 @@ impl<E: FnMut(usize) -> (String, Option<Vec<u8>>)> Load<E> {
             topic: topic.to_owned(),
             rate,
             event: Mutex::new(event),
+            extra: AtomicUsize::new(0),
             is_stopped: AtomicBool::new(false),
             written: AtomicUsize::new(0),
         }
+    }
+
+    /// Has that many events written at once, besides those of the steady rate.
+    pub fn burst(&self, events: usize) {
+        self.extra.fetch_add(events, Ordering::Relaxed);
     }
 
     pub fn stop(&self) {
@@ -51,11 +58,12 @@ impl<E: FnMut(usize) -> (String, Option<Vec<u8>>)> Load<E> {
             .set("message.timeout.ms", "0")
             .set("topic.metadata.refresh.interval.ms", "1000");
         let producer: ThreadedProducer<DefaultProducerContext> = config.create().unwrap();
-        let start = Instant::now();
+        let (start, mut due) = (Instant::now(), 0);
         let mut next = 0;
         while !self.is_stopped.load(Ordering::Relaxed) {
-            let due = (start.elapsed().as_secs_f64() * f64::from(self.rate)) as usize;
-            while next < due {
+            due += self.extra.swap(0, Ordering::Relaxed);
+            let steady = (start.elapsed().as_secs_f64() * f64::from(self.rate)) as usize;
+            while next < steady + due {
                 let (key, value) = (self.event.lock().unwrap())(next);
                 let partition = i32::try_from(next).unwrap() % PARTITIONS;
                 let mut record = BaseRecord::to(&self.topic).partition(partition).key(&key);

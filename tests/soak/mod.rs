@@ -4,8 +4,20 @@
 //! Part of the test binary `stream`, because another one would take as long to link. `README.md` says how to run them.
 
 mod bare;
+mod clock;
 mod daemons;
+mod faults;
+mod injector;
 mod load;
+mod memory;
 mod observer;
+mod proxy;
+mod registry;
+mod tables;
+mod waiting;
 
+mod chaos;
 mod pauses;
+
+/// The nodes of a cluster.
+const NODES: usize = 3;

@@ -2,18 +2,19 @@
 //! same.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::NODES;
 use super::bare::BareLoop;
-use super::daemons::Daemons;
+use super::daemons::{DaemonSpec, Daemons};
 use super::load::{Load, PARTITIONS};
 use super::observer::{Contender, Observer, now};
+use super::waiting::{OnDrop, await_finished, await_steady, wait_for};
 use crate::broker::unique;
 use crate::cluster::Cluster;
 use crate::daemon::Names;
 use crate::process::{event, judge, settings};
 
-const NODES: usize = 3;
 /// Comments in a second.
 const RATE: u32 = 40;
 /// How long a killed node is down.
@@ -22,8 +23,6 @@ const DOWN: Duration = Duration::from_secs(12);
 const UP: Duration = Duration::from_secs(20);
 /// How much older the daemons' oldest unfinished comment may get than that of the bare loops.
 const ALLOWED_EXCESS: Duration = Duration::from_secs(5);
-/// How long the last comments may take at the end.
-const DRAIN: Duration = Duration::from_secs(180);
 
 const DAEMONS: usize = 0;
 const BARE: usize = 1;
@@ -59,8 +58,12 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
         ],
     );
     let folder = tempfile::tempdir().unwrap();
-    let own_settings = |instance: &str| (instance.to_owned(), settings(&broker.address(), &names, instance, ""));
-    let mut daemons = Daemons::start(folder.path(), ["one", "two"].map(own_settings).to_vec(), Vec::new());
+    let spec = |instance| DaemonSpec {
+        instance,
+        settings: settings(&broker.address(), &names, instance, ""),
+        variables: Vec::new(),
+    };
+    let mut daemons = Daemons::start(folder.path(), vec![spec("one"), spec("two")]);
     let (stop, aborted, rebuilt) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let bare = BareLoop {
         client: broker.client(),
@@ -82,30 +85,23 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
         let client = broker.client();
         let load = &load;
         scope.spawn(move || load.run(client));
-        let stopping = StopOnDrop(|| {
+        let stopping = OnDrop(|| {
             load.stop();
             stop.store(true, Ordering::Relaxed);
         });
-        await_steady(&observer, &mut daemons);
+        await_steady(&observer, || daemons.tend());
         for kill in 0..kills {
             let node = kill % NODES + 1;
             let rebuilt_before = rebuilt.load(Ordering::Relaxed);
             killed.push((now(), node, daemons.exits.len(), rebuilt_before));
             cluster.command("kill", node);
-            daemons.tend_for(DOWN);
+            wait_for(DOWN, || daemons.tend());
             let mut restart = cluster.begin_restart(node);
-            daemons.tend_for(UP);
+            wait_for(UP, || daemons.tend());
             assert!(restart.wait().unwrap().success(), "node {node}");
         }
         load.stop();
-        let deadline = Instant::now() + DRAIN;
-        daemons.tend_until(|| {
-            let is_finished = observer.comments() == load.written()
-                && observer
-                    .contenders()
-                    .all(|(contender, _)| observer.unfinished(contender) == 0);
-            is_finished || Instant::now() >= deadline
-        });
+        await_finished(&observer, load.written(), || daemons.tend());
         drop(stopping);
     });
     let end = now();
@@ -154,43 +150,10 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
     }
     let lost_or_twice =
         [DAEMONS, BARE].map(|contender| observer.unfinished(contender) + observer.duplicated(contender));
-    let logs: Vec<String> = daemons.logs().map(|log| tail(&log, 30)).collect();
-    assert_eq!(lost_or_twice, [0, 0], "{}", logs.join("\n\n"));
-    assert_eq!(daemons.exits, Vec::<String>::new(), "{}", logs.join("\n\n"));
+    assert_eq!(lost_or_twice, [0, 0], "{}", daemons.log_tails());
+    assert_eq!(daemons.exits, Vec::<String>::new(), "{}", daemons.log_tails());
     assert_eq!(daemons.stop(), [Some(0), Some(0)]);
     let verdict = judge(&broker.address(), &names);
     println!("judge: {verdict}");
     assert_eq!(verdict["inputs"], load.written());
-}
-
-/// Waits until no comment waits for long, so that both groups have balanced their members.
-fn await_steady(observer: &Observer, daemons: &mut Daemons) {
-    const STEADY: Duration = Duration::from_secs(10);
-    let deadline = Instant::now() + DRAIN;
-    let mut since = Instant::now();
-    daemons.tend_until(|| {
-        assert!(Instant::now() < deadline, "not steady within {DRAIN:?}");
-        let second_ago = now() - 1000;
-        let is_late = observer
-            .contenders()
-            .any(|(contender, _)| observer.oldest_unfinished(contender, second_ago, now()) > Duration::from_secs(2));
-        if is_late || observer.comments() == 0 {
-            since = Instant::now();
-        }
-        since.elapsed() >= STEADY
-    });
-}
-
-fn tail(log: &str, lines: usize) -> String {
-    let all: Vec<&str> = log.lines().collect();
-    all[all.len().saturating_sub(lines)..].join("\n")
-}
-
-/// Calls a function when it is dropped, so that a failed test ends its threads too.
-struct StopOnDrop<F: FnMut()>(F);
-
-impl<F: FnMut()> Drop for StopOnDrop<F> {
-    fn drop(&mut self) {
-        (self.0)();
-    }
 }

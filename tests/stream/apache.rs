@@ -7,7 +7,6 @@ use moderatord::kafka::topics::TopicsError;
 use moderatord::stream::control::StreamError;
 
 use crate::broker::{Broker, OutputRecord, script, unique, variable};
-use crate::cluster::Cluster;
 use crate::daemon::{Names, Scripted, Setup};
 use crate::flow::{assert_each_once, await_committed, comment};
 
@@ -367,11 +366,33 @@ fn a_stream_runs_over_tls() {
     assert_each_once(&broker.read(&names.decisions), &[], &[20]);
 }
 
+/// A Kafka node for one test, killed when the test succeeds.
+struct Node(tempfile::TempDir);
+
+impl Node {
+    fn command(&self, command: &str) {
+        script("broker", &[command, self.0.path().to_str().unwrap()]);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.command("kill");
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
 fn a_real_broker_that_is_killed_and_restarted_loses_nothing() {
-    let node = Cluster::start(1);
-    let broker = node.broker();
+    let node = Node(tempfile::tempdir().unwrap());
+    node.command("start");
+    let exported = std::fs::read_to_string(node.0.path().join("env")).unwrap();
+    let address = exported
+        .lines()
+        .find_map(|line| line.strip_prefix("export MODERATORD_TEST_BROKERS="));
+    let broker = Broker::Apache(address.unwrap().to_owned());
     let names = Names::create(&broker, &unique("killed"), 3);
     let values = comments(9000);
     broker.produce(
@@ -394,9 +415,9 @@ fn a_real_broker_that_is_killed_and_restarted_loses_nothing() {
         crate::daemon::eventually("more is committed", || {
             broker.committed(&names.group, &names.comments, 3).iter().sum::<i64>() > before + 300
         });
-        node.command(end, 1);
+        node.command(end);
         std::thread::sleep(std::time::Duration::from_secs(1));
-        node.command("restart", 1);
+        node.command("restart");
     }
     await_committed(&broker, &names, &[3000; 3]);
     daemon.stop().unwrap();

@@ -14,6 +14,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaErrorCode;
 
 /// The longest wait for anything in these tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
@@ -149,10 +150,18 @@ impl Broker {
                 for (name, value) in settings {
                     topic = topic.set(name, value);
                 }
-                wait(self.admin().create_topics([&topic], &options()))
-                    .unwrap()
-                    .remove(0)
-                    .unwrap();
+                let deadline = Instant::now() + PATIENCE;
+                // A request to a bootstrap address fails if the client learns the broker's real address meanwhile.
+                let mut created = loop {
+                    match wait(self.admin().create_topics([&topic], &options())) {
+                        Ok(created) => break created,
+                        Err(error) => assert!(Instant::now() < deadline, "cannot create {name}: {error}"),
+                    }
+                };
+                // Only a failed request can have created the topic before, because no test uses the name of another.
+                if let Err((_, code)) = created.remove(0) {
+                    assert_eq!(code, RDKafkaErrorCode::TopicAlreadyExists, "{name}");
+                }
                 self.await_leaders(name, partitions);
             }
         }
@@ -290,10 +299,7 @@ impl Broker {
             (record.key, record.payload) = (key, value);
             record.timestamp = timestamp;
             while let Err((error, refused)) = producer.send(record) {
-                assert_eq!(
-                    error,
-                    KafkaError::MessageProduction(rdkafka::types::RDKafkaErrorCode::QueueFull)
-                );
+                assert_eq!(error, KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull));
                 record = refused;
                 producer.poll(Duration::from_millis(10));
             }

@@ -12,6 +12,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
+    /// Starts a cluster of one node or three.
     pub fn start(nodes: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let variables = script(
