@@ -92,6 +92,13 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
             now.device, now.dtype, scoring.model.device, scoring.model.dtype
         )?;
     }
+    if now.prompt != scoring.model.prompt {
+        writeln!(
+            out,
+            "prompt       {} now, {} in the decision; only windows of very long texts differ",
+            now.prompt, scoring.model.prompt
+        )?;
+    }
     let is_bf16 = [&now.dtype, &scoring.model.dtype]
         .into_iter()
         .any(|dtype| dtype == "bf16");
@@ -218,7 +225,7 @@ async fn prompt(
     identity: &ModelIdentity,
     registry: Option<&Registry>,
 ) -> anyhow::Result<Option<PromptConfig>> {
-    if config.prompt.content_hash() == identity.prompt {
+    if [config.prompt.content_hash(), config.prompt.earlier_hash()].contains(&identity.prompt) {
         return Ok(Some(config.prompt.clone()));
     }
     let Some(registry) = registry else { return Ok(None) };

@@ -8,6 +8,7 @@
 //! the normaliser leaves alone into the separator, so a comment can still imitate the frame. Harmless text next to a
 //! hateful passage can lower the margin of the window that contains both.
 
+mod long;
 mod normalize;
 mod tokenizer;
 mod window;
@@ -17,6 +18,7 @@ use std::path::Path;
 
 pub use normalize::NORMALIZER_VERSION;
 
+use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
 
@@ -25,9 +27,11 @@ use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::scorer::Row;
 
-/// An upper bound on the bytes of one token, taken from the published Gemma vocabularies, whose longest tokens are runs
-/// of spaces. It only decides whether a text is tokenised once or twice, never the result.
-const LONGEST_TOKEN_BYTES: usize = 128;
+/// The number of the rules by which settings and a text become rows. It is part of the prompt's hash.
+///
+/// Format 1 spread the windows of every text over its tokens. Since format 2, those of a text with many more tokens
+/// than the windows cover are spread over its bytes.
+const FORMAT: u32 = 2;
 
 /// The rows of one comment, one for each window.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,6 +85,8 @@ pub struct Prompter {
     label_ids: [u32; 2],
     canonical: String,
     content_hash: String,
+    /// The hash that these settings had in format 1.
+    earlier_hash: String,
 }
 
 impl Prompter {
@@ -101,7 +107,7 @@ impl Prompter {
     ) -> Result<Self, Faults> {
         let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer)?;
         let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
-        let canonical = canonical_form(config);
+        let canonical = canonical_form(config, FORMAT);
         let mut prompter = Self {
             normalizer: config.normalize.then(|| Normalizer::new(&config.separator)),
             head: format!("{instructions}{}Text:", config.separator),
@@ -113,6 +119,7 @@ impl Prompter {
             max_windows: config.max_windows,
             label_ids: [0; 2],
             content_hash: content_hash(canonical.as_bytes()),
+            earlier_hash: config.earlier_hash(),
             canonical,
             tokenizer,
         };
@@ -156,11 +163,19 @@ impl Prompter {
             Some(normalizer) => Cow::Owned(normalizer.normalize(text)),
             None => Cow::Borrowed(text),
         };
+        if text.len() > self.spread_bytes() && self.exceeds_windows(&text)? {
+            return self.encode_spread(&text);
+        }
+        self.encode_whole(&text)
+    }
+
+    /// Returns the rows of a normalised text, all of which is tokenised.
+    fn encode_whole(&self, text: &str) -> Result<Prompt, PromptError> {
         // Most texts fit into one window, so the whole prompt is tokenised first. A longer text than this is unlikely
         // to fit, and is cut into windows right away.
         let limit = self.frame_tokens + self.max_window_tokens;
         if text.len() <= self.max_window_tokens.saturating_mul(LONGEST_TOKEN_BYTES) {
-            let row = self.row(&text)?;
+            let row = self.row(text)?;
             if row.tokens.len() <= limit {
                 return Ok(Prompt {
                     rows: vec![row],
@@ -170,9 +185,9 @@ impl Prompter {
         }
         let ranges = self
             .tokenizer
-            .token_ranges(&text)
-            .map_err(|error| tokenizer_error(&text, &error))?;
-        let (windows, truncated) = window::cut(&text, &ranges, self.max_window_tokens, self.max_windows);
+            .token_ranges(text)
+            .map_err(|error| tokenizer_error(text, &error))?;
+        let (windows, truncated) = window::cut(text, &ranges, self.max_window_tokens, self.max_windows);
         let rows = windows
             .into_iter()
             .map(|window| self.row(&text[window]))
@@ -218,6 +233,12 @@ impl Prompter {
     /// Returns the hash of all settings that shape the prompt, except the normaliser.
     pub fn content_hash(&self) -> &str {
         &self.content_hash
+    }
+
+    /// Returns whether a model that was trained with the prompt of this hash can be served with this prompt. The two may
+    /// differ in which windows of a very long text they choose.
+    pub fn serves(&self, content_hash: &str) -> bool {
+        content_hash == self.content_hash || content_hash == self.earlier_hash
     }
 
     /// Returns the version of the normaliser, or `none` if it is off.
@@ -321,9 +342,9 @@ fn tokenizer_error(text: &str, error: &tokenizers::Error) -> PromptError {
 }
 
 /// Returns the canonical JSON form of the settings that shape a prompt.
-fn canonical_form(config: &PromptConfig) -> String {
+fn canonical_form(config: &PromptConfig, format: u32) -> String {
     serde_json::json!({
-        "format": 1,
+        "format": format,
         "labels": config.labels,
         "hateful_label": config.hateful_label,
         "instructions": config.instructions,
@@ -338,7 +359,12 @@ fn canonical_form(config: &PromptConfig) -> String {
 impl PromptConfig {
     /// Returns the hash by which decisions refer to the prompt that these settings produce.
     pub fn content_hash(&self) -> String {
-        content_hash(canonical_form(self).as_bytes())
+        content_hash(canonical_form(self, FORMAT).as_bytes())
+    }
+
+    /// Returns the hash by which decisions referred to this prompt in format 1.
+    pub fn earlier_hash(&self) -> String {
+        content_hash(canonical_form(self, 1).as_bytes())
     }
 
     /// Reads the settings back from their canonical form. The normaliser is off in the result, because it is not part

@@ -20,6 +20,12 @@ const CONTROL: [&str; 8] = [
     "<end_of_image>",
 ];
 
+#[cfg(test)]
+thread_local! {
+    /// How many bytes this thread has tokenised.
+    pub(super) static TOKENISED_BYTES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// A tokenizer that reads the spelling of a control token in a text as plain text.
 pub struct SafeTokenizer {
     inner: Tokenizer,
@@ -72,6 +78,8 @@ impl SafeTokenizer {
     /// # Errors
     /// Returns the tokenizer's error, which does not contain the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
+        #[cfg(test)]
+        TOKENISED_BYTES.set(TOKENISED_BYTES.get() + text.len());
         Ok(self.inner.encode_fast(text, true)?.get_ids().to_vec())
     }
 
@@ -80,6 +88,8 @@ impl SafeTokenizer {
     /// # Errors
     /// Returns the tokenizer's error, which does not contain the text.
     pub fn token_ranges(&self, text: &str) -> Result<Vec<(usize, usize)>, tokenizers::Error> {
+        #[cfg(test)]
+        TOKENISED_BYTES.set(TOKENISED_BYTES.get() + text.len());
         Ok(self.inner.encode(text, false)?.get_offsets().to_vec())
     }
 

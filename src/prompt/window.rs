@@ -8,6 +8,11 @@ pub fn overlap(max_tokens: usize) -> usize {
     max_tokens / 4
 }
 
+/// Returns the number of tokens of the longest text that `max_windows` windows cover with this overlap.
+pub fn capacity(max_tokens: usize, max_windows: usize) -> usize {
+    max_tokens + max_windows.saturating_sub(1) * stride(max_tokens)
+}
+
 /// Returns the byte ranges of a text's windows, and whether the text needs more than `max_windows`.
 ///
 /// `tokens` are the byte ranges of the text's tokens, in order. A window has at most `max_tokens` of them and is cut at
@@ -18,34 +23,61 @@ pub fn cut(text: &str, tokens: &[(usize, usize)], max_tokens: usize, max_windows
         return (std::iter::once(0..text.len()).collect(), false);
     }
     let last_start = tokens.len() - max_tokens;
-    let stride = (max_tokens - overlap(max_tokens)).max(1);
-    let needed = last_start.div_ceil(stride) + 1;
+    let needed = last_start.div_ceil(stride(max_tokens)) + 1;
     let count = needed.min(max_windows.max(1));
     // Spread evenly, so that the last window ends with the text. Unless windows are left out, the distance between two
-    // windows is at most `stride`.
-    let start = |window: usize| {
-        if count == 1 {
-            0
-        } else {
-            window * last_start / (count - 1)
-        }
+    // windows is at most the stride.
+    let window = |index| range(text, tokens, spread(index, count, last_start), max_tokens);
+    ((0..count).map(window).collect(), needed > count)
+}
+
+/// Returns byte ranges of at most `max_bytes` that are spread evenly from a text's first byte to its last, and are cut
+/// at character boundaries. Each of them has room for a window.
+pub fn slices(text: &str, count: usize, max_bytes: usize) -> Vec<Range<usize>> {
+    let last_start = text.len().saturating_sub(max_bytes);
+    let slice = |index| {
+        let start = spread(index, count, last_start);
+        let end = (start + max_bytes).min(text.len());
+        text.ceil_char_boundary(start)..text.floor_char_boundary(end)
     };
-    let range = |window: usize| {
-        let first = start(window);
-        let begin = if first == 0 {
-            0
-        } else {
-            text.floor_char_boundary(tokens[first].0)
-        };
-        let after = first + max_tokens;
-        let end = if after == tokens.len() {
-            text.len()
-        } else {
-            text.ceil_char_boundary(tokens[after - 1].1)
-        };
-        begin..end
+    (0..count).map(slice).collect()
+}
+
+/// Returns the byte range of a window in the slice with this index. `tokens` are the byte ranges of the slice's tokens.
+///
+/// The window is as far from the beginning of the slice as the slice is from the beginning of the text, so the first
+/// window begins with the text and the last one ends with it.
+pub fn in_slice(slice: &str, tokens: &[(usize, usize)], max_tokens: usize, index: usize, count: usize) -> Range<usize> {
+    match tokens.len().checked_sub(max_tokens) {
+        Some(last_start) => range(slice, tokens, spread(index, count, last_start), max_tokens),
+        None => 0..slice.len(),
+    }
+}
+
+/// Returns the distance in tokens between windows that share no more than the overlap.
+fn stride(max_tokens: usize) -> usize {
+    (max_tokens - overlap(max_tokens)).max(1)
+}
+
+/// Returns the position with this index of `count` positions that are spread evenly from 0 to `last`.
+fn spread(index: usize, count: usize, last: usize) -> usize {
+    if count <= 1 { 0 } else { index * last / (count - 1) }
+}
+
+/// Returns the byte range of the `count` tokens from `first` on, widened to character boundaries.
+fn range(text: &str, tokens: &[(usize, usize)], first: usize, count: usize) -> Range<usize> {
+    let begin = if first == 0 {
+        0
+    } else {
+        text.floor_char_boundary(tokens[first].0)
     };
-    ((0..count).map(range).collect(), needed > count)
+    let after = first + count;
+    let end = if after == tokens.len() {
+        text.len()
+    } else {
+        text.ceil_char_boundary(tokens[after - 1].1)
+    };
+    begin..end
 }
 
 #[cfg(test)]
@@ -64,7 +96,45 @@ mod tests {
         assert_eq!(cut(text, &tokens, 4, 1), (std::iter::once(0..4).collect(), true));
     }
 
+    #[test]
+    fn the_capacity_is_what_the_windows_cover() {
+        for (max_tokens, max_windows) in [(1, 1), (2, 9), (16, 1), (16, 3), (512, 8), (30, 4)] {
+            let capacity = capacity(max_tokens, max_windows);
+            let is_truncated = |tokens: usize| {
+                let ranges: Vec<_> = (0..tokens).map(|byte| (byte, byte + 1)).collect();
+                cut(&"a".repeat(tokens), &ranges, max_tokens, max_windows).1
+            };
+            assert!(!is_truncated(capacity) && is_truncated(capacity + 1), "{capacity}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn slices_reach_both_ends_and_hold_the_windows_of_a_short_text(
+            chars in prop::collection::vec(prop::sample::select(vec!['a', 'é', '你', '👍']), 1..200),
+            count in 1usize..9,
+            max_bytes in 4usize..400,
+        ) {
+            let text: String = chars.iter().collect();
+            let slices = slices(&text, count, max_bytes);
+            prop_assert_eq!(slices.len(), count);
+            let mut last = 0;
+            for slice in &slices {
+                prop_assert!(slice.len() <= max_bytes && slice.start >= last);
+                prop_assert!(text.get(slice.clone()).is_some(), "{slice:?} splits a character");
+                last = slice.start;
+            }
+            prop_assert_eq!(slices[0].start, 0);
+            prop_assert!(count == 1 || slices[count - 1].end == text.len());
+            // A text that is one slice has the windows that it has when it is cut by its tokens.
+            let tokens: Vec<_> = text.char_indices().map(|(at, char)| (at, at + char.len_utf8())).collect();
+            let (windows, truncated) = cut(&text, &tokens, 5, count);
+            if truncated && text.len() <= max_bytes {
+                let found: Vec<_> = (0..count).map(|index| in_slice(&text, &tokens, 5, index, count)).collect();
+                prop_assert_eq!(found, windows);
+            }
+        }
+
         #[test]
         fn windows_cover_the_text_unless_it_is_truncated(
             chars in prop::collection::vec(prop::sample::select(vec!['a', 'é', '你', '👍']), 1..200),

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use crate::common::fixture;
 use crate::common::labels::label;
 use crate::common::registry::create_with_fixed_split;
+use moderatord::hash::content_hash;
 
 const TEXT: &str = "rain rain rain over the garden";
 
@@ -265,6 +266,25 @@ fn explain_reports_what_is_missing() {
     let (code, out, err) = explain(&decision.to_string(), Some(TEXT));
     assert_eq!(code, Some(0), "{out}{err}");
     assert!(out.contains("\nequal: "), "{out}");
+
+    // A decision that was made before the windows of very long texts changed.
+    let records = std::fs::read_dir(workspace.path("registry/records/prompt")).unwrap();
+    let record = records
+        .map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap())
+        .next()
+        .unwrap();
+    assert!(record.contains("\"format\":2"), "{record}");
+    let earlier = content_hash(record.replace("\"format\":2", "\"format\":1").as_bytes());
+    let mut changed = decision.clone();
+    changed["model"]["prompt"] = earlier.clone().into();
+    let (code, out, err) = explain(&changed.to_string(), Some(TEXT));
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(
+        out.contains(&format!(
+            "{earlier} in the decision; only windows of very long texts differ"
+        )),
+        "{out}"
+    );
 
     let (code, _, err) = explain("{\"schema\": 1", None);
     assert_eq!(code, Some(1));
