@@ -45,8 +45,10 @@ impl Process {
             .iter()
             .map(|(name, value)| (format!("MODERATORD__{name}"), (*value).to_owned()));
         let variables: Vec<(String, String)> = variables.collect();
-        let variables: Vec<(&str, String)> =
-            variables.iter().map(|(name, value)| (name.as_str(), value.clone())).collect();
+        let variables: Vec<(&str, String)> = variables
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.clone()))
+            .collect();
         Self::spawn(folder, instance, &settings, &variables)
     }
 
