@@ -74,16 +74,18 @@ enum Command {
 }
 
 /// The flags shared by all commands that load a model.
+///
+/// They are global, so that a command with subcommands accepts them after a subcommand as well as before it.
 #[derive(Debug, Args)]
 struct SettingsArgs {
     /// Settings file in TOML format
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Checkpoint folder; overrides `model.path`
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", global = true)]
     model: Option<String>,
     /// LoRA adapter folder, or '' for no adapter; overrides `model.adapter`
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", global = true)]
     adapter: Option<String>,
 }
 

@@ -149,6 +149,30 @@ fn finish(command: &mut Command, workspace: &Workspace, arguments: &[&str]) -> (
 }
 
 #[test]
+fn the_settings_are_accepted_before_and_after_every_subcommand() {
+    let workspace = Workspace::new();
+    let settings = workspace.path("moderatord.toml").display().to_string();
+    for subcommand in [
+        &["list"][..],
+        &["show", "abcd"],
+        &["promote", "abcd"],
+        &["rollback"],
+        &["gc"],
+    ] {
+        let run = |arguments: &[&str]| {
+            let mut command = workspace.plain(env!("CARGO_BIN_EXE_moderatord"));
+            let Output { status, stdout, stderr } = command.arg("adapters").args(arguments).output().unwrap();
+            let text = |bytes| String::from_utf8(bytes).unwrap();
+            (status.code(), text(stdout), text(stderr))
+        };
+        let before = run(&[&["--config", settings.as_str()][..], subcommand].concat());
+        let after = run(&[subcommand, &["--config", settings.as_str()]].concat());
+        assert_ne!(before.0, Some(64), "{subcommand:?}: {}", before.2);
+        assert_eq!(before, after, "{subcommand:?}");
+    }
+}
+
+#[test]
 fn a_full_disk_fails_the_retraining_and_leaves_the_registry_as_it_was() {
     let workspace = Workspace::new();
     let input = workspace.path("labels.jsonl").display().to_string();
