@@ -25,7 +25,7 @@ pub enum RegistryError {
         /// The error of the store.
         source: Box<object_store::Error>,
     },
-    /// The folder of the registry or the lock file in it cannot be used.
+    /// The folder of the registry, the lock file in it or the memory of its pointer cannot be used.
     #[error("cannot {action} `{path}`: {source}")]
     Folder {
         /// The operation that failed.
@@ -34,6 +34,14 @@ pub enum RegistryError {
         path: String,
         /// The error of the operating system.
         source: std::io::Error,
+    },
+    /// The folder of the registry does not exist. Mounting it may help.
+    #[error("cannot {action} the registry: the folder `{path}` does not exist")]
+    NoFolder {
+        /// The operation that failed.
+        action: &'static str,
+        /// The folder.
+        path: String,
     },
     /// An object is missing, or its content does not match its hash or format.
     #[error("`{path}` in the registry at {location}: {found}, expected {expected}")]

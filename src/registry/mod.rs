@@ -18,6 +18,7 @@ mod error;
 mod gc;
 mod lock;
 mod manifest;
+mod memory;
 mod pointer;
 mod publish;
 mod read;
@@ -37,6 +38,7 @@ pub use error::RegistryError;
 pub use gc::GcSummary;
 pub use lock::HostLock;
 pub use manifest::{FileEntry, Manifest, Version, VersionError, VersionFacts};
+pub use memory::{LostRegistry, PointerMemory, RegistryLoss};
 pub use pointer::{Change, Pointer};
 pub(crate) use publish::ADAPTER_FILES;
 pub use publish::VersionDraft;
@@ -61,8 +63,8 @@ impl Registry {
     /// Opens the registry at a `file://` URL.
     ///
     /// # Errors
-    /// Returns [`RegistryError::Url`] if the URL is not usable, and [`RegistryError::Store`] if the folder does not
-    /// exist.
+    /// Returns [`RegistryError::Url`] if the URL is not usable, and [`RegistryError::Folder`] or
+    /// [`RegistryError::Store`] if the folder does not exist or cannot be opened.
     pub fn open(url: &str) -> Result<Self, RegistryError> {
         Store::open(url).map(Self::from_store)
     }
@@ -74,6 +76,15 @@ impl Registry {
     /// [`RegistryError::Store`] if the folder cannot be created or opened.
     pub fn create(url: &str) -> Result<Self, RegistryError> {
         Store::create(url).map(Self::from_store)
+    }
+
+    /// Returns whether the folder at a `file://` URL exists.
+    ///
+    /// # Errors
+    /// Returns [`RegistryError::Url`] if the URL is not usable, and [`RegistryError::Folder`] if the folder cannot be
+    /// examined.
+    pub fn exists(url: &str) -> Result<bool, RegistryError> {
+        store::folder_exists(&store::folder(url)?)
     }
 
     /// Creates a registry in any object store that supports atomic create-if-absent. `location` is its name in

@@ -3,6 +3,8 @@
 //! Promotion, rollback and history share this mechanism. A writer creates the pointer after the last one that it has
 //! seen, with create-if-absent, so if two writers compete, one of them gets an error.
 
+use std::fmt;
+
 use object_store::path::Path;
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +48,15 @@ impl Pointer {
         match self.change {
             Change::Promote => self.sequence,
             Change::Rollback { restores } => restores,
+        }
+    }
+}
+
+impl fmt::Display for Pointer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.version {
+            Some(version) => write!(f, "pointer {} (version {version})", self.sequence),
+            None => write!(f, "pointer {} (the bare base model)", self.sequence),
         }
     }
 }

@@ -81,6 +81,11 @@ impl Registry {
     pub async fn put_record(&self, kind: RecordKind, canonical: &str) -> Result<String, RegistryError> {
         let hash = content_hash(canonical.as_bytes());
         let path = path(kind, &hash).expect("content_hash returns a valid hash");
+        // Read before writing, so that an existing record is found even in a read-only registry.
+        let found = self.store.get(&path, MAX_RECORD_BYTES).await?;
+        if found.as_deref() == Some(canonical.as_bytes()) {
+            return Ok(hash);
+        }
         self.store
             .create_identical(&path, canonical.as_bytes().to_vec())
             .await?;

@@ -5,6 +5,7 @@
 //! folder afterwards, so an object that exists after a crash or power failure is complete. A staged file that a crash
 //! leaves behind has a name that ends in `#` and a number, and does not appear in listings.
 
+use std::io::ErrorKind;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -47,6 +48,9 @@ impl Store {
     /// Opens the folder at a `file://` URL.
     pub(super) fn open(url: &str) -> Result<Self, RegistryError> {
         let folder = folder(url)?;
+        if !folder_exists(&folder)? {
+            return Err(no_folder("open", &folder));
+        }
         let objects = LocalFileSystem::new_with_prefix(&folder).map_err(|error| RegistryError::Store {
             action: "open",
             path: "/".to_owned(),
@@ -98,8 +102,14 @@ impl Store {
         Ok(Some(bytes.into()))
     }
 
-    /// Creates an object unless one with this path exists.
+    /// Creates an object unless one with this path exists. Fails if the folder of the registry does not exist.
     pub(super) async fn create_object(&self, path: &Path, bytes: Vec<u8>) -> Result<CreateOutcome, RegistryError> {
+        // The store would create the folder, which would then hide that a volume is not mounted.
+        if let Some(folder) = &self.folder
+            && !folder_exists(folder)?
+        {
+            return Err(no_folder("write to", folder));
+        }
         let options = PutOptions::from(PutMode::Create);
         match self.objects.put_opts(path, bytes.into(), options).await {
             Ok(_) => Ok(CreateOutcome::Created),
@@ -167,9 +177,30 @@ impl Store {
     }
 }
 
+/// Returns whether a folder exists.
+pub(super) fn folder_exists(folder: &FilePath) -> Result<bool, RegistryError> {
+    match std::fs::metadata(folder) {
+        Ok(metadata) => Ok(metadata.is_dir()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
+        Err(source) => Err(RegistryError::Folder {
+            action: "examine the registry folder",
+            path: folder.display().to_string(),
+            source,
+        }),
+    }
+}
+
+/// Returns the error for a registry whose folder does not exist.
+pub(super) fn no_folder(action: &'static str, folder: &FilePath) -> RegistryError {
+    RegistryError::NoFolder {
+        action,
+        path: folder.display().to_string(),
+    }
+}
+
 /// Returns the folder of a `file://` URL. The error for any other URL does not quote it, because it may contain a
 /// secret.
-fn folder(url: &str) -> Result<PathBuf, RegistryError> {
+pub(super) fn folder(url: &str) -> Result<PathBuf, RegistryError> {
     let wrong = |found: String| RegistryError::Url {
         found,
         expected: EXPECTED_URL,

@@ -67,7 +67,11 @@ pub enum ServingError {
 impl ServingError {
     /// Returns whether retrying may succeed without intervention.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Registry(RegistryError::Store { .. }) | Self::Runtime(_))
+        use RegistryError::{Folder, NoFolder, Store};
+        matches!(
+            self,
+            Self::Registry(Store { .. } | Folder { .. } | NoFolder { .. }) | Self::Runtime(_)
+        )
     }
 }
 

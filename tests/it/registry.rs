@@ -191,6 +191,24 @@ async fn rollback_goes_back_step_by_step_to_the_base() {
 }
 
 #[tokio::test]
+async fn writing_does_not_create_the_folder_of_the_registry() {
+    let folder = Folder::new();
+    std::fs::remove_dir(folder.path("")).unwrap();
+    let path = folder.path("").display().to_string();
+    let path = path.trim_end_matches('/');
+    let error = folder.registry.put_record(RecordKind::Policy, "{}").await.unwrap_err();
+    let expected = format!("cannot write to the registry: the folder `{path}` does not exist");
+    assert_eq!(error.to_string(), expected);
+    assert!(folder.registry.publish(draft("a")).await.is_err());
+    let error = Registry::open(folder.registry.location()).unwrap_err();
+    let expected = format!("cannot open the registry: the folder `{path}` does not exist");
+    assert_eq!(error.to_string(), expected);
+    assert!(!folder.path("").exists());
+    Registry::create(folder.registry.location()).unwrap();
+    assert!(folder.path("").exists());
+}
+
+#[tokio::test]
 async fn damaged_objects_are_reported_and_never_served() {
     let folder = Folder::new();
     let (a, b) = (folder.publish("a").await, folder.publish("b").await);
