@@ -5,12 +5,14 @@ use std::time::SystemTime;
 
 use anyhow::bail;
 use clap::{Args, Subcommand};
+use tracing::error;
 
 use super::{Exit, SettingsArgs};
 use crate::config::Config;
 use crate::ops::log;
-use crate::registry::{Change, Manifest, Pointer, Registry, Rollback};
+use crate::registry::{Change, Manifest, Pointer, Registry, RegistryLoss, Rollback};
 use crate::serving;
+use crate::serving::tracked::{RegistryState, TrackedRegistry};
 
 #[derive(Debug, Args)]
 pub(super) struct AdaptersArgs {
@@ -46,30 +48,38 @@ enum AdaptersCommand {
 pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let config = Config::load(&args.settings.sources())?;
     log::start_for_command(&config.log);
-    let registry = Registry::open(config.require_registry()?)?;
+    let mut tracked = TrackedRegistry::recall(config.require_registry()?, config.registry.state.as_deref())?;
     let now = SystemTime::now();
     serving::runtime()?.block_on(async {
         match &args.command {
-            AdaptersCommand::List => list(&registry, out).await?,
+            AdaptersCommand::List => list(&to_read(&mut tracked).await?, out).await?,
             AdaptersCommand::Show { version } => {
+                let registry = to_read(&mut tracked).await?;
                 let version = registry.find(version).await?;
                 let manifest = registry.manifest(&version).await?;
                 writeln!(out, "{}", serde_json::to_string_pretty(&manifest)?)?;
             }
             AdaptersCommand::Promote { version } => {
+                let registry = tracked.require_intact().await?;
                 let version = registry.find(version).await?;
                 let after = registry.current().await?.map_or(0, |pointer| pointer.sequence);
-                print_pointer(&registry.promote(&version, after, now).await?, out)?;
+                let pointer = registry.promote(&version, after, now).await?;
+                tracked.remember(&pointer);
+                print_pointer(&pointer, out)?;
             }
             AdaptersCommand::Rollback { version } => {
+                let registry = tracked.require_intact().await?;
                 let target = match version.as_deref() {
                     None => Rollback::Previous,
                     Some("base") => Rollback::Base,
                     Some(version) => Rollback::To(registry.find(version).await?),
                 };
-                print_pointer(&registry.rollback(&target, now).await?, out)?;
+                let pointer = registry.rollback(&target, now).await?;
+                tracked.remember(&pointer);
+                print_pointer(&pointer, out)?;
             }
             AdaptersCommand::Gc => {
+                let registry = tracked.require_intact().await?;
                 let _lock = registry.lock(now)?;
                 let removed = registry.gc(config.registry.keep, now).await?;
                 for version in &removed.versions {
@@ -87,6 +97,17 @@ pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Ex
         }
         Ok(Exit::Success)
     })
+}
+
+/// Returns the registry for a command that only reads it. That it is lost is logged, but does not stop the command if
+/// there is something to read.
+async fn to_read(tracked: &mut TrackedRegistry) -> anyhow::Result<Registry> {
+    match tracked.read().await? {
+        RegistryState::Lost(lost) if lost.loss == RegistryLoss::NoFolder => bail!(*lost),
+        RegistryState::Lost(lost) => error!(error = %lost, "the registry has lost the version in service"),
+        RegistryState::Intact(_) => {}
+    }
+    Ok(Registry::open(tracked.location())?)
 }
 
 async fn list(registry: &Registry, out: &mut dyn Write) -> anyhow::Result<()> {

@@ -94,6 +94,9 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
             registry.location()
         )?;
     }
+    if let Some(lost) = &model.lost {
+        writeln!(out, "warning   {lost}")?;
+    }
     writeln!(out, "prompt    {}", identity.prompt)?;
     writeln!(
         out,

@@ -1,13 +1,16 @@
 //! The checks that `check` and `run` share: settings, model and brokers, with all problems reported at once.
 
 use anyhow::bail;
+use tracing::error;
 
 use super::SettingsArgs;
-use crate::config::{Config, ConfigDraft, LogConfig, StreamConfig};
+use crate::config::{Config, ConfigDraft, LogConfig, RegistryConfig, StreamConfig};
 use crate::fault::{Fault, Faults};
 use crate::kafka::properties_faults;
 use crate::kafka::topics::{self, TopicFacts, TopicsError};
-use crate::registry::{Pointer, Registry};
+use crate::registry::{LostRegistry, Pointer};
+use crate::serving::records::{self, PendingRecords};
+use crate::serving::tracked::{PointerToServe, TrackedRegistry};
 use crate::serving::{self, LoadedModel, ModelSource, ServingError};
 
 /// The result of a successful check.
@@ -23,9 +26,11 @@ pub(super) struct CheckedModel {
     pub loaded: LoadedModel,
     pub source: ModelSource,
     /// `None` if `registry.url` is not set.
-    pub registry: Option<Registry>,
+    pub registry: Option<TrackedRegistry>,
     /// The pointer in effect; `None` if there is no registry or it has no pointers.
     pub pointer: Option<Pointer>,
+    /// The loss that `registry.on_missing = "continue"` tolerates.
+    pub lost: Option<Box<LostRegistry>>,
 }
 
 impl CheckedModel {
@@ -67,10 +72,7 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, start_log: fn(&Lo
         _ => None,
     };
     let model = match (model, prompt) {
-        (Some(model), Some(prompt)) => Some(load(
-            ModelSource { model, prompt },
-            registry.and_then(|found| found.url),
-        )),
+        (Some(model), Some(prompt)) => Some(load(ModelSource { model, prompt }, registry.as_ref())),
         _ => None,
     };
     let mut faults = Faults::default();
@@ -101,7 +103,8 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, start_log: fn(&Lo
     Ok(Checked { config, model, stream })
 }
 
-/// Loads the model in service, for commands that do not use the stream.
+/// Loads the model in service, for commands that make decisions without the stream, and stores the records that the
+/// decisions refer to.
 ///
 /// # Errors
 /// Returns [`Faults`] if the model cannot be loaded, or an error if the registry does not answer or the version cannot
@@ -111,27 +114,44 @@ pub(super) fn model(config: &Config) -> anyhow::Result<CheckedModel> {
         model: config.model.clone(),
         prompt: config.prompt.clone(),
     };
-    match load(source, config.registry.url.clone()) {
-        Ok(model) => Ok(model),
+    let model = match load(source, Some(&config.registry)) {
+        Ok(model) => model,
         Err(ServingError::Load(faults)) => bail!(faults),
         Err(error) => bail!(error),
+    };
+    if let Some(lost) = &model.lost {
+        error!(error = %lost, "the registry has lost the version in service");
+    } else if let Some(registry) = model.registry.as_ref().and_then(TrackedRegistry::registry) {
+        let mut records = PendingRecords::default();
+        records::of_model(&model.loaded)
+            .into_iter()
+            .for_each(|record| records.add(record));
+        serving::runtime()?.block_on(records.store(registry));
     }
+    Ok(model)
 }
 
 /// Loads the version in service, or the adapter of the settings if there is no registry.
-fn load(source: ModelSource, registry: Option<String>) -> Result<CheckedModel, ServingError> {
-    let registry = registry.as_deref().map(Registry::open).transpose()?;
+fn load(source: ModelSource, config: Option<&RegistryConfig>) -> Result<CheckedModel, ServingError> {
     let runtime = serving::runtime()?;
-    let pointer = match &registry {
-        Some(registry) => runtime.block_on(registry.current())?,
-        None => None,
-    };
-    let loaded = runtime.block_on(source.load(registry.as_ref(), pointer.as_ref()))?;
+    let mut registry = None;
+    let mut to_serve = PointerToServe::default();
+    if let Some(config) = config
+        && let Some(url) = &config.url
+    {
+        let mut tracked = TrackedRegistry::recall(url, config.state.as_deref())?;
+        to_serve = runtime.block_on(tracked.pointer_to_serve(config.on_missing))?;
+        registry = Some(tracked);
+    }
+    let PointerToServe { pointer, lost } = to_serve;
+    let opened = registry.as_ref().and_then(TrackedRegistry::registry);
+    let loaded = runtime.block_on(source.load(opened, pointer.as_ref()))?;
     Ok(CheckedModel {
         loaded,
         source,
         registry,
         pointer,
+        lost,
     })
 }
 

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use tracing::error;
 
 use super::{Exit, SettingsArgs, feedback};
 use crate::config::{Config, ModelConfig};
@@ -17,6 +18,7 @@ use crate::retrain::judge::evaluation::{Bootstrap, Curves, Evaluation, Evaluatio
 use crate::retrain::judge::measure;
 use crate::retrain::report::{Fact, Report, ReportSide, render};
 use crate::serving;
+use crate::serving::tracked::{PointerToServe, TrackedRegistry};
 use crate::serving::{LoadedModel, ModelSource};
 
 #[derive(Debug, Args)]
@@ -182,8 +184,7 @@ fn load(adapter: Option<&str>, config: &Config) -> anyhow::Result<LoadedModel> {
         _ => {}
     }
     let source = source_with(config.model.adapter.clone());
-    let registry = config.registry.url.as_deref().map(Registry::open).transpose()?;
-    let Some(registry) = registry else {
+    let Some(url) = config.registry.url.as_deref() else {
         return match adapter {
             None => Ok(source.load_version(None, None)?),
             Some(version) => {
@@ -192,14 +193,17 @@ fn load(adapter: Option<&str>, config: &Config) -> anyhow::Result<LoadedModel> {
         };
     };
     serving::runtime()?.block_on(async {
-        let version = match adapter {
-            None => match registry.current().await? {
-                Some(pointer) => registry.read_current(&pointer).await?,
-                None => None,
-            },
-            Some(prefix) => Some(registry.read(&registry.find(prefix).await?).await?),
+        let Some(prefix) = adapter else {
+            let mut registry = TrackedRegistry::recall(url, config.registry.state.as_deref())?;
+            let PointerToServe { pointer, lost } = registry.pointer_to_serve(config.registry.on_missing).await?;
+            if let Some(lost) = lost {
+                error!(error = %lost, "the registry has lost the version in service");
+            }
+            return Ok(source.load(registry.registry(), pointer.as_ref()).await?);
         };
-        Ok(source.load_version(Some(&registry), version.as_ref())?)
+        let registry = Registry::open(url)?;
+        let version = registry.read(&registry.find(prefix).await?).await?;
+        Ok(source.load_version(Some(&registry), Some(&version))?)
     })
 }
 

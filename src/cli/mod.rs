@@ -23,6 +23,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::Sources;
 use crate::fault::Faults;
+use crate::registry::LostRegistry;
 use crate::serving::ServingError;
 use crate::stream::control::StreamError;
 
@@ -44,7 +45,7 @@ Exit codes:
   0   success
   1   failure
   64  invalid command line
-  78  invalid settings, model, adapter or topics, or a gap in the comments topic
+  78  invalid settings, model, adapter or topics, a lost registry, or a gap in the comments topic
 
 Examples:
   moderatord demo
@@ -128,7 +129,7 @@ pub enum Exit {
     Failure,
     /// The command line is invalid (64, EX_USAGE).
     Usage,
-    /// The settings, model, adapter or topics are invalid, so retrying does not help (78, EX_CONFIG).
+    /// The settings, model, adapter, registry or topics need attention, so retrying does not help (78, EX_CONFIG).
     Config,
 }
 
@@ -142,7 +143,8 @@ impl Exit {
             let stream = cause.downcast_ref::<StreamError>();
             let serving = cause.downcast_ref::<ServingError>();
             cause.is::<Faults>()
-                || serving.is_some_and(|error| matches!(error, ServingError::Load(_)))
+                || cause.is::<LostRegistry>()
+                || serving.is_some_and(|error| matches!(error, ServingError::Load(_) | ServingError::Lost(_)))
                 || stream.is_some_and(StreamError::requires_operator)
         };
         if causes().any(requires_operator) {

@@ -23,6 +23,7 @@ use crate::retrain::session::{PartSizes, Published, REPORT_FILE, RetrainOutcome,
 use crate::retrain::train::trainer::TrainingProgress;
 use crate::serving;
 use crate::serving::ModelSource;
+use crate::serving::tracked::TrackedRegistry;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -48,7 +49,7 @@ Exit codes:
   0   promoted, published without promotion, or skipped for lack of data
   1   failure
   64  invalid command line
-  78  invalid settings
+  78  invalid settings, or a registry that has lost the version in service
 
 Examples:
   moderatord retrain --config /etc/moderatord/moderatord.toml
@@ -57,8 +58,9 @@ Examples:
 pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
     let config = Config::load(&args.settings.sources())?;
     log::start_for_command(&config.log);
-    let url = config.require_registry()?;
-    let registry = Registry::create(url)?;
+    let mut tracked = TrackedRegistry::recall(config.require_registry()?, config.registry.state.as_deref())?;
+    // A new adapter must not be compared with the bare base model because the registry is not mounted.
+    let registry = serving::runtime()?.block_on(tracked.require_intact_or_create())?;
     // Held until the end: otherwise, two concurrent runs could both compare with a version that the other replaces.
     let _lock = registry.lock(SystemTime::now())?;
     let (gathered, origin) = gather(args.input.as_deref(), &config)?;
@@ -83,7 +85,12 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     display.bar.finish_and_clear();
     match outcome? {
         RetrainOutcome::Skipped(reason) => writeln!(out, "skipped: {reason}")?,
-        RetrainOutcome::Published(published) => print_published(&published, args.no_promote, &registry, out)?,
+        RetrainOutcome::Published(published) => {
+            if let Some(pointer) = &published.pointer {
+                tracked.remember(pointer);
+            }
+            print_published(&published, args.no_promote, &registry, out)?;
+        }
     }
     Ok(Exit::Success)
 }

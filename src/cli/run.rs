@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use metrics::gauge;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,9 +22,11 @@ use crate::ops::http::HttpState;
 use crate::ops::log;
 use crate::ops::metrics as names;
 use crate::ops::notify::Notifier;
-use crate::registry::{RecordKind, Registry};
-use crate::serving::ReadyModel;
+use crate::registry::RecordKind;
+use crate::serving::records::{self, PendingRecords, Record};
+use crate::serving::report::ReadReporter;
 use crate::serving::watch::{RegistryWatcher, set_model_info};
+use crate::serving::{LoadedModel, ModelSource, ReadyModel};
 use crate::stream::pipeline::{Model, Pipeline, Settings};
 use crate::stream::score::Replacement;
 
@@ -60,7 +62,7 @@ Exit codes:
   0   stopped by a signal
   1   failure; a restart may help
   64  invalid command line
-  78  the settings, model, topics or committed offsets need attention";
+  78  the settings, model, registry, topics or committed offsets need attention";
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     let checked = check(&args.settings, Streaming::Required, log::start)?;
@@ -74,9 +76,24 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         .build()
         .context("cannot start the runtime")?;
     let daemon = runtime.block_on(RunningDaemon::prepare(&config))?;
-    let registry = model.registry.clone();
     let (sequence, mut source) = (model.pointer_sequence(), model.source.clone());
-    let (ready, max_tokens) = warm(model, &config)?;
+    let CheckedModel {
+        registry, loaded, lost, ..
+    } = model;
+    let mut reporter = ReadReporter::default();
+    if let Some(lost) = lost {
+        reporter.lost(&lost);
+    }
+    if registry.is_some() && config.registry.state.is_none() {
+        warn!(
+            "neither registry.state nor $STATE_DIRECTORY is set: after a restart, a lost registry looks like a new one"
+        );
+    }
+    let mut records = PendingRecords::default();
+    records::of_model(&loaded)
+        .into_iter()
+        .for_each(|record| records.add(record));
+    let (ready, max_tokens) = warm(&source, loaded, &config)?;
     // Models that are swapped in later must use the same device.
     source.model.device = ready.classifier.placement().choice();
     set_model_info(&ready.judged.identity);
@@ -91,14 +108,19 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         delivery = ?settings.stream.delivery,
         "serving"
     );
-    let (check_registry, check_requests) = bounded(1);
-    if let Some(registry) = registry.clone() {
+    // A reload must not wait for a registry that hangs. There is one message for each signal.
+    let (check_registry, check_requests) = unbounded();
+    let watches_registry = registry.is_some();
+    if let Some(registry) = registry {
         let watcher = RegistryWatcher {
             source,
             registry,
             sequence,
             max_tokens: settings.batch.max_tokens,
             poll: config.registry.poll,
+            judge: Arc::clone(&judge),
+            records,
+            reporter,
         };
         // Not joined: it ends with the process, even in the middle of loading a version.
         std::thread::Builder::new()
@@ -109,19 +131,17 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     let handler = ReloadHandler {
         sources: args.settings.sources(),
         judge: &judge,
-        registry,
-        check_registry,
+        check_registry: watches_registry.then_some(check_registry),
     };
-    runtime.block_on(handler.store_policy());
     runtime.block_on(daemon.serve(pipeline, &handler, config.shutdown.grace))?;
     Ok(Exit::Success)
 }
 
 /// Warms up the model. Returns it with its token budget.
-pub(super) fn warm(model: CheckedModel, config: &Config) -> anyhow::Result<(ReadyModel, usize)> {
+pub(super) fn warm(source: &ModelSource, loaded: LoadedModel, config: &Config) -> anyhow::Result<(ReadyModel, usize)> {
     let started = Instant::now();
     let limit = config.batch.max_tokens;
-    let (ready, warm) = model.source.warm_up(model.loaded, limit)?;
+    let (ready, warm) = source.warm_up(loaded, limit)?;
     info!(
         batch_budget_tokens = warm.max_tokens,
         limit,
@@ -166,25 +186,17 @@ pub(super) fn assemble(
 struct ReloadHandler<'a> {
     sources: Sources,
     judge: &'a CurrentJudge,
-    registry: Option<Registry>,
-    /// Makes the registry watcher check for a new version.
-    check_registry: Sender<()>,
+    /// Makes the registry watcher store the policy and check for a new version; absent without a registry.
+    check_registry: Option<Sender<Record>>,
 }
 
 impl ReloadHandler<'_> {
-    async fn reload(&self) {
+    fn reload(&self) {
         reload_policy(&self.sources, self.judge);
-        self.store_policy().await;
-        // If the channel is full, a request is pending already.
-        let _ = self.check_registry.try_send(());
-    }
-
-    /// Stores the policy in the registry under the hash that decisions record.
-    async fn store_policy(&self) {
-        let Some(registry) = &self.registry else { return };
-        let judge = self.judge.get();
-        if let Err(error) = registry.put_record(RecordKind::Policy, judge.policy.canonical()).await {
-            warn!(%error, "cannot store the policy in the registry");
+        if let Some(check_registry) = &self.check_registry {
+            let policy = self.judge.get().policy.canonical().to_owned();
+            // Fails only if the watcher has ended, which it logs.
+            let _ = check_registry.send((RecordKind::Policy, policy));
         }
     }
 }
@@ -250,7 +262,7 @@ impl RunningDaemon {
                 // Ignored while draining: a reload would report the daemon as ready again.
                 _ = hangup.recv(), if deadline.is_none() => {
                     notifier.reloading(monotonic());
-                    handler.reload().await;
+                    handler.reload();
                     notifier.ready("serving");
                     false
                 }

@@ -18,6 +18,9 @@ const DEFAULTS: &str = include_str!("../../config/moderatord.toml");
 /// The prefix of all environment variables that set a setting.
 const PREFIX: &str = "MODERATORD__";
 
+/// The environment variable in which systemd passes the folders of `StateDirectory=`, separated by colons.
+const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
+
 /// The maximum size of a settings file, so that a wrong path to a huge file does not exhaust the memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -28,7 +31,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 pub struct Sources {
     /// The settings file, if there is one.
     pub file: Option<PathBuf>,
-    /// Environment variables; those whose names do not start with `MODERATORD__` are ignored.
+    /// Environment variables; those other than `STATE_DIRECTORY` whose names do not start with `MODERATORD__` are
+    /// ignored.
     pub environment: Vec<(OsString, OsString)>,
     /// The key, the value and the name of each flag that sets a setting.
     pub flags: Vec<(&'static str, String, &'static str)>,
@@ -40,7 +44,7 @@ impl Sources {
         Self {
             file,
             environment: std::env::vars_os()
-                .filter(|(name, _)| name.to_string_lossy().starts_with(PREFIX))
+                .filter(|(name, _)| name == STATE_DIRECTORY || name.to_string_lossy().starts_with(PREFIX))
                 .collect(),
             flags: Vec::new(),
         }
@@ -54,6 +58,7 @@ impl Sources {
             Ok(layer) => layers.push(layer),
             Err(reason) => faults.push(Fault::setting("built-in defaults", reason)),
         }
+        layers.push(self.state_directory());
         if let Some(path) = &self.file {
             match read(path).and_then(|text| parse(Some(&path.display().to_string()), &text)) {
                 Ok(layer) => layers.push(layer),
@@ -73,6 +78,19 @@ impl Sources {
                 (Map::<String, Value>::new().into(), faults)
             }
         }
+    }
+
+    /// Returns the state folder of the service manager as the default of `registry.state`.
+    fn state_directory(&self) -> Map<String, Value> {
+        let mut tree = SettingsTree::default();
+        let folders = self.environment.iter().find(|(name, _)| name == STATE_DIRECTORY);
+        let folders = folders.and_then(|(_, folders)| folders.to_str());
+        if let Some(first) = folders.and_then(|folders| folders.split(':').next()) {
+            let origin = format!("environment variable {STATE_DIRECTORY}");
+            let path = ["registry".to_owned(), "state".to_owned()];
+            tree.insert(&path, Value::new(Some(&origin), first));
+        }
+        tree.into_map()
     }
 
     fn environment(&self, faults: &mut Vec<Fault>) -> Map<String, Value> {

@@ -19,7 +19,7 @@ use std::time::Duration;
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
 pub(crate) use retrain::FeedbackTopic;
-pub use retrain::{RegistryConfig, RetrainConfig};
+pub use retrain::{OnMissing, RegistryConfig, RetrainConfig};
 pub use training::{Loss, Projection};
 
 use crate::fault::{Fault, Faults};

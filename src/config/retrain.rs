@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use url::Url;
+
 use super::Config;
 use super::kafka::KafkaProperties;
 use super::reader::SettingsReader;
@@ -18,6 +20,19 @@ pub struct RegistryConfig {
     pub keep: usize,
     /// How often a daemon checks for a new pointer.
     pub poll: Duration,
+    /// The folder, outside the registry, that remembers the pointer last seen in it.
+    pub state: Option<PathBuf>,
+    /// What to do at startup if the registry no longer has the pointer last seen in it.
+    pub on_missing: OnMissing,
+}
+
+/// What to do at startup if the registry no longer has the pointer last seen in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnMissing {
+    /// Do not start.
+    Stop,
+    /// Serve what there is, which is the bare base model if the registry is empty.
+    Continue,
 }
 
 /// How `retrain` trains and judges an adapter.
@@ -130,6 +145,17 @@ pub(super) fn registry(reader: &mut SettingsReader) -> Option<RegistryConfig> {
     let url = reader.optional_string("registry.url");
     let keep = reader.integer("registry.keep", 1..=10_000);
     let poll = reader.duration("registry.poll", Duration::from_millis(100)..=Duration::from_secs(3600));
+    let state = reader.optional_path("registry.state");
+    let choices = [("stop", OnMissing::Stop), ("continue", OnMissing::Continue)];
+    let on_missing = reader.choice("registry.on_missing", &choices);
+    let folder = url.as_deref().and_then(|url| Url::parse(url).ok()?.to_file_path().ok());
+    if let (Some(folder), Some(state)) = (folder, &state)
+        && state.starts_with(folder)
+    {
+        let expected =
+            "expected a folder outside the registry, because what is remembered there must not be lost with it";
+        reader.fault("registry.state", expected);
+    }
     if url.is_some() && reader.is_set("model.adapter") {
         reader.fault(
             "model.adapter",
@@ -140,6 +166,8 @@ pub(super) fn registry(reader: &mut SettingsReader) -> Option<RegistryConfig> {
         url,
         keep: keep?,
         poll: poll?,
+        state,
+        on_missing: on_missing?,
     })
 }
 

@@ -41,6 +41,12 @@ pub const PROBABILITY: &str = "moderatord_probability";
 pub const MODEL_INFO: &str = "moderatord_model_info";
 /// Counts attempts to swap the adapter while serving by `result`: swapped or refused.
 pub const ADAPTER_SWAPS: &str = "moderatord_adapter_swaps_total";
+/// Counts the times that the registry was read while serving by `result`: ok, failed or missing.
+pub const REGISTRY_READS: &str = "moderatord_registry_reads_total";
+/// The Unix time at which the registry was last read and had its version in service.
+pub const REGISTRY_LAST_READ: &str = "moderatord_registry_last_read_timestamp_seconds";
+/// 1 while the registry does not have the version last seen in service or a later one, and 0 otherwise.
+pub const REGISTRY_MISSING: &str = "moderatord_registry_missing";
 /// Counts failed scorer calls by `verdict`: record or device.
 pub const SCORE_FAILURES: &str = "moderatord_score_failures_total";
 
@@ -81,6 +87,19 @@ fn describe() {
     describe_counter!(
         ADAPTER_SWAPS,
         "Number of attempts to swap the adapter while serving, by result."
+    );
+    describe_counter!(
+        REGISTRY_READS,
+        "Number of times that the registry was read while serving, by result."
+    );
+    describe_gauge!(
+        REGISTRY_LAST_READ,
+        Unit::Seconds,
+        "Unix time at which the registry was last read and had its version in service."
+    );
+    describe_gauge!(
+        REGISTRY_MISSING,
+        "1 while the registry does not have the version last seen in service or a later one, otherwise 0."
     );
     describe_counter!(
         SCORE_FAILURES,

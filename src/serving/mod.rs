@@ -3,6 +3,9 @@
 //! A version enters service only if its hashes are correct, it fits the base model and the prompt, it reproduces its
 //! golden set, and it can score. For a swap, it is loaded next to the model in service, which continues to score.
 
+pub(crate) mod records;
+pub(crate) mod report;
+pub(crate) mod tracked;
 pub(crate) mod watch;
 
 use std::time::Duration;
@@ -15,7 +18,7 @@ use crate::config::{ModelConfig, PromptConfig};
 use crate::decide::{Calibration, DerivedThresholds, JudgedModel};
 use crate::fault::Faults;
 use crate::prompt::PromptError;
-use crate::registry::{AdapterVersion, Pointer, RecordKind, Registry, RegistryError};
+use crate::registry::{AdapterVersion, LostRegistry, Pointer, Registry, RegistryError};
 use crate::scorer::{Row, ScoreError};
 
 /// Upper limit on the time to score one window. It is well below the time after which the daemon counts as stalled.
@@ -27,6 +30,9 @@ pub enum ServingError {
     /// The registry is unavailable or damaged.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The registry no longer has the pointer last seen in it.
+    #[error("{0}; with registry.on_missing = \"continue\", what it has is served, or else the bare base model")]
+    Lost(Box<LostRegistry>),
     /// The base model, adapter or prompt cannot be loaded, or they do not fit together.
     #[error("{}", .0.on_one_line())]
     Load(Faults),
@@ -132,11 +138,7 @@ impl ModelSource {
             (Some(registry), Some(pointer)) => registry.read_current(pointer).await?,
             _ => None,
         };
-        let loaded = self.load_version(registry, version.as_ref())?;
-        if let Some(registry) = registry {
-            Self::store_records(registry, &loaded).await?;
-        }
-        Ok(loaded)
+        self.load_version(registry, version.as_ref())
     }
 
     /// Loads a version that was read from the registry, and checks that it fits and reproduces its golden set.
@@ -220,18 +222,6 @@ impl ModelSource {
         let canary = canary::rows(&loaded.classifier.prompter())?;
         check_budget(&mut loaded.classifier, &canary, max_tokens)?;
         Ok(ReadyModel::new(loaded, canary))
-    }
-
-    /// Stores the records that decisions refer to by hash, so that `explain` can find them.
-    async fn store_records(registry: &Registry, loaded: &LoadedModel) -> Result<(), RegistryError> {
-        let (prompter, calibration) = (loaded.classifier.prompter(), loaded.calibration);
-        registry.put_record(RecordKind::Prompt, prompter.canonical()).await?;
-        if calibration != Calibration::Identity {
-            registry
-                .put_record(RecordKind::Calibration, &calibration.canonical())
-                .await?;
-        }
-        Ok(())
     }
 }
 

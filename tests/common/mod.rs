@@ -28,6 +28,7 @@ pub fn lines(faults: &Faults) -> String {
 /// Returns a command without the settings of the developer's environment.
 pub fn without_settings(program: &str) -> Command {
     let mut command = Command::new(program);
+    command.env_remove("STATE_DIRECTORY");
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("MODERATORD__") {
             command.env_remove(name);

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use moderatord::classifier::Classifier;
+use moderatord::config::{Config, ModelConfig};
 use moderatord::decide::{Calibration, DerivedThresholds};
 use moderatord::registry::{RecordKind, VersionDraft, VersionFacts};
 use serde_json::json;
@@ -42,6 +44,25 @@ pub fn draft(name: &str) -> VersionDraft {
             (RecordKind::Calibration, calibration.canonical()),
         ]),
     }
+}
+
+/// Returns a draft of the adapter in a folder that can be served with the model and the prompt of the settings.
+pub fn servable_draft(config: &Config, adapter: &Path) -> VersionDraft {
+    let model = ModelConfig {
+        adapter: Some(adapter.to_owned()),
+        ..config.model.clone()
+    };
+    let classifier = Classifier::load(&model, &config.prompt).unwrap();
+    let identity = classifier.identity();
+    let mut draft = draft("a");
+    draft.facts.base = identity.base.clone();
+    draft.facts.prompt = identity.prompt.clone();
+    draft.facts.normalizer = identity.normalizer.clone();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        let bytes = std::fs::read(adapter.join(name)).unwrap();
+        draft.files.insert(name.to_owned(), bytes);
+    }
+    draft
 }
 
 /// Creates an empty registry with a split key that is always the same. With a random one, now and then a split of the

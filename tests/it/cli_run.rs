@@ -14,13 +14,13 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-fn moderatord() -> Command {
+pub(crate) fn moderatord() -> Command {
     crate::common::without_settings(env!("CARGO_BIN_EXE_moderatord"))
 }
 
-fn broker() -> EmbeddedBroker {
+pub(crate) fn broker() -> EmbeddedBroker {
     let broker = EmbeddedBroker::start().unwrap();
     for topic in ["comments", "decisions", "dead"] {
         broker.create_topic(topic, 1).unwrap();
@@ -28,7 +28,7 @@ fn broker() -> EmbeddedBroker {
     broker
 }
 
-fn settings(broker: &str, port: u16) -> String {
+pub(crate) fn settings(broker: &str, port: u16) -> String {
     format!(
         "delivery = \"at_least_once\"\n[kafka]\nbrokers = [\"{broker}\"]\ninstance = \"test\"\n\
          [kafka.properties]\n\"session.timeout.ms\" = 3000\n\"heartbeat.interval.ms\" = 300\n\"fetch.wait.max.ms\" = 10\n\
@@ -38,11 +38,11 @@ fn settings(broker: &str, port: u16) -> String {
     )
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-fn ask(port: u16, path: &str) -> String {
+pub(crate) fn ask(port: u16, path: &str) -> String {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     write!(
         stream,
@@ -55,10 +55,10 @@ fn ask(port: u16, path: &str) -> String {
 }
 
 /// The messages from the service to the service manager.
-struct Notifications(std::sync::mpsc::Receiver<String>);
+pub(crate) struct Notifications(std::sync::mpsc::Receiver<String>);
 
 impl Notifications {
-    fn bind(path: &Path) -> Self {
+    pub(crate) fn bind(path: &Path) -> Self {
         let socket = UnixDatagram::bind(path).unwrap();
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -83,15 +83,15 @@ impl Notifications {
         }
     }
 
-    fn state(&self) -> String {
+    pub(crate) fn state(&self) -> String {
         self.next(false)
     }
 }
 
-struct Service(Child);
+pub(crate) struct Service(pub(crate) Child);
 
 impl Service {
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill")
             .arg(format!("-{name}"))
             .arg(self.0.id().to_string())
@@ -99,7 +99,7 @@ impl Service {
         assert!(sent.unwrap().success());
     }
 
-    fn end(mut self) -> Option<i32> {
+    pub(crate) fn end(mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         while self.0.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the service does not end");
@@ -115,7 +115,7 @@ impl Drop for Service {
     }
 }
 
-fn produce(broker: &str, id: &str) {
+pub(crate) fn produce(broker: &str, id: &str) {
     let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", broker).create().unwrap();
     let event = format!(r#"{{"content_id":"{id}","text":"zebramarkword in the garden"}}"#);
     producer
@@ -125,7 +125,7 @@ fn produce(broker: &str, id: &str) {
 }
 
 /// Returns a consumer at the beginning of the decisions.
-fn reader(broker: &str) -> BaseConsumer {
+pub(crate) fn reader(broker: &str) -> BaseConsumer {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", broker)
@@ -140,7 +140,7 @@ fn reader(broker: &str) -> BaseConsumer {
     consumer
 }
 
-fn next_decision(reader: &BaseConsumer) -> serde_json::Value {
+pub(crate) fn next_decision(reader: &BaseConsumer) -> serde_json::Value {
     let message = reader.poll(PATIENCE).expect("a decision in time").unwrap();
     serde_json::from_slice(message.payload().unwrap()).unwrap()
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::common::lines;
-use moderatord::config::{Config, ConfigDraft, Delivery, DeviceChoice, OnGap, Quantize, Sources, Start};
+use moderatord::config::{Config, ConfigDraft, Delivery, DeviceChoice, OnGap, OnMissing, Quantize, Sources, Start};
 use moderatord::message::Thresholds;
 
 fn shipped() -> PathBuf {
@@ -380,6 +380,30 @@ fn a_settings_file_that_cannot_be_read_is_a_single_fault() {
         error.starts_with("/nowhere/moderatord.toml: cannot read the settings file"),
         "{error}"
     );
+}
+
+#[test]
+fn the_state_folder_of_the_service_manager_is_the_default() {
+    let state = |file: &str, variable: &str| {
+        let (_folder, mut sources) = sources(file, &[]);
+        sources.environment = vec![("STATE_DIRECTORY".into(), variable.into())];
+        Config::load(&sources).unwrap().registry.state
+    };
+    assert_eq!(state("", "/var/lib/a:/var/lib/b"), Some("/var/lib/a".into()));
+    assert_eq!(state("[registry]\nstate = \"/s\"\n", "/var/lib/a"), Some("/s".into()));
+    assert_eq!(state("", ""), None);
+    assert_eq!(minimal().registry.state, None);
+    assert_eq!(minimal().registry.on_missing, OnMissing::Stop);
+}
+
+#[test]
+fn the_registry_is_not_remembered_inside_itself() {
+    let text = |state: &str| format!("[registry]\nurl = \"file:///r\"\nstate = \"{state}\"\non_missing = \"go\"\n");
+    insta::assert_snapshot!(faults(&text("/r/state"), &[]), @r#"
+    registry.on_missing = "go" (moderatord.toml): expected "stop" or "continue"
+    registry.state = "/r/state" (moderatord.toml): expected a folder outside the registry, because what is remembered there must not be lost with it
+    "#);
+    assert!(!faults(&text("/r2"), &[]).contains("registry.state"));
 }
 
 #[test]

@@ -28,6 +28,7 @@ mod untrusted_text;
 mod evaluation;
 mod registry;
 mod registry_faults;
+mod registry_loss;
 mod report;
 mod trainer;
 mod training_parity;

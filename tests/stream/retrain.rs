@@ -48,6 +48,7 @@ impl Workspace {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_moderatord"));
+        command.env_remove("STATE_DIRECTORY");
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("MODERATORD__") {
                 command.env_remove(name);
@@ -221,6 +222,8 @@ fn a_running_daemon_swaps_to_the_version_that_retraining_promotes() {
     let decisions = broker.read(&names.decisions);
     assert_each_once(&decisions, &[], &[160]);
     assert_eq!(decisions[159].json()["model"]["adapter_version"], version.as_str());
+    let no_memory = "neither registry.state nor $STATE_DIRECTORY is set";
+    assert_eq!(service.log().matches(no_memory).count(), 1, "{}", service.log());
     service.stop();
 }
 
