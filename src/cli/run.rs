@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
-use metrics::gauge;
+use metrics::{counter, gauge};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
@@ -15,6 +15,7 @@ use super::checked::{Checked, CheckedModel, Streaming, check};
 use super::{Exit, SettingsArgs};
 use crate::config::{BatchConfig, Config, Sources, StreamConfig};
 use crate::decide::CurrentJudge;
+use crate::fault::Faults;
 use crate::kafka::topics::TopicFacts;
 use crate::ops::health::{Health, Phase};
 use crate::ops::http;
@@ -192,7 +193,16 @@ struct ReloadHandler<'a> {
 
 impl ReloadHandler<'_> {
     fn reload(&self) {
-        reload_policy(&self.sources, self.judge);
+        let result = match reload_policy(&self.sources, self.judge) {
+            Ok(()) => "ok",
+            Err(faults) => {
+                for fault in faults {
+                    error!(%fault, "cannot reload the settings; the old ones stay in force");
+                }
+                "refused"
+            }
+        };
+        counter!(names::RELOADS, "result" => result).increment(1);
         if let Some(check_registry) = &self.check_registry {
             let policy = self.judge.get().policy.canonical().to_owned();
             // Fails only if the watcher has ended, which it logs.
@@ -303,18 +313,12 @@ impl RunningDaemon {
     }
 }
 
-/// Reloads the policy, the only setting that can change while the daemon is serving. If the settings are invalid, the
-/// old policy stays in force.
-fn reload_policy(sources: &Sources, judge: &CurrentJudge) {
-    let config = match Config::load(sources) {
-        Ok(config) => config,
-        Err(faults) => {
-            for fault in faults {
-                error!(%fault, "cannot reload the settings; the old ones stay in force");
-            }
-            return;
-        }
-    };
+/// Reloads the policy, the only setting that can change while the daemon is serving.
+///
+/// # Errors
+/// Returns all faults if the settings are invalid. The old policy then stays in force.
+fn reload_policy(sources: &Sources, judge: &CurrentJudge) -> Result<(), Faults> {
+    let config = Config::load(sources)?;
     let previous = judge.get();
     judge.set_policy(config.policy);
     let current = judge.get();
@@ -323,6 +327,7 @@ fn reload_policy(sources: &Sources, judge: &CurrentJudge) {
         was = previous.policy.content_hash(),
         "policy reloaded"
     );
+    Ok(())
 }
 
 /// Returns the time of CLOCK_MONOTONIC, which systemd requires with RELOADING=1. On Linux, this clock starts at boot.

@@ -47,6 +47,8 @@ pub const REGISTRY_READS: &str = "moderatord_registry_reads_total";
 pub const REGISTRY_LAST_READ: &str = "moderatord_registry_last_read_timestamp_seconds";
 /// 1 while the registry does not have the version last seen in service or a later one, and 0 otherwise.
 pub const REGISTRY_MISSING: &str = "moderatord_registry_missing";
+/// Counts reloads of the policy on SIGHUP by `result`: ok or refused.
+pub const RELOADS: &str = "moderatord_reloads_total";
 /// Counts failed scorer calls by `verdict`: record or device.
 pub const SCORE_FAILURES: &str = "moderatord_score_failures_total";
 
@@ -101,6 +103,7 @@ fn describe() {
         REGISTRY_MISSING,
         "1 while the registry does not have the version last seen in service or a later one, otherwise 0."
     );
+    describe_counter!(RELOADS, "Number of reloads of the policy on SIGHUP, by result.");
     describe_counter!(
         SCORE_FAILURES,
         "Number of failed scorer calls, by verdict: bad record or device fault."

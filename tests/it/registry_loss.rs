@@ -218,6 +218,7 @@ fn a_daemon_keeps_its_version_while_the_registry_is_lost() {
     let text = std::fs::read_to_string(workspace.config()).unwrap();
     std::fs::write(workspace.config(), text + "[policy]\nreview = 0.0\n").unwrap();
     daemon.reload();
+    assert_eq!(daemon.metric("moderatord_reloads_total{result=\"ok\"}"), Some(1.0));
     daemon.reads_twice("missing");
     assert!(!workspace.path("registry").exists());
     daemon.logs_once("does not exist, but pointer 1 (version ");
@@ -259,6 +260,10 @@ fn a_daemon_keeps_its_version_while_the_registry_is_lost() {
     daemon.logs_once("cannot read the registry; the version in service stays");
     daemon.reads_twice("failed");
     daemon.logs_once("cannot read the registry; the version in service stays");
+
+    std::fs::write(workspace.config(), "[policy]\nreview = 7\n").unwrap();
+    daemon.reload();
+    assert_eq!(daemon.metric("moderatord_reloads_total{result=\"refused\"}"), Some(1.0));
     daemon.stop();
 }
 
