@@ -106,7 +106,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     info!(
         group = settings.stream.group,
         topic = settings.stream.topics.comments,
-        delivery = ?settings.stream.delivery,
+        delivery = settings.stream.delivery.as_str(),
         "serving"
     );
     // A reload must not wait for a registry that hangs. There is one message for each signal.

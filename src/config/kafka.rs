@@ -75,6 +75,16 @@ pub enum Delivery {
     AtLeastOnce,
 }
 
+impl Delivery {
+    /// Returns the value of the setting `delivery`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::ExactlyOnce => "exactly_once",
+            Self::AtLeastOnce => "at_least_once",
+        }
+    }
+}
+
 /// Settings of librdkafka by name; the `Debug` output redacts the values of secret ones.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct KafkaProperties(BTreeMap<String, String>);
