@@ -2,7 +2,7 @@
 //! processes that are killed or share a name.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::broker::{Broker, unique, variable};
 use crate::cluster::Cluster;
@@ -23,50 +23,75 @@ fn noise(length: usize, seed: u64) -> String {
     std::iter::repeat_with(letter).take(length).collect()
 }
 
-/// Runs a stream in which the topics refuse one output in twenty for its size, and returns how many records of aborted
-/// transactions it has left in them.
-fn aborted_by_refusals(hides_limits: bool) -> usize {
-    const COUNT: usize = 4000;
-    let broker = Broker::apache();
-    let names = Names::new("refused");
-    broker.create_topic(&names.comments, 1);
-    let small = [("max.message.bytes", "4000")];
-    broker.create_topic_with(&names.decisions, 1, &small);
-    broker.create_topic_with(&names.dead_letters, 1, &small);
-    let values: Vec<Vec<u8>> = (0..COUNT)
-        .map(|id| match id % 20 {
+/// A stream whose topics refuse some outputs for their size.
+struct Refusals {
+    count: usize,
+    /// One in so many outputs is refused; 0 for none.
+    one_in: usize,
+    /// The daemon cannot read the limits of the topics.
+    hides_limits: bool,
+}
+
+impl Refusals {
+    /// Runs the stream, and returns how many records of aborted transactions it has left, and how long it took from its
+    /// first commit to its last.
+    fn run(&self) -> (usize, Duration) {
+        let broker = Broker::apache();
+        let names = Names::new("refused");
+        broker.create_topic(&names.comments, 1);
+        let small = [("max.message.bytes", "4000")];
+        broker.create_topic_with(&names.decisions, 1, &small);
+        broker.create_topic_with(&names.dead_letters, 1, &small);
+        let is_refused = |id: usize| self.one_in > 0 && id % self.one_in == 7;
+        let value = |id: usize| match is_refused(id) {
             // Not JSON, so that the dead letter holds all of it.
-            7 => noise(8000 + id, id as u64).into_bytes(),
-            _ => comment(id, "hello"),
-        })
-        .collect();
-    broker.produce(
-        &names.comments,
-        values.iter().map(|value| (0, "k", Some(value.as_slice()))),
-    );
-    let mut setup = Setup::new(&broker, &names);
-    setup.hides_limits = hides_limits;
-    let daemon = setup.start(&broker, Scripted::by_length());
-    await_committed(&broker, &names, &[COUNT as i64]);
-    daemon.stop().unwrap();
-    let letters = broker.read(&names.dead_letters);
-    assert_each_once(&broker.read(&names.decisions), &letters, &[COUNT as i64]);
-    assert_eq!(letters.len(), COUNT / 20);
-    assert!(letters.iter().all(|letter| letter.value.is_none()));
-    broker.count_aborted(&names.decisions) + broker.count_aborted(&names.dead_letters)
+            true => noise(8000 + id % 1000, id as u64).into_bytes(),
+            false => comment(id, "hello"),
+        };
+        let values: Vec<Vec<u8>> = (0..self.count).map(value).collect();
+        broker.produce(
+            &names.comments,
+            values.iter().map(|value| (0, "k", Some(value.as_slice()))),
+        );
+        let mut setup = Setup::new(&broker, &names);
+        setup.hides_limits = self.hides_limits;
+        let daemon = setup.start(&broker, Scripted::by_length());
+        let committed = || broker.committed(&names.group, &names.comments, 1)[0];
+        eventually("some are committed", || committed() > 0);
+        let start = Instant::now();
+        eventually("all are committed", || committed() == self.count as i64);
+        let time = start.elapsed();
+        daemon.stop().unwrap();
+        let letters = broker.read(&names.dead_letters);
+        assert_each_once(&broker.read(&names.decisions), &letters, &[self.count as i64]);
+        assert_eq!(letters.len(), (0..self.count).filter(|&id| is_refused(id)).count());
+        assert!(letters.iter().all(|letter| letter.value.is_none()));
+        let aborted = broker.count_aborted(&names.decisions) + broker.count_aborted(&names.dead_letters);
+        (aborted, time)
+    }
 }
 
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
 fn outputs_that_exceed_a_known_limit_abort_no_transaction() {
-    assert_eq!(aborted_by_refusals(false), 0);
+    let refusals = Refusals {
+        count: 4000,
+        one_in: 20,
+        hides_limits: false,
+    };
+    assert_eq!(refusals.run().0, 0);
 }
 
 /// Without the permission to read the topics' settings, the limit is learnt from the first refusals.
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
 fn refused_outputs_abort_few_transactions_if_no_limit_is_known() {
-    let aborted = aborted_by_refusals(true);
+    let refusals = Refusals {
+        count: 4000,
+        one_in: 20,
+        hides_limits: true,
+    };
+    let (aborted, _) = refusals.run();
     assert!(
         (1..4000).contains(&aborted),
         "{aborted} records of aborted transactions"
