@@ -6,6 +6,8 @@
 use std::fmt;
 use std::path::Path;
 
+use crate::plural::Count;
+
 /// A problem with a setting, file or topic: its name, the value found, the origin of that value and what was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
@@ -107,8 +109,7 @@ impl std::error::Error for Faults {}
 
 impl fmt::Display for Faults {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let noun = if self.0.len() == 1 { "fault" } else { "faults" };
-        write!(f, "{} {noun}", self.0.len())?;
+        write!(f, "{}", Count(self.0.len(), "fault"))?;
         for fault in &self.0 {
             write!(f, "\n  {fault}")?;
         }

@@ -12,6 +12,7 @@
 //! | adapter versions | [`registry`], [`serving`], [`retrain`] |
 //! | commands | [`cli`] |
 
+mod plural;
 pub mod fault;
 pub mod hash;
 pub mod message;

@@ -6,6 +6,8 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::plural::Count;
+
 /// One prompt as the model sees it: the frame around one window of one comment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
@@ -29,7 +31,7 @@ impl Row {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ScoreError {
     /// The device or the arithmetic failed, which does not show whether a row caused the failure.
-    #[error("cannot score {rows} rows: {reason}")]
+    #[error("cannot score {}: {reason}", Count(*rows, "row"))]
     Failed {
         /// The number of rows in the failed call.
         rows: usize,

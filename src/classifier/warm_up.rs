@@ -56,7 +56,13 @@ pub fn warm_up(scorer: &mut dyn Scorer, canary: &[Row], limit: usize) -> Result<
             }
         }
     }
-    debug!(?measured, "measured micro-batches of growing size");
+    for size in &measured {
+        debug!(
+            max_tokens = size.max_tokens,
+            tokens_per_second = size.tokens_per_second.round(),
+            "measured a micro-batch"
+        );
+    }
     let chosen = choose(&measured);
     Ok(MeasuredBudget {
         max_tokens: chosen.max_tokens,

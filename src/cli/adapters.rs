@@ -10,6 +10,7 @@ use tracing::error;
 use super::{Exit, SettingsArgs};
 use crate::config::Config;
 use crate::ops::log;
+use crate::plural::Count;
 use crate::registry::{Change, Manifest, Pointer, Registry, RegistryLoss, Rollback};
 use crate::serving;
 use crate::serving::tracked::{RegistryState, TrackedRegistry};
@@ -87,11 +88,11 @@ pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Ex
                 }
                 writeln!(
                     out,
-                    "removed {} versions, {} unfinished versions, {} records and {} staged files",
-                    removed.versions.len(),
-                    removed.unfinished.len(),
-                    removed.records,
-                    removed.staged
+                    "removed {}, {}, {} and {}",
+                    Count(removed.versions.len(), "version"),
+                    Count(removed.unfinished.len(), "unfinished version"),
+                    Count(removed.records, "record"),
+                    Count(removed.staged, "staged file")
                 )?;
             }
         }

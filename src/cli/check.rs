@@ -16,6 +16,7 @@ use crate::decide::Policy;
 use crate::kafka::client;
 use crate::kafka::topics::TopicFacts;
 use crate::ops::log;
+use crate::plural::Count;
 use crate::scorer::Scorer;
 
 #[derive(Debug, Args)]
@@ -130,15 +131,17 @@ fn stream_summary(
         stream.brokers.join(", "),
         stream.group,
         stream.instance,
-        match delivery {
-            Delivery::ExactlyOnce => "exactly once",
-            Delivery::AtLeastOnce => "at least once",
-        }
+        delivery.as_str().replace('_', " "),
     )?;
     writeln!(
         out,
-        "topics    {} ({} partitions) to {} ({}) and {} ({})",
-        topics.comments, facts.comments, topics.decisions, facts.decisions, topics.dead_letters, facts.dead_letters
+        "topics    {} ({}) to {} ({}) and {} ({})",
+        topics.comments,
+        Count(usize::try_from(facts.comments).unwrap_or(0), "partition"),
+        topics.decisions,
+        facts.decisions,
+        topics.dead_letters,
+        facts.dead_letters
     )?;
     for warning in facts.warnings(input.max_bytes) {
         writeln!(out, "warning   {warning}")?;

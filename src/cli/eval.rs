@@ -12,6 +12,7 @@ use super::{Exit, SettingsArgs, feedback};
 use crate::config::{Config, ModelConfig};
 use crate::decide::Calibration;
 use crate::ops::log;
+use crate::plural::Count;
 use crate::registry::Registry;
 use crate::retrain::data::dataset::LabelledRow;
 use crate::retrain::judge::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, evaluate};
@@ -235,9 +236,9 @@ fn print(evaluation: &Evaluation, out: &mut dyn Write) -> std::io::Result<()> {
     for one in communities {
         writeln!(
             out,
-            "community {}: {} rows, {} hateful, false positive rate {}, F1 {}",
+            "community {}: {}, {} hateful, false positive rate {}, F1 {}",
             one.community.as_deref().unwrap_or("(none)"),
-            one.rows,
+            Count(one.rows, "row"),
             one.hateful,
             number(one.false_positive_rate),
             number(one.f1)

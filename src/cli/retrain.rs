@@ -16,6 +16,7 @@ use crate::classifier::golden::GoldenText;
 use crate::config::{Config, RetrainConfig};
 use crate::kafka::snapshot;
 use crate::ops::log;
+use crate::plural::Count;
 use crate::registry::Registry;
 use crate::retrain::data::feedback::FeedbackRules;
 use crate::retrain::data::gather::{FeedbackGatherer, GatheredFeedback};
@@ -122,9 +123,9 @@ fn print_feedback(gathered: &GatheredFeedback, out: &mut dyn Write, err: &mut dy
     let refused = &gathered.refused;
     writeln!(
         out,
-        "feedback  {} records, {} content ids, {} superseded, {} forgotten, {} refused",
-        gathered.records,
-        gathered.rows.len(),
+        "feedback  {}, {}, {} superseded, {} forgotten, {} refused",
+        Count(gathered.records, "record"),
+        Count(gathered.rows.len(), "content id"),
         gathered.superseded,
         gathered.forgotten,
         refused.total()
@@ -173,12 +174,13 @@ fn print_published(
     let rate = tokens as f64 / published.training_time.as_secs_f64().max(1e-9);
     writeln!(
         out,
-        "parts     {train} training, {validation} validation and {test} test rows"
+        "parts     {train} training, {validation} validation and {}",
+        Count(test, "test row")
     )?;
     writeln!(
         out,
-        "training  {} epochs, {tokens} tokens, {rate:.0} tokens per second, peak memory {} MiB",
-        published.epochs,
+        "training  {}, {tokens} tokens, {rate:.0} tokens per second, peak memory {} MiB",
+        Count(published.epochs, "epoch"),
         peak_memory_mib()
     )?;
     let version = &published.manifest.version;

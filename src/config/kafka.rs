@@ -77,7 +77,7 @@ pub enum Delivery {
 
 impl Delivery {
     /// Returns the value of the setting `delivery`.
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::ExactlyOnce => "exactly_once",
             Self::AtLeastOnce => "at_least_once",
@@ -286,10 +286,7 @@ pub(super) fn read(reader: &mut SettingsReader) -> Option<(KafkaConfig, TopicsCo
     let commit_interval = reader.duration("kafka.commit_interval", Duration::from_millis(1)..=MAX_COMMIT_INTERVAL);
     let properties = properties(reader, password_file.is_some());
     let topics = topics(reader);
-    let choices = [
-        ("exactly_once", Delivery::ExactlyOnce),
-        ("at_least_once", Delivery::AtLeastOnce),
-    ];
+    let choices = [Delivery::ExactlyOnce, Delivery::AtLeastOnce].map(|delivery| (delivery.as_str(), delivery));
     let delivery = reader.choice("delivery", &choices);
     let kafka = KafkaConfig {
         brokers: brokers?,

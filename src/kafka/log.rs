@@ -25,7 +25,21 @@ pub(crate) fn line(level: RDKafkaLogLevel, facility: &str, message: &str) {
         RDKafkaLogLevel::Emerg | RDKafkaLogLevel::Alert | RDKafkaLogLevel::Critical => {
             warn!(facility, line = message, "librdkafka log");
         }
-        _ => debug!(severity = ?level, facility, line = message, "librdkafka log"),
+        _ => debug!(severity = severity(level), facility, line = message, "librdkafka log"),
+    }
+}
+
+/// Returns the name of a level, as in syslog.
+fn severity(level: RDKafkaLogLevel) -> &'static str {
+    match level {
+        RDKafkaLogLevel::Emerg => "emergency",
+        RDKafkaLogLevel::Alert => "alert",
+        RDKafkaLogLevel::Critical => "critical",
+        RDKafkaLogLevel::Error => "error",
+        RDKafkaLogLevel::Warning => "warning",
+        RDKafkaLogLevel::Notice => "notice",
+        RDKafkaLogLevel::Info => "info",
+        RDKafkaLogLevel::Debug => "debug",
     }
 }
 
@@ -55,7 +69,7 @@ pub(crate) struct QuietContext;
 impl ClientContext for QuietContext {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
         // The caller reports whether the call succeeded; the retries in between matter only for debugging.
-        debug!(severity = ?level, facility, line = message, "librdkafka log");
+        debug!(severity = severity(level), facility, line = message, "librdkafka log");
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

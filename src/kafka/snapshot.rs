@@ -13,6 +13,7 @@ use super::QuietContext;
 use super::errors::{ErrorClass, reason};
 use crate::config::{FeedbackTopic, KafkaProperties};
 use crate::message::SourceRecord;
+use crate::plural::Count;
 
 /// Reading fails if no record arrives for this long before the end is reached.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -91,9 +92,9 @@ pub(crate) fn read(
         match consumer.poll(Duration::from_millis(200)) {
             None if last_record.elapsed() > STALL_TIMEOUT => {
                 return Err(failed(format!(
-                    "no record has arrived for {} s, and the ends of {} partitions have not been reached",
+                    "no record has arrived for {} s, and the end of {} has not been reached",
                     STALL_TIMEOUT.as_secs(),
-                    unfinished.len()
+                    Count(unfinished.len(), "partition")
                 )));
             }
             None => {}

@@ -275,7 +275,7 @@ fn a_check_describes_the_topics() {
     );
     assert!(out.contains(&expected), "{out}");
     assert!(
-        out.contains("topics    comments (1 partitions) to decisions (1) and dead (1)"),
+        out.contains("topics    comments (1 partition) to decisions (1) and dead (1)"),
         "{out}"
     );
 }

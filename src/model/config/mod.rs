@@ -232,7 +232,7 @@ mod tests {
             "`num_hidden_layers` is 4000000000, expected 1 to 512",
             "`num_key_value_heads` is 3, expected a divisor of 4",
             "`head_dim` is 33, expected an even number",
-            "`hidden_act` is Relu",
+            "`hidden_act` is \"relu\"",
             "`rope_theta` is -1",
             "`attention_bias` is true",
         ] {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_nn::Activation;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{Family, GemmaConfig, LayerConfig, Rope};
 use crate::fault::{Fault, Faults};
@@ -162,7 +162,7 @@ impl ConfigReader<'_> {
             Some((_, Activation::GeluPytorchTanh)) => {}
             // In Gemma 1 checkpoints, "gelu" stands for the tanh form (transformers' GemmaMLP).
             Some((_, Activation::Gelu)) if family == Family::Gemma => {}
-            Some((key, found)) => self.fault(format!("`{key}` is {found:?}, expected `gelu_pytorch_tanh`")),
+            Some((key, found)) => self.fault(format!("`{key}` is {}, expected `gelu_pytorch_tanh`", json!(found))),
             None => self.fault("`hidden_activation` is missing, expected `gelu_pytorch_tanh`"),
         }
         if raw.attention_bias == Some(true) {

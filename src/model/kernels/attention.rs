@@ -73,8 +73,16 @@ impl PackedAttention<'_> {
                 && span.key_start + span.keys <= k[0]
                 && span.shared <= prefix_tokens;
             if !fits {
+                let Span {
+                    query_start,
+                    queries,
+                    key_start,
+                    keys,
+                    shared,
+                } = span;
                 bail!(
-                    "attention span {span:?} does not fit {} keys and a prefix of {prefix_tokens} tokens",
+                    "an attention span of {queries} queries from {query_start}, {keys} keys from {key_start} and {shared} \
+                     shared keys does not fit {} keys and a prefix of {prefix_tokens} tokens",
                     k[0]
                 );
             }

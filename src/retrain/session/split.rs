@@ -2,6 +2,7 @@
 
 use super::champion::Champion;
 use crate::config::RetrainConfig;
+use crate::plural::Count;
 use crate::registry::Registry;
 use crate::retrain::data::dataset::{Dataset, LabelledRow, SplitConfig};
 use crate::retrain::data::gather::GatheredFeedback;
@@ -75,7 +76,8 @@ impl FeedbackSplit {
         let rows = self.dataset.train.len();
         if rows < min_rows {
             return Some(format!(
-                "the training part has {rows} rows, expected at least {min_rows} (`retrain.min_rows`)"
+                "the training part has {}, expected at least {min_rows} (`retrain.min_rows`)",
+                Count(rows, "row")
             ));
         }
         let parts = [

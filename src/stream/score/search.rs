@@ -133,7 +133,7 @@ mod tests {
         };
         assert_eq!(
             search(&mut failing, &[1, 2, 3, 4]),
-            Err("cannot score 1 rows: device lost".to_owned())
+            Err("cannot score 1 row: device lost".to_owned())
         );
     }
 
