@@ -1,10 +1,11 @@
 //! The `moderatord` binary: parses the command line, runs one command and maps its result to an exit code.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 use moderatord::cli::{Cli, Exit};
+use moderatord::ops::log;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -26,8 +27,7 @@ fn main() -> ExitCode {
             let exit = Exit::of(&error);
             // A closed pipe is not a failure: a reader such as `head` closes it once it has read enough.
             if exit != Exit::Success {
-                // If stderr itself fails, the error cannot be reported anywhere.
-                let _ = writeln!(err, "moderatord: {error:#}");
+                log::report_failure(&error, &mut err);
             }
             exit.into()
         }

@@ -8,8 +8,6 @@ use clap::{Args, Subcommand};
 use tracing::error;
 
 use super::{Exit, SettingsArgs};
-use crate::config::Config;
-use crate::ops::log;
 use crate::plural::Count;
 use crate::registry::{Change, Manifest, Pointer, Registry, RegistryLoss, Rollback};
 use crate::serving;
@@ -47,8 +45,7 @@ enum AdaptersCommand {
 }
 
 pub(super) fn run(args: &AdaptersArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources())?;
-    log::start_for_command(&config.log);
+    let config = args.settings.load()?;
     let mut tracked = TrackedRegistry::recall(config.require_registry()?, config.registry.state.as_deref())?;
     let now = SystemTime::now();
     serving::runtime()?.block_on(async {

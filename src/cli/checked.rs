@@ -57,10 +57,10 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, start_log: fn(&Lo
     let draft = ConfigDraft::read(&args.sources());
     let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
     let registry = draft.registry().cloned();
-    let config = draft.finish();
-    if let Ok(config) = &config {
-        start_log(&config.log);
+    if let Some(log) = &draft.log {
+        start_log(log);
     }
+    let config = draft.finish();
     // Check the brokers and the model even if other settings are invalid, so that all problems are reported at once.
     let stream = match &config {
         Ok(config) if streaming == Streaming::Required || sets_any_stream_key(config) => Some(

@@ -11,7 +11,6 @@ use tracing::error;
 use super::{Exit, SettingsArgs, feedback};
 use crate::config::{Config, ModelConfig};
 use crate::decide::Calibration;
-use crate::ops::log;
 use crate::plural::Count;
 use crate::registry::Registry;
 use crate::retrain::data::dataset::LabelledRow;
@@ -63,8 +62,7 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
         model: args.model.clone(),
         adapter: None,
     };
-    let config = Config::load(&settings.sources())?;
-    log::start_for_command(&config.log);
+    let config = settings.load()?;
     let gathered = feedback::read(&args.input, config.retrain.max_bytes)?;
     for line in &gathered.refused.listed {
         writeln!(err, "{line}")?;

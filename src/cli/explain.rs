@@ -14,7 +14,6 @@ use crate::hash::hex;
 use crate::kafka::snapshot;
 use crate::message::{Decision, ModelIdentity, Scoring};
 use crate::model::files::checkpoint::Checkpoint;
-use crate::ops::log;
 use crate::prompt::NORMALIZER_VERSION;
 use crate::registry::{AdapterVersion, RecordKind, Registry};
 use crate::retrain::judge::measure;
@@ -49,8 +48,7 @@ Example:
     moderatord explain --config moderatord.toml --decision -";
 
 pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources())?;
-    log::start_for_command(&config.log);
+    let config = args.settings.load()?;
     let decision = read_decision(&args.decision)?;
     let Some(scoring) = &decision.scoring else {
         writeln!(out, "nothing was scored: the decision is about a deletion")?;

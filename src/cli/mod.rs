@@ -21,8 +21,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::Sources;
+use crate::config::{Config, ConfigDraft, Sources};
 use crate::fault::Faults;
+use crate::ops::log;
 use crate::registry::LostRegistry;
 use crate::serving::ServingError;
 use crate::stream::control::StreamError;
@@ -98,6 +99,15 @@ impl SettingsArgs {
             flags: model.into_iter().chain(adapter).collect(),
             ..Sources::process(self.config.clone())
         }
+    }
+
+    /// Reads the settings for a command that ends by itself, and starts its log, in whose format faults are reported.
+    fn load(&self) -> Result<Config, Faults> {
+        let draft = ConfigDraft::read(&self.sources());
+        if let Some(config) = &draft.log {
+            log::start_for_command(config);
+        }
+        draft.finish()
     }
 }
 

@@ -15,7 +15,6 @@ use super::{Exit, SettingsArgs};
 use crate::classifier::golden::GoldenText;
 use crate::config::{Config, RetrainConfig};
 use crate::kafka::snapshot;
-use crate::ops::log;
 use crate::plural::Count;
 use crate::registry::Registry;
 use crate::retrain::data::feedback::FeedbackRules;
@@ -57,8 +56,7 @@ Examples:
   moderatord retrain --config moderatord.toml --input labels.jsonl --no-promote"#;
 
 pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources())?;
-    log::start_for_command(&config.log);
+    let config = args.settings.load()?;
     let mut tracked = TrackedRegistry::recall(config.require_registry()?, config.registry.state.as_deref())?;
     // A new adapter must not be compared with the bare base model because the registry is not mounted.
     let registry = serving::runtime()?.block_on(tracked.require_intact_or_create())?;

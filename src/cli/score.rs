@@ -13,10 +13,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::lines;
 use super::lines::Line;
 use super::{Exit, SettingsArgs, checked};
-use crate::config::{Config, InputConfig};
+use crate::config::InputConfig;
 use crate::decide::{CurrentJudge, Judge, JudgedModel, deleted};
 use crate::message::{Comment, CommentMargin, Decision, Op};
-use crate::ops::log;
 use crate::prompt::{Prompt, Prompter};
 use crate::scorer::{Row, ScoreError, Scorer, largest_margin};
 use crate::serving::LoadedModel;
@@ -61,8 +60,7 @@ Examples:
   kcat -C -b kafka:9092 -t comments -e | moderatord score --config moderatord.toml --input -"#;
 
 pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
-    let config = Config::load(&args.settings.sources())?;
-    log::start_for_command(&config.log);
+    let config = args.settings.load()?;
     let LoadedModel {
         mut classifier,
         calibration,
@@ -286,7 +284,7 @@ fn progress_bar(file: &File) -> ProgressBar {
 mod tests {
     use super::*;
     use crate::classifier::Classifier;
-    use crate::config::{PolicyConfig, Sources};
+    use crate::config::{Config, PolicyConfig, Sources};
     use crate::decide::{Calibration, Policy};
     use crate::message::Thresholds;
 

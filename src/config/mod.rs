@@ -22,6 +22,8 @@ pub(crate) use retrain::FeedbackTopic;
 pub use retrain::{OnMissing, RegistryConfig, RetrainConfig};
 pub use training::{Loss, Projection};
 
+use reader::SettingsReader;
+
 use crate::fault::{Fault, Faults};
 use crate::message::Thresholds;
 
@@ -77,13 +79,16 @@ pub struct ConfigDraft {
     pub model: Option<ModelConfig>,
     /// The prompt section, unless it is faulty.
     pub prompt: Option<PromptConfig>,
+    /// The log section, unless it is faulty, so that faults are reported in its format. If a source cannot be read, it
+    /// comes from the other sources.
+    pub log: Option<LogConfig>,
     /// All faults, in the order of the sections.
     pub faults: Vec<Fault>,
     other: Option<OtherSections>,
     known_keys: BTreeSet<String>,
 }
 
-/// All sections except model and prompt.
+/// All sections except model, prompt and log.
 #[derive(Debug)]
 struct OtherSections {
     kafka: KafkaConfig,
@@ -97,7 +102,6 @@ struct OtherSections {
     retrain: RetrainConfig,
     http: HttpConfig,
     shutdown: ShutdownConfig,
-    log: LogConfig,
 }
 
 impl ConfigDraft {
@@ -109,12 +113,13 @@ impl ConfigDraft {
             return Self {
                 model: None,
                 prompt: None,
+                log: sections::log(&mut SettingsReader::new(root, None, Vec::new())),
                 faults,
                 other: None,
                 known_keys: BTreeSet::new(),
             };
         }
-        let mut reader = reader::SettingsReader::new(root, sources.file.as_deref(), faults);
+        let mut reader = SettingsReader::new(root, sources.file.as_deref(), faults);
         let (kafka, model) = (kafka::read(&mut reader), sections::model(&mut reader));
         let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
         let (batch, policy) = (sections::batch(&mut reader), sections::policy(&mut reader));
@@ -138,19 +143,19 @@ impl ConfigDraft {
                 retrain: retrain?,
                 http: http?,
                 shutdown: shutdown?,
-                log: log?,
             })
         };
         Self {
             other: other(),
             model,
             prompt,
+            log,
             faults,
             known_keys,
         }
     }
 
-    /// Returns the registry section, unless a section other than model and prompt is faulty.
+    /// Returns the registry section, unless a section other than model, prompt and log is faulty.
     pub(crate) fn registry(&self) -> Option<&RegistryConfig> {
         self.other.as_ref().map(|other| &other.registry)
     }
@@ -167,10 +172,11 @@ impl ConfigDraft {
     /// # Errors
     /// Returns all faults if there are any.
     pub fn finish(self) -> Result<Config, Faults> {
-        match (self.model, self.prompt, self.other) {
-            (Some(model), Some(prompt), Some(other)) if self.faults.is_empty() => Ok(Config {
+        match (self.model, self.prompt, self.log, self.other) {
+            (Some(model), Some(prompt), Some(log), Some(other)) if self.faults.is_empty() => Ok(Config {
                 model,
                 prompt,
+                log,
                 kafka: other.kafka,
                 topics: other.topics,
                 delivery: other.delivery,
@@ -182,7 +188,6 @@ impl ConfigDraft {
                 retrain: other.retrain,
                 http: other.http,
                 shutdown: other.shutdown,
-                log: other.log,
             }),
             _ => Err(self.faults.into()),
         }

@@ -1,11 +1,16 @@
 //! Configures the log on stderr.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 
 use tracing::error;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{LogConfig, LogFormat, LogLevel};
+use crate::fault::Faults;
+
+/// The format in which the log was started.
+static FORMAT: OnceLock<LogFormat> = OnceLock::new();
 
 /// Starts logging to stderr in the configured format and at the configured level. Later calls change neither.
 pub fn start(config: &LogConfig) {
@@ -14,10 +19,13 @@ pub fn start(config: &LogConfig) {
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     // An error means that logging has already been started, as in tests that run several commands.
-    let _ = match config.format {
+    let started = match config.format {
         LogFormat::Human => log.try_init(),
         LogFormat::Json => log.json().flatten_event(true).try_init(),
     };
+    if started.is_ok() {
+        FORMAT.get_or_init(|| config.format);
+    }
     // The message of a panic is left out, because it may quote the data that a library was processing, such as a
     // comment.
     std::panic::set_hook(Box::new(|panic| {
@@ -46,6 +54,30 @@ pub(crate) fn start_for_command(config: &LogConfig) {
     });
 }
 
+/// Reports the error that ends a command: as text, or as log lines if the log is in JSON, one for each fault.
+pub fn report_failure(error: &anyhow::Error, err: &mut dyn Write) {
+    if FORMAT.get() == Some(&LogFormat::Json) {
+        for message in messages(error) {
+            error!("{message}");
+        }
+    } else {
+        // If stderr itself fails, the error cannot be reported anywhere.
+        let _ = writeln!(err, "moderatord: {error:#}");
+    }
+}
+
+/// Returns the text of an error with its causes, or one text for each fault if the last cause is a list of faults.
+fn messages(error: &anyhow::Error) -> Vec<String> {
+    let mut contexts = String::new();
+    for cause in error.chain() {
+        if let Some(faults) = cause.downcast_ref::<Faults>() {
+            return faults.iter().map(|fault| format!("{contexts}{fault}")).collect();
+        }
+        contexts += &format!("{cause}: ");
+    }
+    vec![format!("{error:#}")]
+}
+
 /// Returns a filter that applies the level to our own messages only.
 ///
 /// Libraries never log more than warnings, because their other messages may contain the text of comments.
@@ -63,6 +95,22 @@ fn filter(level: LogLevel) -> EnvFilter {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_fault_becomes_a_message_of_its_own() {
+        use crate::fault::Fault;
+        use anyhow::{Context, anyhow};
+        let check = |error: anyhow::Error, expected: &[&str]| assert_eq!(messages(&error), expected);
+        let mut faults = Faults::from(Fault::setting("batch.linger", "too long"));
+        faults.push(Fault::other("no topic"));
+        check(faults.clone().into(), &["batch.linger: too long", "no topic"]);
+        let wrapped = Err::<(), _>(faults).context("cannot load").unwrap_err();
+        check(
+            wrapped,
+            &["cannot load: batch.linger: too long", "cannot load: no topic"],
+        );
+        check(anyhow!("inner\nline").context("outer"), &["outer: inner\nline"]);
+    }
 
     #[test]
     fn libraries_log_nothing_below_warnings() {

@@ -6,10 +6,17 @@ use std::process::Output;
 use crate::common::{fixture, without_settings};
 
 fn check(settings: &str, args: &[&str]) -> (Option<i32>, String, String) {
+    check_with(settings, args, &[])
+}
+
+/// Runs `check` with environment variables, given without their prefix.
+fn check_with(settings: &str, args: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("moderatord.toml");
     std::fs::write(&path, settings).unwrap();
+    let variable = |&(name, value): &(&str, &str)| (format!("MODERATORD__{name}"), value.to_owned());
     let Output { status, stdout, stderr } = without_settings(env!("CARGO_BIN_EXE_moderatord"))
+        .envs(environment.iter().map(variable))
         .arg("check")
         .arg("--config")
         .arg(&path)
@@ -83,6 +90,50 @@ fn faults_of_settings_model_and_labels_are_reported_together() {
       fixtures/gemma3/tokenizer.json: the label `Unfavourable` is not one token of the vocabulary
       /nowhere/adapter/adapter_config.json: cannot open: No such file or directory (os error 2)
     "#);
+}
+
+/// Returns the messages of a log in JSON, all of whose lines are errors.
+fn messages(log: &str) -> Vec<String> {
+    let message = |line: &str| {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {log}"));
+        assert_eq!(line["level"], "ERROR", "{log}");
+        assert!(line["timestamp"].is_string() && line["target"].is_string(), "{log}");
+        line["message"].as_str().unwrap().to_owned()
+    };
+    log.lines().map(message).collect()
+}
+
+#[test]
+fn errors_are_log_lines_if_the_log_is_in_json() {
+    let json = "[log]\nformat = \"json\"\n";
+    let faulty = format!(
+        "{}adapter = \"/nowhere/adapter\"\n[batch]\nlingr = 1\n{json}",
+        model("gemma3")
+    );
+    let (code, _, err) = check(&faulty, &[]);
+    assert_eq!(code, Some(78));
+    insta::assert_snapshot!(messages(&err).join("\n"), @r#"
+    batch.lingr (moderatord.toml): unknown key; did you mean `batch.linger`?
+    /nowhere/adapter/adapter_config.json: cannot open: No such file or directory (os error 2)
+    "#);
+    // An error that is not a list of faults.
+    let (code, _, err) = check(&format!("{}{json}", model("gemma2")), &["--oracle"]);
+    assert_eq!(code, Some(1));
+    let [message] = &messages(&err)[..] else {
+        panic!("{err}")
+    };
+    assert!(
+        message.contains("candle-transformers cannot express this model"),
+        "{err}"
+    );
+    // If the file cannot be parsed, the format may still come from the environment.
+    let (code, _, err) = check_with("[model\n", &[], &[("LOG__FORMAT", "json")]);
+    assert_eq!(code, Some(78));
+    insta::assert_snapshot!(messages(&err).join("\n"), @"moderatord.toml: TOML parse error at line 1, column 7: unclosed table, expected `]`");
+    // A format that is itself invalid is reported as text.
+    let (code, _, err) = check("[log]\nformat = \"yaml\"\n", &[]);
+    assert_eq!(code, Some(78));
+    assert!(err.starts_with("moderatord: 1 fault\n  log.format = \"yaml\""), "{err}");
 }
 
 #[test]
