@@ -214,9 +214,8 @@ impl KafkaConfig {
     pub(super) fn properties_with_password(&self) -> Result<KafkaProperties, Fault> {
         let mut properties = self.properties.clone();
         if let Some(path) = &self.password_file {
-            let password = read_password(path).map_err(|reason| {
-                Fault::setting("kafka.password_file", reason).with_value(Some(path.display().to_string()))
-            })?;
+            // The path is left out, because it may be the password itself.
+            let password = read_password(path).map_err(|reason| Fault::setting("kafka.password_file", reason))?;
             properties.0.insert("sasl.password".to_owned(), password);
         }
         Ok(properties)
@@ -229,7 +228,8 @@ fn host_name() -> Option<String> {
 }
 
 fn read_password(path: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(path).map_err(|error| format!("cannot read the password: {error}"))?;
+    let text =
+        std::fs::read_to_string(path).map_err(|error| format!("cannot read the password from this file: {error}"))?;
     let password = text.trim_end_matches(['\r', '\n']);
     if password.is_empty() {
         return Err("is empty, expected a password".to_owned());
@@ -307,21 +307,32 @@ fn brokers(reader: &mut SettingsReader) -> Option<Vec<String>> {
         return Some(Vec::new());
     }
     let brokers = reader.strings("kafka.brokers")?;
-    let is_broker = |broker: &String| {
-        // Without a port, librdkafka uses 9092. An IPv6 address is enclosed in brackets.
-        let (host, port) = match broker.rsplit_once(':') {
-            Some((host, port)) if !port.ends_with(']') => (host, port),
-            _ => (broker.as_str(), "9092"),
-        };
-        let is_unambiguous = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
-        let is_host = !host.is_empty() && !host.contains(|c: char| c.is_whitespace() || c == '/');
-        is_unambiguous && is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
-    };
-    if !brokers.iter().all(is_broker) {
-        reader.fault("kafka.brokers", "expected a list of host:port addresses");
+    // Brokers appear in the log, so anything that is not an address must not get there.
+    if let Some(wrong) = brokers.iter().position(|broker| !is_broker(broker)) {
+        let expected = format!(
+            "entry {} is not valid, expected a list of host:port addresses, without user names and passwords",
+            wrong + 1
+        );
+        reader.fault("kafka.brokers", expected);
         return None;
     }
     Some(brokers)
+}
+
+/// Returns whether a text has the form `host:port` or `host`, for which librdkafka uses port 9092.
+fn is_broker(text: &str) -> bool {
+    let is_host = |host: &str| {
+        // An IPv6 address is enclosed in brackets, and may name a network interface after a percent sign.
+        let (host, separators) = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(address) => (address, [':', '.', '%']),
+            None => (host, ['-', '.', '_']),
+        };
+        !host.is_empty() && host.chars().all(|c| c.is_alphanumeric() || separators.contains(&c))
+    };
+    match text.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => is_host(host) && port.parse::<u16>().is_ok_and(|port| port > 0),
+        _ => is_host(text),
+    }
 }
 
 fn properties(reader: &mut SettingsReader, has_password_file: bool) -> KafkaProperties {

@@ -13,6 +13,15 @@ use config::{Value, ValueKind};
 use super::nearest::nearest;
 use crate::fault::Fault;
 
+/// The settings whose values may contain a secret, together with all settings below them. No fault shows them, because a
+/// value that is in the wrong place or of the wrong type may still be one.
+const SECRET_KEYS: [&str; 4] = [
+    "kafka.brokers",
+    "kafka.password_file",
+    "kafka.properties",
+    "registry.url",
+];
+
 /// The merged tree of settings, with the faults found so far.
 pub(super) struct SettingsReader {
     root: Value,
@@ -100,8 +109,11 @@ impl SettingsReader {
         entries.iter().map(entry).collect()
     }
 
-    /// Adds a fault for a value that was found.
+    /// Adds a fault for a value that was found, and shows the value unless it may contain a secret.
     pub(super) fn reject(&mut self, found: &SettingValue, expected: impl Into<String>) {
+        if may_contain_secret(&found.key) {
+            return self.reject_without_value(found, expected);
+        }
         let fault = Fault::setting(&found.key, expected).with_origin(found.origin.clone());
         self.faults.push(fault.with_value(Some(display_value(&found.kind))));
     }
@@ -298,7 +310,8 @@ impl SettingsReader {
             let found = found(&key, value);
             match (is_section, &value.kind) {
                 (true, ValueKind::Table(_)) => self.reject_unknown_keys(&key, value),
-                (true, _) => self.reject(&found, "expected a section"),
+                // A section has settings of all kinds, so the value may be a secret.
+                (true, _) => self.reject_without_value(&found, "expected a section"),
                 (false, _) => {
                     let origin = found.origin.clone().or_else(|| first_origin(value));
                     let names = self.known_keys.iter().map(String::as_str);
@@ -310,6 +323,13 @@ impl SettingsReader {
             }
         }
     }
+}
+
+fn may_contain_secret(key: &str) -> bool {
+    SECRET_KEYS.iter().any(|secret| {
+        let rest = key.strip_prefix(secret);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    })
 }
 
 fn found(key: &str, value: &Value) -> SettingValue {

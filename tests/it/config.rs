@@ -249,7 +249,7 @@ grace = 20
 "#;
     let environment = [("LOG__LEVEL", "loud"), ("POLICY__COMMUNITIES__den__REVIEW", "high")];
     insta::assert_snapshot!(faults(file, &environment), @r#"
-    kafka.brokers = ["kafka:port"] (moderatord.toml): expected a list of host:port addresses
+    kafka.brokers (moderatord.toml): entry 1 is not valid, expected a list of host:port addresses, without user names and passwords
     kafka.instance = "gpu 0" (moderatord.toml): expected a name of letters, digits, `.`, `_` and `-`
     topics.decisions = "c" (moderatord.toml): expected a different topic from topics.comments
     delivery = "exactly-once" (moderatord.toml): expected "exactly_once" or "at_least_once"
@@ -359,11 +359,90 @@ fn secrets_are_read_from_files_and_never_printed() {
 }
 
 #[test]
+fn a_fault_shows_no_value_that_may_be_a_secret() {
+    let section = |name: &str, text: &str| format!("[{name}]\n{text}\n");
+    for file in [
+        section("kafka", "password_file = [\"hunter2\"]"),
+        section("kafka", "password_file = { a = \"hunter2\" }"),
+        section("kafka", "password_file = 4711"),
+        section("kafka", "brokers = [\"kafka:9092\", \"user:hunter2@kafka:9092\"]"),
+        section("kafka", "brokers = [\"hunter2@kafka:9092\"]"),
+        section("kafka", "brokers = [\"kafka:hunter2\"]"),
+        section("kafka", "brokers = [\"SASL_SSL://user:hunter2@kafka:9092\"]"),
+        section("kafka", "brokers = [\"kafka?password=hunter2\"]"),
+        section("kafka", "brokers = [[\"hunter2\"]]"),
+        section("kafka", "brokers = 4711"),
+        section("kafka", "properties = \"sasl.password=hunter2\""),
+        section("kafka", "properties = [\"sasl.password=hunter2\"]"),
+        section("kafka.properties", "sasl.password = [\"hunter2\"]"),
+        section("kafka.properties", "acks = \"hunter2\""),
+        section("kafka", "pasword = \"hunter2\""),
+        section("kafka", "pasword.file = \"hunter2\""),
+        section("registry", "url = [\"s3://key:hunter2@bucket\"]"),
+        section("registry", "url = 4711"),
+        "kafka = \"hunter2\"\n".to_owned(),
+        "registry = [\"hunter2\"]\n".to_owned(),
+        "password = \"hunter2\"\n".to_owned(),
+    ] {
+        let found = faults(&file, &[]);
+        assert!(!found.is_empty() && !found.contains("hunter2"), "{file}: {found}");
+        assert!(!found.contains("4711"), "{file}: {found}");
+    }
+    for (name, value) in [
+        ("KAFKA", "hunter2"),
+        ("KAFKA__BROKERS", "user:hunter2@kafka:9092"),
+        ("KAFKA__PROPERTIES", "sasl.password=hunter2"),
+        ("KAFKA__PROPERTIES", "{ \"sasl.password\" = hunter2 }"),
+        ("KAFKA__PROPERTIES__ACKS", "hunter2"),
+        ("KAFKA__PASSWORD", "hunter2"),
+        ("REGISTRY", "hunter2"),
+    ] {
+        let found = faults("", &[(name, value)]);
+        assert!(!found.is_empty() && !found.contains("hunter2"), "{name}: {found}");
+    }
+    // The password itself instead of the file that contains it.
+    let config = load(STREAM, &[("KAFKA__PASSWORD_FILE", "hunter2")]);
+    let found = lines(&config.require_stream().unwrap_err());
+    assert!(!found.is_empty() && !found.contains("hunter2"), "{found}");
+}
+
+#[test]
+fn addresses_of_brokers_are_checked() {
+    let is_valid = |broker: &str| {
+        let (_folder, sources) = sources("", &[("KAFKA__BROKERS", broker)]);
+        Config::load(&sources).is_ok()
+    };
+    for broker in [
+        "kafka",
+        "kafka-1.example.org:9092",
+        "10.0.0.1:9092",
+        "my_broker:1",
+        "[::1]:9092",
+        "[fe80::1%eth0]",
+    ] {
+        assert!(is_valid(broker), "{broker}");
+    }
+    for broker in [
+        ":9092",
+        "kafka:0",
+        "kafka:65536",
+        "kafka:",
+        "::1",
+        "[]:9092",
+        "a b:9092",
+        "user@kafka:9092",
+        "a/b",
+    ] {
+        assert!(!is_valid(broker), "{broker}");
+    }
+}
+
+#[test]
 fn a_password_file_that_cannot_be_read_is_a_fault_only_for_the_stream() {
     let config = load(STREAM, &[("KAFKA__PASSWORD_FILE", "/nowhere/password")]);
     let error = lines(&config.require_stream().unwrap_err());
     assert!(
-        error.starts_with("kafka.password_file = /nowhere/password: cannot read the password"),
+        error.starts_with("kafka.password_file: cannot read the password from this file: No such file"),
         "{error}"
     );
 }
