@@ -8,7 +8,7 @@ use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use config::{FileFormat, Format, Map, Value};
+use config::{FileFormat, Format, Map, Value, ValueKind};
 
 use crate::fault::Fault;
 
@@ -20,6 +20,10 @@ const PREFIX: &str = "MODERATORD__";
 
 /// The environment variable in which systemd passes the folders of `StateDirectory=`, separated by colons.
 const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
+
+/// The tables whose keys are chosen by the operator. Not every key can be part of a variable's name, so a variable may
+/// also set such a table as a whole, as in TOML.
+const OPEN_TABLES: [[&str; 2]; 2] = [["policy", "communities"], ["kafka", "properties"]];
 
 /// The maximum size of a settings file, so that a wrong path to a huge file does not exhaust the memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -106,7 +110,15 @@ impl Sources {
                 faults.push(Fault::setting(name, "is not valid UTF-8"));
                 continue;
             };
-            tree.insert(&key_path(&name[PREFIX.len()..]), Value::new(Some(&origin), value));
+            let path = key_path(&name[PREFIX.len()..]);
+            if !OPEN_TABLES.iter().any(|table| path == *table) {
+                tree.insert(&path, Value::new(Some(&origin), value));
+                continue;
+            }
+            match parse_inline_table(&origin, value) {
+                Some(table) => tree.insert_all(&path, table),
+                None => faults.push(Fault::setting(&path.join("."), EXPECTED_TABLE).with_origin(Some(origin))),
+            }
         }
         tree.into_map()
     }
@@ -123,7 +135,8 @@ impl Sources {
 
 /// Converts the name of an environment variable, without its prefix, to the path of a key.
 ///
-/// `MODEL__PATH` is converted to `model` and `path`. Community ids keep their case. In the names of librdkafka's
+/// `MODEL__PATH` is converted to `model` and `path`. A community's id is taken as it is written, so `GARDEN` and `garden`
+/// are different communities. In the names of librdkafka's
 /// settings, underscores become dots, because a shell does not allow dots in the name of a variable.
 fn key_path(name: &str) -> Vec<String> {
     let raw: Vec<&str> = name.split("__").collect();
@@ -167,6 +180,17 @@ fn parse(origin: Option<&String>, text: &str) -> Result<Map<String, Value>, Stri
     })
 }
 
+const EXPECTED_TABLE: &str = "expected an inline table in TOML, such as { \"a name\" = .., another = .. }";
+
+/// Parses the value of a variable that sets a table. The reason of a failure is not returned, because it may quote a
+/// secret.
+fn parse_inline_table(origin: &String, text: &str) -> Option<Value> {
+    let mut parsed = FileFormat::Toml.parse(Some(origin), &format!("table = {text}")).ok()?;
+    let table = parsed.remove("table")?;
+    // A text with line breaks could contain further keys.
+    (parsed.is_empty() && matches!(table.kind, ValueKind::Table(_))).then_some(table)
+}
+
 /// Nested tables of settings, built from one dotted key at a time.
 #[derive(Debug, Default)]
 struct SettingsTree(BTreeMap<String, SettingsNode>);
@@ -197,6 +221,16 @@ impl SettingsTree {
                     tree.insert(rest, value);
                 }
             }
+        }
+    }
+
+    /// Inserts the entries of a table one by one, so that other variables can override each of them.
+    fn insert_all(&mut self, path: &[String], value: Value) {
+        let ValueKind::Table(table) = value.kind else {
+            return self.insert(path, value);
+        };
+        for (name, value) in table {
+            self.insert_all(&[path, &[name]].concat(), value);
         }
     }
 
@@ -238,6 +272,10 @@ mod tests {
         check(
             "POLICY__COMMUNITIES__Garden_1__REVIEW",
             &["policy", "communities", "Garden_1", "review"],
+        );
+        check(
+            "POLICY__COMMUNITIES__GARDEN__REVIEW",
+            &["policy", "communities", "GARDEN", "review"],
         );
         check("KAFKA__PROPERTIES", &["kafka", "properties"]);
     }

@@ -438,6 +438,57 @@ fn addresses_of_brokers_are_checked() {
 }
 
 #[test]
+fn any_community_can_be_set_in_the_environment() {
+    let file = "[policy.communities.Garden]\nreview = 0.4\n[policy.communities.GARDEN]\nreview = 0.5\n";
+    let table = "{ Garden = { block = 0.6 }, \"my-garden\" = { review = 0.2, block = 0.8 }, \"r/Über uns__2\" = { review = 0.1 } }";
+    let config = load(
+        file,
+        &[
+            ("POLICY__COMMUNITIES__GARDEN__REVIEW", "0.3"),
+            ("POLICY__COMMUNITIES", table),
+            // The variable for a single threshold overrides the table.
+            ("POLICY__COMMUNITIES__my-garden__BLOCK", "0.7"),
+            (
+                "KAFKA__PROPERTIES",
+                "{ \"ssl.ca.location\" = \"/ca.pem\", linger.ms = 7 }",
+            ),
+        ],
+    );
+    let communities: Vec<_> = config
+        .policy
+        .communities
+        .iter()
+        .map(|(id, thresholds)| (id.as_str(), thresholds.review, thresholds.block))
+        .collect();
+    assert_eq!(
+        communities,
+        [
+            ("GARDEN", 0.3, 0.9),
+            ("Garden", 0.4, 0.6),
+            ("my-garden", 0.2, 0.7),
+            ("r/Über uns__2", 0.1, 0.9)
+        ]
+    );
+    let properties: Vec<_> = config.kafka.properties.iter().collect();
+    assert_eq!(properties, [("linger.ms", "7"), ("ssl.ca.location", "/ca.pem")]);
+    for table in [
+        "",
+        "garden",
+        "{ garden = ",
+        "{}\n[kafka]",
+        "[1]",
+        "{ garden = 0.3 }",
+        "{ garden = { reviw = 0.3 } }",
+    ] {
+        let found = faults("", &[("POLICY__COMMUNITIES", table)]);
+        assert!(
+            found.starts_with("policy.communities") && found.contains("MODERATORD__POLICY__COMMUNITIES"),
+            "{table}: {found}"
+        );
+    }
+}
+
+#[test]
 fn a_password_file_that_cannot_be_read_is_a_fault_only_for_the_stream() {
     let config = load(STREAM, &[("KAFKA__PASSWORD_FILE", "/nowhere/password")]);
     let error = lines(&config.require_stream().unwrap_err());
