@@ -5,9 +5,10 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use moderatord::cli::{Cli, Exit};
-use moderatord::ops::log;
+use moderatord::ops::{log, process};
 
 fn main() -> ExitCode {
+    process::ignore_file_size_signal();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => {

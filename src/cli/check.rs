@@ -45,7 +45,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
         config,
         mut model,
         stream,
-    } = checked::check(&args.settings, Streaming::IfSet, log::start_for_command)?;
+    } = checked::check(&args.settings, Streaming::IfSet, log::start_for_command, |_| Ok(()))?;
     let margins = sample_margins(&mut model.loaded.classifier)?;
     summary(&config, &model, &margins, out)?;
     stream_summary(stream.as_ref(), &config.input, out)?;

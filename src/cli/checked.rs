@@ -48,12 +48,19 @@ pub(super) enum Streaming {
     IfSet,
 }
 
-/// Reads the settings, starts the log, loads the model and queries the brokers.
+/// Reads the settings, starts the log, calls `prepare`, loads the model and queries the brokers.
+///
+/// `prepare` is called with valid settings, and its error is reported together with all other problems.
 ///
 /// # Errors
 /// Returns [`Faults`] with all problems that were found. If the only problem is that no broker or registry answers,
 /// returns that error instead, because retrying may help.
-pub(super) fn check(args: &SettingsArgs, streaming: Streaming, start_log: fn(&LogConfig)) -> anyhow::Result<Checked> {
+pub(super) fn check(
+    args: &SettingsArgs,
+    streaming: Streaming,
+    start_log: fn(&LogConfig),
+    prepare: impl FnOnce(&Config) -> anyhow::Result<()>,
+) -> anyhow::Result<Checked> {
     let draft = ConfigDraft::read(&args.sources());
     let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
     let registry = draft.registry().cloned();
@@ -61,6 +68,7 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, start_log: fn(&Lo
         start_log(log);
     }
     let config = draft.finish();
+    let prepared = config.as_ref().map_or(Ok(()), prepare);
     // Check the brokers and the model even if other settings are invalid, so that all problems are reported at once.
     let stream = match &config {
         Ok(config) if streaming == Streaming::Required || sets_any_stream_key(config) => Some(
@@ -92,6 +100,12 @@ pub(super) fn check(args: &SettingsArgs, streaming: Streaming, start_log: fn(&Lo
         Some(Ok(model)) => Some(model),
         None => None,
     };
+    if let Err(error) = prepared {
+        if faults.is_empty() {
+            return Err(error);
+        }
+        faults.push(Fault::other(format!("{error:#}")));
+    }
     let (Ok(config), Some(model), true) = (config, model, faults.is_empty()) else {
         bail!(faults);
     };

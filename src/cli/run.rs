@@ -7,8 +7,6 @@ use anyhow::Context;
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use metrics::{counter, gauge};
-use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
 use super::checked::{Checked, CheckedModel, Streaming, check};
@@ -18,11 +16,12 @@ use crate::decide::CurrentJudge;
 use crate::fault::Faults;
 use crate::kafka::topics::TopicFacts;
 use crate::ops::health::{Health, Phase};
-use crate::ops::http;
-use crate::ops::http::HttpState;
+use crate::ops::http::{self, ConnectionLimits, HttpServer, HttpState};
 use crate::ops::log;
 use crate::ops::metrics as names;
 use crate::ops::notify::Notifier;
+use crate::ops::process::{exit_now, raise_open_files_limit};
+use crate::ops::signals::Signals;
 use crate::registry::RecordKind;
 use crate::serving::records::{self, PendingRecords, Record};
 use crate::serving::report::ReadReporter;
@@ -66,7 +65,12 @@ Exit codes:
   78  the settings, model, registry, topics or committed offsets need attention";
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
-    let checked = check(&args.settings, Streaming::Required, log::start)?;
+    let signals = Signals::listen().context("cannot listen for signals")?;
+    let mut daemon = None;
+    // Health and metrics are served while the model is loaded and warmed up and the daemon connects to the brokers.
+    let start_daemon = |config: &Config| RunningDaemon::start(config, signals).map(|started| daemon = Some(started));
+    let checked = check(&args.settings, Streaming::Required, log::start, start_daemon)?;
+    let daemon = daemon.context("the daemon was not started")?;
     let Checked { config, model, stream } = checked;
     let (stream, topics) = stream.context("the settings of the stream are missing")?;
     for problem in topics.warnings(config.input.max_bytes) {
@@ -76,7 +80,6 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let daemon = runtime.block_on(RunningDaemon::prepare(&config))?;
     let (sequence, mut source) = (model.pointer_sequence(), model.source.clone());
     let CheckedModel {
         registry, loaded, lost, ..
@@ -103,6 +106,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     let (settings, model) = assemble(ready, max_tokens, stream, topics, &config, swap);
     let judge = Arc::clone(&model.judge);
     let pipeline = Pipeline::start(&settings, model, &daemon.health)?;
+    daemon.signals.begin_serving();
     info!(
         group = settings.stream.group,
         topic = settings.stream.topics.comments,
@@ -215,26 +219,29 @@ impl ReloadHandler<'_> {
 struct RunningDaemon {
     health: Arc<Health>,
     notifier: Notifier,
-    listener: TcpListener,
-    http_state: HttpState,
+    signals: Signals,
+    /// Answers requests until it is dropped.
+    _http: HttpServer,
 }
 
 impl RunningDaemon {
-    async fn prepare(config: &Config) -> anyhow::Result<Self> {
+    fn start(config: &Config, signals: Signals) -> anyhow::Result<Self> {
         let address = config.http.listen;
-        let listener = TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} (http.listen)"))?;
         let health = Arc::new(Health::new(STALL_LIMIT));
+        let state = HttpState {
+            metrics: names::install().context("cannot start the metrics")?,
+            health: Arc::clone(&health),
+            now: Instant::now,
+        };
+        let limits = ConnectionLimits::new(raise_open_files_limit());
+        let http =
+            http::start(address, state, limits).with_context(|| format!("cannot listen on {address} (http.listen)"))?;
+        info!(address = %http.address(), "listening for requests for metrics and health");
         Ok(Self {
-            http_state: HttpState {
-                metrics: names::install().context("cannot start the metrics")?,
-                health: Arc::clone(&health),
-                now: Instant::now,
-            },
             health,
             notifier: Notifier::from_environment().context("NOTIFY_SOCKET is not a valid address")?,
-            listener,
+            signals,
+            _http: http,
         })
     }
 
@@ -243,19 +250,9 @@ impl RunningDaemon {
         let Self {
             health,
             notifier,
-            listener,
-            http_state,
+            mut signals,
+            _http,
         } = self;
-        // Signals are handled from here on. Before that, there is nothing to drain, so they may end the process.
-        let listen = |kind| signal(kind).context("cannot listen for signals");
-        let mut terminate = listen(SignalKind::terminate())?;
-        let mut interrupt = listen(SignalKind::interrupt())?;
-        let mut hangup = listen(SignalKind::hangup())?;
-        let address = listener
-            .local_addr()
-            .context("cannot determine the address of http.listen")?;
-        info!(%address, "listening for requests for metrics and health");
-        let server = tokio::spawn(http::serve(listener, http_state, std::future::pending()));
         let feeder = {
             let (notifier, health) = (notifier.clone(), Arc::clone(&health));
             tokio::spawn(async move { notifier.feed_watchdog(health, Instant::now).await })
@@ -267,10 +264,9 @@ impl RunningDaemon {
         while !pipeline.has_ended() {
             let stop = tokio::select! {
                 _ = ticks.tick() => false,
-                _ = terminate.recv() => true,
-                _ = interrupt.recv() => true,
+                Some(()) = signals.stops.recv() => true,
                 // Ignored while draining: a reload would report the daemon as ready again.
-                _ = hangup.recv(), if deadline.is_none() => {
+                Some(()) = signals.reloads.recv(), if deadline.is_none() => {
                     notifier.reloading(monotonic());
                     handler.reload();
                     notifier.ready("serving");
@@ -287,11 +283,11 @@ impl RunningDaemon {
                 }
                 Some(_) if stop => {
                     warn!("received a second signal: exiting now; unfinished comments will be read again");
-                    std::process::exit(1);
+                    exit_now(1);
                 }
                 Some(deadline) if now >= deadline => {
                     error!("a stage did not end in time: exiting now; unfinished comments will be read again");
-                    std::process::exit(1);
+                    exit_now(1);
                 }
                 _ => {}
             }
@@ -301,7 +297,6 @@ impl RunningDaemon {
             }
         }
         feeder.abort();
-        server.abort();
         if health.phase() == Phase::Failed {
             notifier.stopping("failed", EXIT_TIMEOUT);
         }

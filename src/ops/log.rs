@@ -17,6 +17,8 @@ pub fn start(config: &LogConfig) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter(config.level))
         .with_ansi(std::io::stderr().is_terminal())
+        // A line that cannot be written is lost. Reporting that on the same stderr would panic.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     // An error means that logging has already been started, as in tests that run several commands.
     let started = match config.format {

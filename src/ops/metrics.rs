@@ -51,6 +51,10 @@ pub const REGISTRY_MISSING: &str = "moderatord_registry_missing";
 pub const RELOADS: &str = "moderatord_reloads_total";
 /// Counts failed scorer calls by `verdict`: record or device.
 pub const SCORE_FAILURES: &str = "moderatord_score_failures_total";
+/// Counts HTTP connections by `result`: completed, timed_out, invalid, failed, refused or accept_failed.
+pub const HTTP_CONNECTIONS: &str = "moderatord_http_connections_total";
+/// The number of open HTTP connections.
+pub const HTTP_OPEN_CONNECTIONS: &str = "moderatord_http_open_connections";
 
 /// Installs the metrics recorder of this process.
 ///
@@ -108,6 +112,11 @@ fn describe() {
         SCORE_FAILURES,
         "Number of failed scorer calls, by verdict: bad record or device fault."
     );
+    describe_counter!(
+        HTTP_CONNECTIONS,
+        "Number of HTTP connections that ended or could not be served, by result."
+    );
+    describe_gauge!(HTTP_OPEN_CONNECTIONS, "Number of open HTTP connections.");
     describe_histogram!(BATCH_TOKENS, "Number of own tokens in a micro-batch.");
     describe_gauge!(
         BATCH_BUDGET,

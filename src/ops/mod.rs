@@ -1,7 +1,10 @@
-//! Makes a running daemon observable: its log, metrics and health checks over HTTP, and notifications to systemd.
+//! Makes a running daemon observable: its log, metrics and health checks over HTTP, and notifications to systemd; and
+//! sets up its process and signals.
 
 pub mod health;
 pub(crate) mod http;
 pub mod log;
 pub mod metrics;
 pub(crate) mod notify;
+pub mod process;
+pub(crate) mod signals;

@@ -90,8 +90,8 @@ impl Workspace {
 
     /// Runs a command in a process that cannot write files larger than `kib`, as if the disk were full.
     fn run_on_full_disk(&self, kib: u32, command: &str, arguments: &[&str]) -> (Option<i32>, String, String) {
-        // With the signal ignored, a write beyond the limit fails like a write to a full disk.
-        let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$0\" \"$@\"");
+        // A write beyond the limit fails like a write to a full disk.
+        let script = format!("ulimit -f {kib}; exec \"$0\" \"$@\"");
         let mut shell = self.plain("bash");
         // How well the adapter is trained makes no difference here.
         shell.env("MODERATORD__RETRAIN__EPOCHS", "1");

@@ -43,15 +43,18 @@ pub(crate) fn free_port() -> u16 {
 }
 
 pub(crate) fn ask(port: u16, path: &str) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    try_ask(port, path).unwrap()
+}
+
+fn try_ask(port: u16, path: &str) -> std::io::Result<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
     write!(
         stream,
         "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
-    )
-    .unwrap();
+    )?;
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    answer
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
 }
 
 /// The messages from the service to the service manager.
@@ -99,6 +102,10 @@ impl Service {
         assert!(sent.unwrap().success());
     }
 
+    fn is_running(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_none()
+    }
+
     pub(crate) fn end(mut self) -> Option<i32> {
         let deadline = Instant::now() + PATIENCE;
         while self.0.try_wait().unwrap().is_none() {
@@ -141,8 +148,17 @@ pub(crate) fn reader(broker: &str) -> BaseConsumer {
 }
 
 pub(crate) fn next_decision(reader: &BaseConsumer) -> serde_json::Value {
-    let message = reader.poll(PATIENCE).expect("a decision in time").unwrap();
-    serde_json::from_slice(message.payload().unwrap()).unwrap()
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let polled = reader.poll(PATIENCE).expect("a decision in time");
+        // The reader, too, reports that a broker is down.
+        match polled {
+            Ok(message) => {
+                return serde_json::from_slice(message.payload().unwrap()).unwrap();
+            }
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
 }
 
 #[test]
@@ -239,6 +255,228 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
         "{log}"
     );
     assert!(!log.contains("zebramarkword") && !metrics.contains("zebramarkword"));
+}
+
+/// A port on which connections are not answered until the gate is opened. Then they reach a broker.
+struct Gate(TcpListener);
+
+impl Gate {
+    fn close() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    fn address(&self) -> String {
+        self.0.local_addr().unwrap().to_string()
+    }
+
+    fn open(self, broker: &str) {
+        let broker = broker.to_owned();
+        // The threads end with the connections, and the first one with the test's process.
+        std::thread::spawn(move || {
+            for client in self.0.incoming() {
+                let (client, server) = (client.unwrap(), TcpStream::connect(&broker).unwrap());
+                for (mut from, mut to) in [
+                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
+                    (server, client),
+                ] {
+                    std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                }
+            }
+        });
+    }
+}
+
+fn run_command(config: &Path, log: &Path) -> Command {
+    let mut command = moderatord();
+    command
+        .args(["run", "--config"])
+        .arg(config)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(log).unwrap());
+    command
+}
+
+/// Waits until the daemon listens on a port.
+fn await_port(service: &mut Service, port: u16, log: &Path) {
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        let log = || std::fs::read_to_string(log).unwrap();
+        assert!(service.is_running() && Instant::now() < deadline, "{}", log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_daemon_that_is_starting_answers_and_remembers_a_reload() {
+    let (broker, gate) = (broker(), Gate::close());
+    let folder = tempfile::tempdir().unwrap();
+    let (config, port, log) = (
+        folder.path().join("moderatord.toml"),
+        free_port(),
+        folder.path().join("log"),
+    );
+    std::fs::write(&config, settings(&gate.address(), port)).unwrap();
+    let notifications = Notifications::bind(&folder.path().join("notify"));
+    let mut command = run_command(&config, &log);
+    let child = command.env("NOTIFY_SOCKET", folder.path().join("notify")).spawn();
+    let mut service = Service(child.unwrap());
+    await_port(&mut service, port, &log);
+    // The daemon waits for the broker, so it stays in this phase until the gate is opened.
+    assert!(ask(port, "/healthz").starts_with("HTTP/1.1 200"));
+    let readiness = ask(port, "/readyz");
+    assert!(
+        readiness.starts_with("HTTP/1.1 503") && readiness.ends_with("starting\n"),
+        "{readiness}"
+    );
+    let metrics = ask(port, "/metrics");
+    assert!(metrics.contains("moderatord_http_open_connections 1\n"), "{metrics}");
+    service.signal("HUP");
+    gate.open(&broker.address());
+    assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+    assert!(notifications.state().starts_with("RELOADING=1"));
+    assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+    service.signal("TERM");
+    assert_eq!(service.end(), Some(0), "{}", std::fs::read_to_string(&log).unwrap());
+}
+
+#[test]
+fn a_daemon_that_is_starting_stops_at_once_on_a_signal() {
+    for signal in ["TERM", "INT"] {
+        let gate = Gate::close();
+        let folder = tempfile::tempdir().unwrap();
+        let (config, port, log) = (
+            folder.path().join("moderatord.toml"),
+            free_port(),
+            folder.path().join("log"),
+        );
+        std::fs::write(&config, settings(&gate.address(), port)).unwrap();
+        let mut service = Service(run_command(&config, &log).spawn().unwrap());
+        await_port(&mut service, port, &log);
+        service.signal(signal);
+        // The gate stays closed. Without the signal, the daemon would report that no broker answers, and exit with 1.
+        let code = service.end();
+        let log = std::fs::read_to_string(&log).unwrap();
+        assert_eq!(code, Some(0), "{signal}: {log}");
+        assert!(log.contains("stopped by a signal before serving"), "{log}");
+    }
+}
+
+#[test]
+fn a_port_that_is_in_use_is_reported_with_the_other_problems() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let broker = broker();
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("moderatord.toml");
+    let listen = format!("cannot listen on 127.0.0.1:{port} (http.listen): Address already in use");
+    let valid = settings(&broker.address(), port);
+    let missing_topic = valid.replace("\"decisions\"", "\"nowhere\"");
+    for (settings, code, others) in [
+        // The port may become free, so a restart may help.
+        (valid, 1, vec![]),
+        (
+            missing_topic.replace("[model]\n", "[model]\nadapter = \"/nowhere/adapter\"\n"),
+            78,
+            vec!["topics.decisions = \"nowhere\"", "/nowhere/adapter/adapter_config.json"],
+        ),
+    ] {
+        std::fs::write(&config, settings).unwrap();
+        let output = moderatord().args(["run", "--config"]).arg(&config).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{error}");
+        assert!(error.contains(&listen), "{error}");
+        for other in others {
+            assert!(error.contains(other), "{other} in {error}");
+        }
+    }
+}
+
+#[test]
+fn clients_of_the_http_port_leave_file_descriptors_for_the_broker() {
+    let broker = broker();
+    let address = broker.address();
+    let folder = tempfile::tempdir().unwrap();
+    let (config, port, log) = (
+        folder.path().join("moderatord.toml"),
+        free_port(),
+        folder.path().join("log"),
+    );
+    std::fs::write(&config, settings(&address, port)).unwrap();
+    let notifications = Notifications::bind(&folder.path().join("notify"));
+    let run = run_command(&config, &log);
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", "ulimit -Sn 64 && ulimit -Hn 128 && exec \"$0\" \"$@\""])
+        .arg(run.get_program())
+        .args(run.get_args())
+        .env("NOTIFY_SOCKET", folder.path().join("notify"))
+        .stderr(std::fs::File::create(&log).unwrap());
+    let service = Service(command.spawn().unwrap());
+    assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+    let reader = reader(&address);
+    produce(&address, "before");
+    assert_eq!(next_decision(&reader)["content_id"], "before");
+
+    let clients: Vec<TcpStream> = (0..200)
+        .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
+        .collect();
+    // The daemon has to connect again, for which it needs file descriptors.
+    broker.cluster().broker_down(1).unwrap();
+    broker.cluster().broker_up(1).unwrap();
+    produce(&address, "after");
+    assert_eq!(next_decision(&reader)["content_id"], "after");
+    drop(clients);
+    let deadline = Instant::now() + PATIENCE;
+    // While the connections of the clients are being closed, further ones may still be refused.
+    let metrics = loop {
+        let metrics = try_ask(port, "/metrics").unwrap_or_default();
+        if metrics.contains("moderatord_http_open_connections 1\n") {
+            break metrics;
+        }
+        assert!(Instant::now() < deadline, "{metrics}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let refused = "moderatord_http_connections_total{result=\"refused\"} ";
+    let refused = metrics.lines().find_map(|line| line.strip_prefix(refused)).unwrap();
+    // 16 are allowed: an eighth of the hard limit, to which the daemon raises its own.
+    assert!(refused.parse::<u32>().unwrap() >= 200 - 16, "{metrics}");
+    service.signal("TERM");
+    assert_eq!(service.end(), Some(0), "{}", std::fs::read_to_string(&log).unwrap());
+}
+
+#[test]
+fn a_log_that_cannot_be_written_does_not_stop_the_daemon() {
+    // A file that may not grow, and a pipe without a reader.
+    for is_pipe in [false, true] {
+        let broker = broker();
+        let address = broker.address();
+        let folder = tempfile::tempdir().unwrap();
+        let (config, log) = (folder.path().join("moderatord.toml"), folder.path().join("log"));
+        std::fs::write(&config, settings(&address, free_port())).unwrap();
+        let notifications = Notifications::bind(&folder.path().join("notify"));
+        let run = run_command(&config, &log);
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "ulimit -f 0; exec \"$0\" \"$@\""])
+            .arg(run.get_program())
+            .args(run.get_args())
+            .env("NOTIFY_SOCKET", folder.path().join("notify"))
+            .env("MODERATORD__LOG__LEVEL", "trace")
+            .stderr(std::fs::File::create(&log).unwrap());
+        if is_pipe {
+            let (unread, pipe) = std::io::pipe().unwrap();
+            drop(unread);
+            command.stderr(pipe);
+        }
+        let service = Service(command.spawn().unwrap());
+        assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+        let reader = reader(&address);
+        produce(&address, "unlogged");
+        assert_eq!(next_decision(&reader)["content_id"], "unlogged");
+        service.signal("TERM");
+        assert_eq!(service.end(), Some(0), "pipe: {is_pipe}");
+    }
 }
 
 #[test]

@@ -1,0 +1,68 @@
+//! Serves `/metrics`, `/healthz` and `/readyz` over HTTP.
+
+mod server;
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use super::health::{Health, HealthVerdict};
+pub(crate) use server::{ConnectionLimits, HttpServer};
+
+/// The state that the request handlers share.
+#[derive(Clone)]
+pub(crate) struct HttpState {
+    pub metrics: PrometheusHandle,
+    pub health: Arc<Health>,
+    /// The clock, which a test can replace.
+    pub now: fn() -> Instant,
+}
+
+/// Listens on an address, and answers requests until the server is dropped.
+///
+/// # Errors
+/// Returns an error if the address cannot be listened on.
+pub(crate) fn start(address: SocketAddr, state: HttpState, limits: ConnectionLimits) -> io::Result<HttpServer> {
+    let metrics = state.metrics.clone();
+    HttpServer::start(address, router(state), metrics, limits)
+}
+
+fn router(state: HttpState) -> Router {
+    Router::new()
+        .route("/metrics", get(render_metrics))
+        .route(
+            "/healthz",
+            get(|State(state): State<HttpState>| async move { respond(state.health.alive((state.now)())) }),
+        )
+        .route(
+            "/readyz",
+            get(|State(state): State<HttpState>| async move { respond(state.health.ready((state.now)())) }),
+        )
+        .with_state(state)
+}
+
+async fn render_metrics(State(state): State<HttpState>) -> Response {
+    (
+        [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
+        state.metrics.render(),
+    )
+        .into_response()
+}
+
+fn respond(verdict: HealthVerdict) -> Response {
+    match verdict {
+        HealthVerdict::Healthy => (StatusCode::OK, "ok\n").into_response(),
+        HealthVerdict::Unhealthy(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,249 @@
+//! Accepts and serves HTTP connections within limits on their number, size and time.
+//!
+//! Anyone who can reach the port can open connections, so none of them may cost more than a bounded amount of memory,
+//! file descriptors and time. The server runs on a thread of its own, so it answers while the main thread loads the
+//! model or waits for a broker.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body as ResponseBody;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper::Request;
+use hyper::body::{Body, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use metrics::{counter, gauge};
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, oneshot};
+use tracing::{info, warn};
+
+use super::super::metrics as names;
+
+/// The most connections at a time: far more than the probes and collectors of one daemon open.
+const MAX_CONNECTIONS: u64 = 64;
+
+/// The share of the process's file descriptors that connections may use, as a divisor. The others are left for the
+/// brokers, the registry and the log.
+const FILE_DESCRIPTOR_SHARE: u64 = 8;
+
+/// The maximum size of a request's head, and of a connection's buffer: the smallest that hyper allows.
+const MAX_HEAD_BYTES: usize = 8 << 10;
+
+/// The delay after a failed `accept`. Without it, the loop would spin while the process has no file descriptors left.
+const ACCEPT_DELAY: Duration = Duration::from_millis(200);
+
+/// The bounds on connections.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConnectionLimits {
+    /// The most connections at a time; others are closed at once.
+    pub connections: usize,
+    /// How long a client may take to send the head of a request, including the time that the connection is idle
+    /// before it.
+    pub head: Duration,
+    /// The age at which a connection is closed after the request in progress.
+    pub lifetime: Duration,
+    /// How long the request in progress may take after that.
+    pub close: Duration,
+}
+
+impl ConnectionLimits {
+    /// Returns the limits of a process that may have this many files open.
+    pub(crate) fn new(open_files: u64) -> Self {
+        let connections = (open_files / FILE_DESCRIPTOR_SHARE).clamp(4, MAX_CONNECTIONS);
+        Self {
+            connections: connections as usize,
+            head: Duration::from_secs(10),
+            lifetime: Duration::from_secs(60),
+            close: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A running server, which stops when it is dropped.
+pub(crate) struct HttpServer {
+    address: SocketAddr,
+    stop: Option<oneshot::Sender<Infallible>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl HttpServer {
+    /// Listens on an address, and answers requests from here on.
+    ///
+    /// # Errors
+    /// Returns an error if the address cannot be listened on, or the thread cannot be started.
+    pub(super) fn start(
+        address: SocketAddr,
+        router: Router,
+        metrics: PrometheusHandle,
+        limits: ConnectionLimits,
+    ) -> io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let listener = runtime.block_on(TcpListener::bind(address))?;
+        let address = listener.local_addr()?;
+        let (stop, stopped) = oneshot::channel();
+        let serve = move || {
+            runtime.block_on(async {
+                tokio::select! {
+                    // The sender sends nothing; it is dropped.
+                    _ = stopped => {}
+                    never = accept_all(listener, router, limits) => match never {},
+                    never = run_upkeep(metrics) => match never {},
+                }
+            });
+        };
+        let thread = std::thread::Builder::new().name("http".to_owned()).spawn(serve)?;
+        Ok(Self {
+            address,
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Returns the address that the server listens on.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for HttpServer {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the thread has been logged already.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Moves the samples of histograms into their buckets, so that memory stays bounded if no client reads `/metrics`.
+async fn run_upkeep(metrics: PrometheusHandle) -> Infallible {
+    let mut ticks = tokio::time::interval(Duration::from_secs(5));
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
+}
+
+async fn accept_all(listener: TcpListener, router: Router, limits: ConnectionLimits) -> Infallible {
+    let places = Arc::new(Semaphore::new(limits.connections));
+    let open = move |places: &Semaphore| (limits.connections - places.available_permits()) as f64;
+    gauge!(names::HTTP_OPEN_CONNECTIONS).set(0.0);
+    loop {
+        let stream = accept(async || listener.accept().await.map(|(stream, _)| stream)).await;
+        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
+            count("refused");
+            continue;
+        };
+        gauge!(names::HTTP_OPEN_CONNECTIONS).set(open(&places));
+        let (router, places) = (router.clone(), Arc::clone(&places));
+        tokio::spawn(async move {
+            count(serve_connection(stream, router, limits).await);
+            drop(place);
+            gauge!(names::HTTP_OPEN_CONNECTIONS).set(open(&places));
+        });
+    }
+}
+
+/// Returns the next connection. Waits after each failure, and logs only the first of several in a row.
+async fn accept<T>(mut next: impl AsyncFnMut() -> io::Result<T>) -> T {
+    let mut failures = 0u64;
+    loop {
+        match next().await {
+            Ok(stream) => {
+                if failures > 0 {
+                    info!(failures, "HTTP connections can be accepted again");
+                }
+                return stream;
+            }
+            Err(error) => {
+                if failures == 0 {
+                    warn!(%error, "cannot accept an HTTP connection, trying again");
+                }
+                failures += 1;
+                count("accept_failed");
+                tokio::time::sleep(ACCEPT_DELAY).await;
+            }
+        }
+    }
+}
+
+/// Serves the requests of one connection. Returns how it ended.
+async fn serve_connection(stream: TcpStream, router: Router, limits: ConnectionLimits) -> &'static str {
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| answer(router.clone(), request));
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_header_size(MAX_HEAD_BYTES)
+        .max_buf_size(MAX_HEAD_BYTES);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = tokio::time::sleep(limits.lifetime) => {
+            connection.as_mut().graceful_shutdown();
+            let Ok(ended) = tokio::time::timeout(limits.close, connection).await else {
+                return "timed_out";
+            };
+            ended
+        }
+    };
+    match ended {
+        Ok(()) => "completed",
+        Err(error) if error.is_timeout() => "timed_out",
+        Err(error) if error.is_parse() => "invalid",
+        Err(_) => "failed",
+    }
+}
+
+/// Answers one request. No request has a use for a body, so none is read.
+async fn answer(
+    router: TowerToHyperService<Router>,
+    request: Request<Incoming>,
+) -> Result<Response<ResponseBody>, Infallible> {
+    if request.body().is_end_stream() {
+        return router.call(request).await;
+    }
+    let answer = (
+        StatusCode::PAYLOAD_TOO_LARGE,
+        [(header::CONNECTION, "close")],
+        "expected a request without a body\n",
+    );
+    Ok(answer.into_response())
+}
+
+fn count(result: &'static str) {
+    counter!(names::HTTP_CONNECTIONS, "result" => result).increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_accept_is_repeated_after_a_delay() {
+        let started = tokio::time::Instant::now();
+        let mut left = 3;
+        let accepted = accept(async || {
+            if left == 0 {
+                return Ok("a connection");
+            }
+            left -= 1;
+            // EMFILE, too many open files.
+            Err(io::Error::from_raw_os_error(24))
+        });
+        assert_eq!(accepted.await, "a connection");
+        assert_eq!(started.elapsed(), 3 * ACCEPT_DELAY);
+    }
+}
