@@ -1,10 +1,46 @@
-//! With the feature `cuda`, compiles our kernels to PTX, which the driver compiles further for the GPU, and the code
-//! that finds the driver when the program starts.
+//! Finds the commit of the build. With the feature `cuda`, compiles our kernels to PTX, which the driver compiles
+//! further for the GPU, and the code that finds the driver when the program starts.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
+    commit::find();
     #[cfg(feature = "cuda")]
     cuda::build();
+}
+
+mod commit {
+    use std::path::Path;
+    use std::process::Command;
+
+    /// The variable in which a packager who builds without a clone passes the commit, and in which the build receives
+    /// it.
+    const VARIABLE: &str = "MODERATORD_COMMIT";
+
+    pub fn find() {
+        println!("cargo::rerun-if-env-changed={VARIABLE}");
+        let given = std::env::var(VARIABLE).ok().filter(|commit| !commit.is_empty());
+        let commit = given.or_else(from_git).unwrap_or_else(|| "unknown".to_owned());
+        println!("cargo::rustc-env={VARIABLE}={commit}");
+    }
+
+    fn from_git() -> Option<String> {
+        // A source archive may have been unpacked inside the clone of another project.
+        if !Path::new(".git").exists() {
+            return None;
+        }
+        // Git appends to this log whenever another commit is checked out or made. Without the log, the commit is that of
+        // the last time that this script ran.
+        if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| Path::new(log).exists()) {
+            println!("cargo::rerun-if-changed={log}");
+        }
+        git(&["rev-parse", "--short=12", "HEAD"])
+    }
+
+    fn git(args: &[&str]) -> Option<String> {
+        let output = Command::new("git").args(args).output().ok()?;
+        let text = String::from_utf8(output.stdout).ok()?;
+        output.status.success().then(|| text.trim().to_owned())
+    }
 }
 
 #[cfg(feature = "cuda")]

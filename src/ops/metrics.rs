@@ -1,10 +1,10 @@
 //! Defines the names of all metrics and installs the recorder that renders them.
 //!
-//! Names follow the pattern `moderatord_<noun>_<unit>[_total]`, and each label has a small, fixed set of values.
+//! Names follow the pattern `moderatord_<noun>_<unit>[_total]`, except for those of the process, and each label has a small, fixed set of values.
 //! Metrics are recorded once per micro-batch or transaction, not in inner loops, and never contain any part of a
 //! comment's text.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 
 /// Counts finished input records by `outcome`: decided, deleted, tombstone or dead_letter.
@@ -55,6 +55,29 @@ pub const SCORE_FAILURES: &str = "moderatord_score_failures_total";
 pub const HTTP_CONNECTIONS: &str = "moderatord_http_connections_total";
 /// The number of open HTTP connections.
 pub const HTTP_OPEN_CONNECTIONS: &str = "moderatord_http_open_connections";
+/// Always 1; the labels `version`, `commit` and `features` describe the build.
+pub const BUILD_INFO: &str = "moderatord_build_info";
+
+/// The CPU time of the process. This metric and those below have no prefix, because dashboards expect these names.
+pub const PROCESS_CPU_SECONDS: &str = "process_cpu_seconds_total";
+/// The memory of the process that is in RAM.
+pub const PROCESS_RESIDENT_MEMORY: &str = "process_resident_memory_bytes";
+/// The number of open file descriptors.
+pub const PROCESS_OPEN_FDS: &str = "process_open_fds";
+/// The maximum number of open file descriptors.
+pub const PROCESS_MAX_FDS: &str = "process_max_fds";
+/// The time at which the process started, in seconds since 1970.
+pub const PROCESS_START_TIME: &str = "process_start_time_seconds";
+/// The number of threads of the process.
+pub const PROCESS_THREADS: &str = "process_threads";
+
+/// The features that this build was compiled with.
+const FEATURES: &str = match (cfg!(feature = "cuda"), cfg!(feature = "vendored-openssl")) {
+    (false, false) => "",
+    (true, false) => "cuda",
+    (false, true) => "vendored-openssl",
+    (true, true) => "cuda,vendored-openssl",
+};
 
 /// Installs the metrics recorder of this process.
 ///
@@ -77,6 +100,13 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(full(PROBABILITY), &probabilities)?
         .install_recorder()?;
     describe();
+    gauge!(
+        BUILD_INFO,
+        "version" => env!("CARGO_PKG_VERSION"),
+        "commit" => env!("MODERATORD_COMMIT"),
+        "features" => FEATURES
+    )
+    .set(1.0);
     Ok(handle)
 }
 
@@ -115,6 +145,10 @@ fn describe() {
     describe_counter!(
         HTTP_CONNECTIONS,
         "Number of HTTP connections that ended or could not be served, by result."
+    );
+    describe_gauge!(
+        BUILD_INFO,
+        "Always 1; the labels name the version, the commit and the features of the build."
     );
     describe_gauge!(HTTP_OPEN_CONNECTIONS, "Number of open HTTP connections.");
     describe_histogram!(BATCH_TOKENS, "Number of own tokens in a micro-batch.");

@@ -7,4 +7,5 @@ pub mod log;
 pub mod metrics;
 pub(crate) mod notify;
 pub mod process;
+mod process_metrics;
 pub(crate) mod signals;

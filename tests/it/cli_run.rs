@@ -236,6 +236,9 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
         "moderatord_append_to_commit_seconds_count 2",
         "moderatord_probability_count 2",
         "moderatord_model_info{",
+        "moderatord_build_info{version=\"0.1.0\",commit=\"",
+        "\nprocess_cpu_seconds_total ",
+        "\nprocess_resident_memory_bytes ",
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }
@@ -437,6 +440,7 @@ fn clients_of_the_http_port_leave_file_descriptors_for_the_broker() {
         assert!(Instant::now() < deadline, "{metrics}");
         std::thread::sleep(Duration::from_millis(20));
     };
+    assert!(metrics.contains("process_max_fds 128"), "{metrics}");
     let refused = "moderatord_http_connections_total{result=\"refused\"} ";
     let refused = metrics.lines().find_map(|line| line.strip_prefix(refused)).unwrap();
     // 16 are allowed: an eighth of the hard limit, to which the daemon raises its own.

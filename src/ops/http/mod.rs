@@ -15,6 +15,7 @@ use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::health::{Health, HealthVerdict};
+use super::process_metrics;
 pub(crate) use server::{ConnectionLimits, HttpServer};
 
 /// The state that the request handlers share.
@@ -52,7 +53,7 @@ fn router(state: HttpState) -> Router {
 async fn render_metrics(State(state): State<HttpState>) -> Response {
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
-        state.metrics.render(),
+        state.metrics.render() + &process_metrics::render(),
     )
         .into_response()
 }
