@@ -100,9 +100,8 @@ impl Transaction<'_> {
     /// Fences earlier producers with the same transactional id, and completes or aborts the transactions they left
     /// open. Gives up after a while, or when the stream must stop.
     pub fn initialise(outbox: &Outbox, control: &Control) -> Result<(), Failure> {
-        repeat(None, control, "begin transactions", |_| {
-            outbox.producer().init_transactions(CALL_TIMEOUT)
-        })
+        let call = || outbox.producer().init_transactions(CALL_TIMEOUT);
+        repeat(None, control, "begin transactions", call, |_| {})
     }
 
     pub fn begin(outbox: &Outbox) -> Result<(), Failure> {
@@ -128,36 +127,24 @@ impl Transaction<'_> {
         };
         let offsets = offsets_to_commit(topic, group, &self.offset_metadata)
             .map_err(|error| Failure::Fatal(StreamError::kafka("list offsets", &error)))?;
-        let start = Instant::now();
-        repeat(
-            Some(deadline),
-            self.control,
-            "add offsets to a transaction",
-            |problem| {
-                self.outage.note_failure(start, Instant::now(), problem);
-                self.outbox
-                    .producer()
-                    .send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT)
-            },
-        )
+        let producer = self.outbox.producer();
+        let call = || producer.send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT);
+        let note = note_failures(self.outage);
+        repeat(Some(deadline), self.control, "add offsets to a transaction", call, note)
     }
 
     /// Commits the transaction. After any failure other than [`Failure::Abort`], it may be committed or not.
     pub fn commit(&mut self) -> Result<(), Failure> {
-        let start = Instant::now();
-        repeat(None, self.control, "commit a transaction", |problem| {
-            self.outage.note_failure(start, Instant::now(), problem);
-            self.outbox.producer().commit_transaction(CALL_TIMEOUT)
-        })
+        let call = || self.outbox.producer().commit_transaction(CALL_TIMEOUT);
+        let note = note_failures(self.outage);
+        repeat(None, self.control, "commit a transaction", call, note)
     }
 
     /// Aborts the transaction, so that none of its messages becomes visible.
     pub fn abort(&mut self) -> Result<(), Failure> {
-        let start = Instant::now();
-        let aborted = repeat(None, self.control, "abort a transaction", |problem| {
-            self.outage.note_failure(start, Instant::now(), problem);
-            self.outbox.producer().abort_transaction(CALL_TIMEOUT)
-        });
+        let call = || self.outbox.producer().abort_transaction(CALL_TIMEOUT);
+        let note = note_failures(self.outage);
+        let aborted = repeat(None, self.control, "abort a transaction", call, note);
         if aborted.is_ok() {
             // The abort has purged every message that was not sent, so all reports have arrived or are about to.
             self.outbox.wait(Instant::now() + CALL_TIMEOUT);
@@ -197,23 +184,28 @@ impl Transaction<'_> {
     }
 }
 
-/// Repeats a call until it succeeds, or fails for a reason that repeating it cannot fix, or takes too long.
-///
-/// The call is given the reason why it failed the last time, or an empty one.
+/// Returns a function that notes failures which have lasted since now.
+fn note_failures(outage: &mut Outage) -> impl FnMut(&str) {
+    let start = Instant::now();
+    move |problem| outage.note_failure(start, Instant::now(), problem)
+}
+
+/// Repeats a call until it succeeds, or fails for a reason that repeating it cannot fix, or takes too long. Each failure
+/// that leads to another attempt is passed to `note`.
 fn repeat(
     deadline: Option<Instant>,
     control: &Control,
     doing: &'static str,
-    mut call: impl FnMut(&str) -> KafkaResult<()>,
+    call: impl Fn() -> KafkaResult<()>,
+    mut note: impl FnMut(&str),
 ) -> Result<(), Failure> {
     let last = Instant::now() + MAX_CALL_TIME;
-    let mut problem = String::new();
     loop {
-        let error = match call(&problem) {
+        let error = match call() {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
-        problem = reason(&error);
+        let problem = reason(&error);
         let now = Instant::now();
         let is_retriable = matches!(&error, KafkaError::Transaction(error) if error.is_retriable());
         if !is_retriable {
@@ -227,6 +219,7 @@ fn repeat(
             });
         }
         debug!(reason = problem, "cannot {doing} yet");
+        note(&problem);
     }
 }
 
