@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::KafkaError;
 
 use crate::config::{Delivery, KafkaProperties, StreamConfig};
@@ -85,6 +86,10 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
     }
     for (name, value) in stream.properties.iter() {
         config.set(name, value);
+    }
+    // The client logs what `debug` asks for only at this level, and our own log then filters it.
+    if config.get("debug").is_some() {
+        config.set_log_level(RDKafkaLogLevel::Debug);
     }
     config.set("bootstrap.servers", stream.brokers.join(","));
     match role {
