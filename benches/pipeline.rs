@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use metrics_exporter_prometheus::PrometheusHandle;
 use moderatord::classifier::canary;
 use moderatord::config::{Config, Delivery, Sources, StreamConfig};
 use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
@@ -32,6 +31,7 @@ use moderatord::message::{Comment, CommentMargin, Decision, ModelIdentity, Op, S
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::ops::health::Health;
 use moderatord::ops::metrics;
+use moderatord::ops::metrics::Exporter;
 use moderatord::prompt::Prompter;
 use moderatord::scorer::{Row, ScoreError, Scorer};
 use moderatord::stream::pipeline::{Model, Pipeline, Settings};
@@ -101,7 +101,7 @@ struct Bench<'a> {
     /// The number of rows that the scorer will receive.
     rows: usize,
     prompter: &'a Arc<Prompter>,
-    metrics: &'a PrometheusHandle,
+    metrics: &'a Exporter,
 }
 
 /// The CPU time of one run in seconds, and the topic that it wrote to.
@@ -111,7 +111,7 @@ struct Run {
 }
 
 impl<'a> Bench<'a> {
-    fn prepare(mut broker: Broker, events: usize, prompter: &'a Arc<Prompter>, metrics: &'a PrometheusHandle) -> Self {
+    fn prepare(mut broker: Broker, events: usize, prompter: &'a Arc<Prompter>, metrics: &'a Exporter) -> Self {
         let texts = texts(events);
         let records: Vec<(String, Vec<u8>)> = texts.iter().enumerate().map(|(id, text)| event(id, text)).collect();
         let comments = unique("comments");

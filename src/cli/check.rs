@@ -45,7 +45,13 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
         config,
         mut model,
         stream,
-    } = checked::check(&args.settings, Streaming::IfSet, log::start_for_command, |_| Ok(()))?;
+    } = checked::check(
+        &args.settings,
+        Streaming::IfSet,
+        log::start_for_command,
+        |_| Ok(()),
+        &|_| false,
+    )?;
     let margins = sample_margins(&mut model.loaded.classifier)?;
     summary(&config, &model, &margins, out)?;
     stream_summary(stream.as_ref(), &config.input, out)?;

@@ -52,6 +52,8 @@ pub(super) enum Streaming {
 ///
 /// `prepare` is called with valid settings, and its error is reported together with all other problems.
 ///
+/// If the only problem is that no broker answers, asks `tries_again`, which returns whether to query them again.
+///
 /// # Errors
 /// Returns [`Faults`] with all problems that were found. If the only problem is that no broker or registry answers,
 /// returns that error instead, because retrying may help.
@@ -60,6 +62,7 @@ pub(super) fn check(
     streaming: Streaming,
     start_log: fn(&LogConfig),
     prepare: impl FnOnce(&Config) -> anyhow::Result<()>,
+    tries_again: &dyn Fn(&TopicsError) -> bool,
 ) -> anyhow::Result<Checked> {
     let draft = ConfigDraft::read(&args.sources());
     let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
@@ -109,12 +112,15 @@ pub(super) fn check(
     let (Ok(config), Some(model), true) = (config, model, faults.is_empty()) else {
         bail!(faults);
     };
-    let stream = match stream.transpose() {
-        Ok(stream) => stream,
-        Err(StreamCheckError::Unreachable(error)) => bail!(error),
-        Err(StreamCheckError::Faults(faults)) => bail!(faults),
-    };
-    Ok(Checked { config, model, stream })
+    let mut stream = stream.transpose();
+    loop {
+        match stream {
+            Ok(stream) => return Ok(Checked { config, model, stream }),
+            Err(StreamCheckError::Faults(faults)) => bail!(faults),
+            Err(StreamCheckError::Unreachable(error)) if !tries_again(&error) => bail!(error),
+            Err(StreamCheckError::Unreachable(_)) => stream = check_topics(config.require_stream()?).map(Some),
+        }
+    }
 }
 
 /// Loads the model in service, for commands that make decisions without the stream, and stores the records that the

@@ -1,5 +1,6 @@
 //! `moderatord run`: checks the deployment, then serves until a signal or a failure.
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ use super::{Exit, SettingsArgs};
 use crate::config::{BatchConfig, Config, Sources, StreamConfig};
 use crate::decide::CurrentJudge;
 use crate::fault::Faults;
-use crate::kafka::topics::TopicFacts;
+use crate::kafka::topics::{TopicFacts, TopicsError};
+use crate::ops::announce::{Announcer, START_EXTENSION};
 use crate::ops::health::{Health, Phase};
 use crate::ops::http::{self, ConnectionLimits, HttpServer, HttpState};
 use crate::ops::log;
@@ -37,6 +39,9 @@ const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// Time after the grace period in which the stages have to end. After that, the process exits without them.
 const EXIT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The pause between two queries while no broker answers at the start. A query itself takes up to ten seconds.
+const BROKERS_RETRY_PAUSE: Duration = Duration::from_secs(1);
+
 /// Time between two checks of whether the pipeline has ended.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -49,7 +54,8 @@ pub(super) struct RunArgs {
 
 const AFTER_HELP: &str = "\
 Checks the settings, model and brokers, warms up the model, joins the consumer group and starts to
-serve.
+serve. While no broker answers, it waits. It is ready once the group has settled, whether or not
+there are partitions for it.
 
 On SIGTERM or SIGINT, the daemon finishes the comments in flight within `shutdown.grace` and leaves
 the group. A second signal ends it immediately. In both cases nothing is lost: unfinished comments
@@ -65,11 +71,31 @@ Exit codes:
   78  the settings, model, registry, topics or committed offsets need attention";
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
+    let notifier = Notifier::from_environment().context("NOTIFY_SOCKET is not a valid address")?;
     let signals = Signals::listen().context("cannot listen for signals")?;
     let mut daemon = None;
     // Health and metrics are served while the model is loaded and warmed up and the daemon connects to the brokers.
-    let start_daemon = |config: &Config| RunningDaemon::start(config, signals).map(|started| daemon = Some(started));
-    let checked = check(&args.settings, Streaming::Required, log::start, start_daemon)?;
+    let start_daemon =
+        |config: &Config| RunningDaemon::start(config, signals, notifier.clone()).map(|started| daemon = Some(started));
+    let has_warned = Cell::new(false);
+    let wait_for_brokers = |error: &TopicsError| {
+        if !has_warned.replace(true) {
+            warn!(%error, "waiting for the brokers");
+        }
+        notifier.starting(&format!("waiting for the brokers: {error}"), START_EXTENSION);
+        std::thread::sleep(BROKERS_RETRY_PAUSE);
+        true
+    };
+    let checked = check(
+        &args.settings,
+        Streaming::Required,
+        log::start,
+        start_daemon,
+        &wait_for_brokers,
+    )?;
+    if has_warned.get() {
+        info!("the brokers answer");
+    }
     let daemon = daemon.context("the daemon was not started")?;
     let Checked { config, model, stream } = checked;
     let (stream, topics) = stream.context("the settings of the stream are missing")?;
@@ -225,7 +251,7 @@ struct RunningDaemon {
 }
 
 impl RunningDaemon {
-    fn start(config: &Config, signals: Signals) -> anyhow::Result<Self> {
+    fn start(config: &Config, signals: Signals, notifier: Notifier) -> anyhow::Result<Self> {
         let address = config.http.listen;
         let health = Arc::new(Health::new(STALL_LIMIT));
         let state = HttpState {
@@ -239,7 +265,7 @@ impl RunningDaemon {
         info!(address = %http.address(), "listening for requests for metrics and health");
         Ok(Self {
             health,
-            notifier: Notifier::from_environment().context("NOTIFY_SOCKET is not a valid address")?,
+            notifier,
             signals,
             _http: http,
         })
@@ -258,15 +284,15 @@ impl RunningDaemon {
             tokio::spawn(async move { notifier.feed_watchdog(health, Instant::now).await })
         };
         health.enter(Phase::Serving);
-        notifier.ready("serving");
+        let mut announcer = Announcer::new(notifier.clone(), Arc::clone(&health));
         let mut ticks = tokio::time::interval(TICK);
         let mut deadline = None;
         while !pipeline.has_ended() {
             let stop = tokio::select! {
                 _ = ticks.tick() => false,
                 Some(()) = signals.stops.recv() => true,
-                // Ignored while draining: a reload would report the daemon as ready again.
-                Some(()) = signals.reloads.recv(), if deadline.is_none() => {
+                // Kept until the daemon is ready, and ignored while draining: the end of a reload reports it as ready.
+                Some(()) = signals.reloads.recv(), if deadline.is_none() && announcer.has_been_ready() => {
                     notifier.reloading(monotonic());
                     handler.reload();
                     notifier.ready("serving");
@@ -274,6 +300,9 @@ impl RunningDaemon {
                 }
             };
             let now = Instant::now();
+            if deadline.is_none() && !pipeline.is_ending() {
+                announcer.update(now);
+            }
             match deadline {
                 None if stop => {
                     deadline = Some(now + grace + EXIT_TIMEOUT);

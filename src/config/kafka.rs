@@ -261,6 +261,7 @@ const RESERVED: &[(&str, &str)] = &[
     ("partition.assignment.strategy", NEEDED_FOR_DELIVERY),
     ("message.timeout.ms", NEEDED_FOR_DELIVERY),
     ("delivery.timeout.ms", NEEDED_FOR_DELIVERY),
+    ("statistics.interval.ms", "readiness and the lag depend on it"),
     ("partitioner", "a decision is written to the partition of its comment"),
 ];
 

@@ -23,6 +23,9 @@ const TRANSACTION_TIMEOUT_MS: &str = "30000";
 const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(8);
 /// The default of `heartbeat.interval.ms`, which also decides how soon a member notices a rebalance.
 const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
+/// How often a consumer reports on its group, brokers and partitions.
+const STATISTICS_INTERVAL_MS: &str = "1000";
+
 /// librdkafka's default of `max.poll.interval.ms`.
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(300);
 
@@ -68,7 +71,6 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
                     DEFAULT_HEARTBEAT_INTERVAL.as_millis().to_string(),
                 )
                 .set("fetch.wait.max.ms", "50")
-                .set("statistics.interval.ms", "5000")
                 // How soon partitions that were added to the topic are read; the client's default is five minutes.
                 .set("topic.metadata.refresh.interval.ms", "5000")
                 // Prefetched records use memory besides the records in flight, so only about a second's worth is kept.
@@ -115,7 +117,9 @@ fn consumer(config: &mut ClientConfig, stream: &StreamConfig) {
         .set("enable.auto.commit", "false")
         .set("enable.auto.offset.store", "false")
         // The stream chooses the first offset itself on assignment; an offset that is removed later is a gap.
-        .set("auto.offset.reset", "error");
+        .set("auto.offset.reset", "error")
+        // Readiness and the lag depend on these reports.
+        .set("statistics.interval.ms", STATISTICS_INTERVAL_MS);
     if stream.static_membership {
         config.set("group.instance.id", &stream.instance);
     }

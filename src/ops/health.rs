@@ -1,10 +1,15 @@
 //! Tracks whether the daemon is doing its work, for the health checks and the watchdog.
 //!
 //! A daemon counts as alive only while it scores batches; a running thread is not enough. An idle daemon scores a
-//! canary for this purpose. Times are passed in as arguments, so nothing here reads a clock.
+//! canary for this purpose. It counts as ready only if the stream does its work too ([`StreamWork::problem`]): an
+//! outage of Kafka makes a daemon not ready, but a restart would not end the outage, so the daemon stays alive. Times
+//! are passed in as arguments, so nothing here reads a clock.
 
-use std::sync::Mutex;
+use std::fmt;
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
+
+use super::work::StreamWork;
 
 /// A phase in the life of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,10 +34,11 @@ pub enum HealthVerdict {
 }
 
 /// The health of the daemon, which the pipeline updates, and which the health checks and the watchdog read.
-#[derive(Debug)]
 pub struct Health {
     stall_limit: Duration,
     state: Mutex<HealthState>,
+    /// Returns what the stream is doing at the moment.
+    stream: OnceLock<Box<dyn Fn() -> StreamWork + Send + Sync>>,
 }
 
 #[derive(Debug)]
@@ -52,7 +58,20 @@ impl Health {
                 phase: Phase::Starting,
                 last_scored: None,
             }),
+            stream: OnceLock::new(),
         }
+    }
+
+    /// Lets readiness depend on the stream, of which `work` returns what it is doing when it is called.
+    ///
+    /// Only the first stream counts.
+    pub fn watch(&self, work: impl Fn() -> StreamWork + Send + Sync + 'static) {
+        let _ = self.stream.set(Box::new(work));
+    }
+
+    /// Returns what the stream is doing, or `None` if it has not been started.
+    pub fn work(&self) -> Option<StreamWork> {
+        self.stream.get().map(|work| work())
     }
 
     /// Changes the phase; a daemon that has failed stays in that phase.
@@ -87,14 +106,26 @@ impl Health {
         }
     }
 
-    /// Returns whether the daemon is ready: it is serving and has recently scored a batch.
+    /// Returns whether the daemon is ready: it is serving, has recently scored a batch, and its stream does its work.
     pub fn ready(&self, now: Instant) -> HealthVerdict {
-        let state = self.lock();
-        match state.phase {
-            Phase::Starting => HealthVerdict::Unhealthy("starting".into()),
-            Phase::Draining => HealthVerdict::Unhealthy("draining".into()),
-            Phase::Failed => HealthVerdict::Unhealthy("failed".into()),
-            Phase::Serving => self.scores_batches(&state, now),
+        let scores = {
+            let state = self.lock();
+            match state.phase {
+                Phase::Starting => HealthVerdict::Unhealthy("starting".into()),
+                Phase::Draining => HealthVerdict::Unhealthy("draining".into()),
+                Phase::Failed => HealthVerdict::Unhealthy("failed".into()),
+                Phase::Serving => self.scores_batches(&state, now),
+            }
+        };
+        match scores {
+            HealthVerdict::Healthy => {
+                let problem = match self.work() {
+                    Some(work) => work.problem(now),
+                    None => Some("the stream has not been started".to_owned()),
+                };
+                problem.map_or(HealthVerdict::Healthy, HealthVerdict::Unhealthy)
+            }
+            unhealthy @ HealthVerdict::Unhealthy(_) => unhealthy,
         }
     }
 
@@ -112,14 +143,54 @@ impl Health {
     }
 }
 
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health")
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::super::work::GroupState;
     use super::*;
+
+    /// The stream of a spare member, which counts as ready.
+    fn spare() -> StreamWork {
+        StreamWork {
+            group: GroupState::Settled,
+            ..StreamWork::default()
+        }
+    }
+
+    #[test]
+    fn an_outage_makes_a_daemon_not_ready_but_leaves_it_alive() {
+        let (health, start) = (Health::new(Duration::from_secs(60)), Instant::now());
+        health.enter(Phase::Serving);
+        health.record_scored(start);
+        assert_eq!(
+            health.ready(start),
+            HealthVerdict::Unhealthy("the stream has not been started".into())
+        );
+        health.watch(move || StreamWork {
+            unreachable_since: Some(start),
+            ..spare()
+        });
+        assert_eq!(health.ready(start), HealthVerdict::Healthy);
+        let later = start + Duration::from_secs(30);
+        assert_eq!(
+            health.ready(later),
+            HealthVerdict::Unhealthy("no broker reachable for 30 s".into())
+        );
+        assert_eq!(health.alive(later), HealthVerdict::Healthy);
+    }
 
     #[test]
     fn a_serving_daemon_is_alive_and_ready_only_while_it_scores_batches() {
         let limit = Duration::from_secs(10);
         let (health, start) = (Health::new(limit), Instant::now());
+        health.watch(spare);
         let healthy = |verdict| verdict == HealthVerdict::Healthy;
         assert!(healthy(health.alive(start)) && !healthy(health.ready(start)));
         health.enter(Phase::Serving);

@@ -5,7 +5,7 @@
 //! comment's text.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
-use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 /// Counts finished input records by `outcome`: decided, deleted, tombstone or dead_letter.
 pub const EVENTS: &str = "moderatord_events_total";
@@ -29,10 +29,19 @@ pub const STAGE_SECONDS: &str = "moderatord_stage_seconds";
 pub const QUEUE_EVENTS: &str = "moderatord_queue_events";
 /// The number of bytes waiting in each `queue`.
 pub const QUEUE_BYTES: &str = "moderatord_queue_bytes";
-/// The number of records after the committed offset of each `partition`.
+/// The number of records after the committed offset of each assigned `partition`.
 pub const LAG: &str = "moderatord_consumer_lag_records";
-/// The age of the oldest record that has been read but not committed, counted from its append to the topic.
+/// The age of the oldest record that has been read but not committed, counted from its append to the topic; absent while
+/// no partition is assigned.
 pub const OLDEST_UNFINISHED: &str = "moderatord_oldest_unfinished_seconds";
+/// 1 if `/readyz` succeeds, otherwise 0.
+pub const READY: &str = "moderatord_ready";
+/// The number of partitions of the comments topic that are assigned to this process.
+pub const ASSIGNED_PARTITIONS: &str = "moderatord_assigned_partitions";
+/// The number of brokers that the consumer is connected to. It connects only to the brokers that it needs.
+pub const BROKERS_UP: &str = "moderatord_brokers_up";
+/// The Unix time of the last successful commit; absent before the first one.
+pub const LAST_COMMIT: &str = "moderatord_last_commit_timestamp_seconds";
 /// Records the time from the append of a record to the commit of its decision.
 pub const APPEND_TO_COMMIT: &str = "moderatord_append_to_commit_seconds";
 /// Records the calibrated probability of each scored comment.
@@ -79,26 +88,36 @@ const FEATURES: &str = match (cfg!(feature = "cuda"), cfg!(feature = "vendored-o
     (true, true) => "cuda,vendored-openssl",
 };
 
+/// The value of a gauge whose value is not known. [`Exporter::render`] leaves its series out.
+pub const UNKNOWN: f64 = f64::NAN;
+
+/// Renders the metrics of this process.
+#[derive(Clone, Debug)]
+pub struct Exporter(PrometheusHandle);
+
+impl Exporter {
+    /// Returns all metrics in Prometheus' text format, without the series of gauges that are [`UNKNOWN`].
+    ///
+    /// The recorder cannot remove a series at once, and a query that adds up a NaN has no result.
+    pub fn render(&self) -> String {
+        let text = self.0.render();
+        let known = text.split_inclusive('\n').filter(|line| !line.ends_with(" NaN\n"));
+        known.collect()
+    }
+
+    /// Moves the samples of histograms into their buckets, which bounds the memory that they use.
+    pub fn run_upkeep(&self) {
+        self.0.run_upkeep();
+    }
+}
+
 /// Installs the metrics recorder of this process.
 ///
 /// # Errors
 /// Returns an error if a recorder is already installed.
-pub fn install() -> Result<PrometheusHandle, BuildError> {
-    let seconds = [
-        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
-    ];
-    let sizes = [
-        1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0,
-    ];
-    let probabilities: Vec<f64> = (1..=20).map(|twentieth| f64::from(twentieth) / 20.0).collect();
-    let full = |name: &str| Matcher::Full(name.to_owned());
-    let handle = PrometheusBuilder::new()
-        .set_buckets_for_metric(full(STAGE_SECONDS), &seconds)?
-        .set_buckets_for_metric(full(APPEND_TO_COMMIT), &seconds)?
-        .set_buckets_for_metric(full(BATCH_TOKENS), &sizes)?
-        .set_buckets_for_metric(full(BATCH_ROWS), &sizes)?
-        .set_buckets_for_metric(full(PROBABILITY), &probabilities)?
-        .install_recorder()?;
+pub fn install() -> Result<Exporter, BuildError> {
+    let (recorder, exporter) = build()?;
+    metrics::set_global_recorder(recorder)?;
     describe();
     gauge!(
         BUILD_INFO,
@@ -107,7 +126,31 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "features" => FEATURES
     )
     .set(1.0);
-    Ok(handle)
+    Ok(exporter)
+}
+
+/// Creates a recorder with the buckets of the histograms, and its exporter, without installing it.
+///
+/// # Errors
+/// Returns an error if a histogram has no buckets.
+pub fn build() -> Result<(PrometheusRecorder, Exporter), BuildError> {
+    let seconds = [
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+    ];
+    let sizes = [
+        1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0, 32768.0,
+    ];
+    let probabilities: Vec<f64> = (1..=20).map(|twentieth| f64::from(twentieth) / 20.0).collect();
+    let full = |name: &str| Matcher::Full(name.to_owned());
+    let recorder = PrometheusBuilder::new()
+        .set_buckets_for_metric(full(STAGE_SECONDS), &seconds)?
+        .set_buckets_for_metric(full(APPEND_TO_COMMIT), &seconds)?
+        .set_buckets_for_metric(full(BATCH_TOKENS), &sizes)?
+        .set_buckets_for_metric(full(BATCH_ROWS), &sizes)?
+        .set_buckets_for_metric(full(PROBABILITY), &probabilities)?
+        .build_recorder();
+    let exporter = Exporter(recorder.handle());
+    Ok((recorder, exporter))
 }
 
 fn describe() {
@@ -170,7 +213,14 @@ fn describe() {
     describe_histogram!(PROBABILITY, "Calibrated probability that a comment is hateful.");
     describe_gauge!(QUEUE_EVENTS, "Number of events waiting, by queue.");
     describe_gauge!(QUEUE_BYTES, Unit::Bytes, "Number of bytes waiting, by queue.");
-    describe_gauge!(LAG, "Number of records after the committed offset, by partition.");
+    describe_gauge!(
+        LAG,
+        "Number of records of an assigned partition that are not committed, by partition."
+    );
+    describe_gauge!(READY, "1 if the daemon is ready, otherwise 0.");
+    describe_gauge!(ASSIGNED_PARTITIONS, "Number of partitions assigned to this process.");
+    describe_gauge!(BROKERS_UP, "Number of brokers that the consumer is connected to.");
+    describe_gauge!(LAST_COMMIT, Unit::Seconds, "Unix time of the last successful commit.");
     describe_gauge!(
         OLDEST_UNFINISHED,
         Unit::Seconds,

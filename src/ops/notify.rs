@@ -62,6 +62,19 @@ impl Notifier {
         self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
+    /// Reports what the daemon does before it serves, and gives it at least `within` from now to continue.
+    ///
+    /// The start timeout of systemd is extended only while such reports follow one another within that time.
+    pub fn starting(&self, status: &str, within: Duration) {
+        let micros = within.as_micros();
+        self.send(&format!("EXTEND_TIMEOUT_USEC={micros}\nSTATUS={}", one_line(status)));
+    }
+
+    /// Reports what the daemon does, without a change of its state.
+    pub fn status(&self, status: &str) {
+        self.send(&format!("STATUS={}", one_line(status)));
+    }
+
     /// Reports that settings are being reloaded, until the next [`Notifier::ready`].
     ///
     /// `monotonic` is the current time of the monotonic clock, which systemd requires.
@@ -139,10 +152,14 @@ mod tests {
     #[test]
     fn each_message_is_one_datagram() {
         let (_folder, socket, notifier) = listen();
+        notifier.starting("waiting", Duration::from_secs(60));
         notifier.ready("serving\n2 partitions");
+        notifier.status("not ready\r");
         notifier.reloading(Duration::from_millis(1500));
         notifier.stopping("draining", Duration::from_secs(2));
+        assert_eq!(receive(&socket), "EXTEND_TIMEOUT_USEC=60000000\nSTATUS=waiting");
         assert_eq!(receive(&socket), "READY=1\nSTATUS=serving 2 partitions");
+        assert_eq!(receive(&socket), "STATUS=not ready ");
         assert_eq!(receive(&socket), "RELOADING=1\nMONOTONIC_USEC=1500000");
         assert_eq!(
             receive(&socket),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
@@ -50,27 +51,68 @@ pub struct CommittedOffsets {
 
 #[derive(Debug, Default)]
 struct CommittedState {
-    offsets: BTreeMap<i32, NextOffset>,
+    partitions: BTreeMap<i32, PartitionOffsets>,
     metadata: OffsetMetadata,
+    last_commit: Option<(Instant, SystemTime)>,
+}
+
+#[derive(Debug)]
+struct PartitionOffsets {
+    committed: NextOffset,
+    /// Since when the first offset has been waiting to be committed, if it is new.
+    pending_since: Option<Instant>,
 }
 
 impl CommittedOffsets {
-    /// Records the committed offset of a partition.
+    /// Records where a newly assigned partition is read from. An offset that is not committed yet is `pending` since
+    /// then.
+    pub fn start(&self, partition: i32, next: NextOffset, pending_since: Option<Instant>) {
+        let offsets = PartitionOffsets {
+            committed: next,
+            pending_since,
+        };
+        self.lock().partitions.insert(partition, offsets);
+    }
+
+    /// Records the committed offset of a partition, unless this process no longer owns it.
     pub fn set(&self, partition: i32, next: NextOffset) {
-        self.lock().offsets.insert(partition, next);
+        if let Some(offsets) = self.lock().partitions.get_mut(&partition) {
+            offsets.committed = next;
+            offsets.pending_since = None;
+        }
+    }
+
+    /// Records that a commit has succeeded, in the two clocks of `now`.
+    pub fn record_commit(&self, now: Instant, time: SystemTime) {
+        self.lock().last_commit = Some((now, time));
+    }
+
+    /// Returns the time of the last successful commit.
+    pub fn last_commit(&self) -> Option<(Instant, SystemTime)> {
+        self.lock().last_commit
+    }
+
+    /// Returns since when the first offset of a partition has been waiting to be committed, if one does.
+    pub fn pending_since(&self) -> Option<Instant> {
+        let state = self.lock();
+        state
+            .partitions
+            .values()
+            .filter_map(|offsets| offsets.pending_since)
+            .min()
     }
 
     /// Forgets partitions that this process no longer owns.
     pub fn remove(&self, partitions: &[i32]) {
         let mut state = self.lock();
         for partition in partitions {
-            state.offsets.remove(partition);
+            state.partitions.remove(partition);
         }
     }
 
     /// Returns the committed offset of a partition, or `None` if this process does not own it.
     pub fn get(&self, partition: i32) -> Option<NextOffset> {
-        self.lock().offsets.get(&partition).copied()
+        self.lock().partitions.get(&partition).map(|offsets| offsets.committed)
     }
 
     /// Returns the metadata to commit with each offset.
@@ -92,6 +134,23 @@ impl CommittedOffsets {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_first_offset_is_pending_until_it_is_committed() {
+        let (offsets, now) = (CommittedOffsets::default(), Instant::now());
+        let next = NextOffset::from_committed;
+        offsets.start(0, next(5), None);
+        assert_eq!(offsets.pending_since(), None);
+        offsets.start(1, next(0), Some(now));
+        assert_eq!(offsets.pending_since(), Some(now));
+        offsets.set(0, next(6));
+        assert_eq!(offsets.pending_since(), Some(now));
+        offsets.set(1, next(0));
+        assert_eq!(offsets.pending_since(), None);
+        offsets.start(1, next(0), Some(now));
+        offsets.remove(&[1]);
+        assert_eq!(offsets.pending_since(), None);
+    }
 
     #[test]
     fn metadata_reads_back_and_foreign_text_holds_nothing() {

@@ -273,7 +273,7 @@ mod tests {
                 headers: Vec::new(),
                 has_broken_headers: false,
                 timestamp: None,
-                _in_flight: in_flight.add(0, None),
+                _in_flight: in_flight.add(0, None, std::time::Instant::now()),
             };
             record.send(record_with_text).unwrap();
         }

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Counts the records in flight and their bytes, and wakes the reader when there is room for more.
 #[derive(Debug)]
@@ -23,6 +23,8 @@ struct InFlightState {
     bytes: usize,
     /// How many records have each timestamp, for the age of the oldest.
     timestamps: BTreeMap<i64, usize>,
+    /// Since when there has always been a record in flight, if there is one.
+    busy_since: Option<Instant>,
 }
 
 /// Counts one record as in flight until it is dropped.
@@ -46,9 +48,11 @@ impl InFlight {
         }
     }
 
-    /// Counts a record as in flight until the guard is dropped. Never waits; call [`InFlight::wait_for_room`] first.
-    pub fn add(self: &Arc<Self>, bytes: usize, timestamp: Option<i64>) -> InFlightGuard {
+    /// Counts a record that is read at `now` as in flight until the guard is dropped. Never waits; call
+    /// [`InFlight::wait_for_room`] first.
+    pub fn add(self: &Arc<Self>, bytes: usize, timestamp: Option<i64>, now: Instant) -> InFlightGuard {
         let mut state = self.lock();
+        state.busy_since.get_or_insert(now);
         state.events += 1;
         state.bytes += bytes;
         if let Some(timestamp) = timestamp {
@@ -86,6 +90,11 @@ impl InFlight {
         self.lock().timestamps.keys().next().copied()
     }
 
+    /// Returns since when there has always been a record in flight, or `None` if there is none.
+    pub fn busy_since(&self) -> Option<Instant> {
+        self.lock().busy_since
+    }
+
     fn lock(&self) -> MutexGuard<'_, InFlightState> {
         // A poisoned state is still consistent: nothing between the changes for one record can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -97,6 +106,9 @@ impl Drop for InFlightGuard {
         let mut state = self.in_flight.lock();
         state.events -= 1;
         state.bytes -= self.bytes;
+        if state.events == 0 {
+            state.busy_since = None;
+        }
         if let Some(timestamp) = self.timestamp
             && let Some(count) = state.timestamps.get_mut(&timestamp)
         {
@@ -117,34 +129,38 @@ mod tests {
     #[test]
     fn a_dropped_record_makes_room() {
         let in_flight = Arc::new(InFlight::new(2, 100));
+        let now = Instant::now();
         let check = |room: bool, totals| {
             assert_eq!(in_flight.wait_for_room(Duration::ZERO), room);
             assert_eq!(in_flight.totals(), totals);
         };
         check(true, (0, 0));
-        let first = in_flight.add(10, Some(5));
+        let first = in_flight.add(10, Some(5), now);
         check(true, (1, 10));
-        let second = in_flight.add(10, Some(3));
+        let second = in_flight.add(10, Some(3), now + Duration::from_secs(1));
         check(false, (2, 20));
         assert_eq!(in_flight.oldest_timestamp(), Some(3));
+        assert_eq!(in_flight.busy_since(), Some(now));
         drop(second);
         assert_eq!(in_flight.oldest_timestamp(), Some(5));
         assert!(in_flight.is_half_empty());
-        let large = in_flight.add(95, None);
+        let large = in_flight.add(95, None, now);
         drop(first);
         assert_eq!(in_flight.oldest_timestamp(), None);
         check(true, (1, 95));
         assert!(!in_flight.is_half_empty());
-        let larger = in_flight.add(5, None);
+        let larger = in_flight.add(5, None, now);
         check(false, (2, 100));
+        assert_eq!(in_flight.busy_since(), Some(now));
         drop((large, larger));
         check(true, (0, 0));
+        assert_eq!(in_flight.busy_since(), None);
     }
 
     #[test]
     fn a_waiting_reader_is_woken() {
         let in_flight = Arc::new(InFlight::new(1, 100));
-        let guard = in_flight.add(1, None);
+        let guard = in_flight.add(1, None, Instant::now());
         let waiting = Arc::clone(&in_flight);
         let waiter = std::thread::spawn(move || waiting.wait_for_room(Duration::from_secs(60)));
         drop(guard);

@@ -38,9 +38,6 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the reader checks whether the topic was recreated.
 const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How often the gauges of the queues are updated.
-const REPORT_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Reads records from the comments topic and hands them to the encode stage.
 pub struct IngestStage {
     /// Shared with the emit stage, which commits its offsets.
@@ -54,8 +51,6 @@ pub struct IngestStage {
     pub records: Sender<Record>,
     /// Disconnected once the emit stage has ended.
     pub emit_ended: Receiver<()>,
-    /// Updates the gauges of the queues; called about every second.
-    pub report_queues: Box<dyn Fn() + Send>,
 }
 
 impl IngestStage {
@@ -71,7 +66,6 @@ impl IngestStage {
             control,
             records,
             emit_ended,
-            report_queues,
         } = self;
         let reader = RecordReader {
             consumer: &consumer,
@@ -80,7 +74,7 @@ impl IngestStage {
             in_flight: &in_flight,
             control: &control,
         };
-        if let Err(error) = reader.read(&records, &*report_queues) {
+        if let Err(error) = reader.read(&records) {
             control.fail(error);
         }
         drop(records);
@@ -117,20 +111,15 @@ struct RecordReader<'a> {
 }
 
 impl RecordReader<'_> {
-    fn read(&self, records: &Sender<Record>, report_queues: &dyn Fn()) -> Result<(), StreamError> {
+    fn read(&self, records: &Sender<Record>) -> Result<(), StreamError> {
         let mut progress = BTreeMap::new();
         let mut is_paused = false;
-        let mut last_report = Instant::now();
         let mut last_topic_check = Instant::now();
         let mut missing_since = None;
         self.consumer
             .subscribe(&[self.topic])
             .map_err(|error| StreamError::kafka("subscribe to the comments topic", &error))?;
         while !self.control.is_ending() {
-            if last_report.elapsed() >= REPORT_INTERVAL {
-                last_report = Instant::now();
-                report_queues();
-            }
             if last_topic_check.elapsed() >= TOPIC_CHECK_INTERVAL {
                 match self.membership().topic_state(self.consumer) {
                     TopicState::New => self.handle_new_topic()?,
@@ -198,7 +187,7 @@ impl RecordReader<'_> {
                 sequence,
                 offset,
             },
-            _in_flight: self.in_flight.add(size, timestamp),
+            _in_flight: self.in_flight.add(size, timestamp, Instant::now()),
             key: message.key().map(<[u8]>::to_vec),
             value: message.payload().map(<[u8]>::to_vec),
             headers,

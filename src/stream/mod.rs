@@ -12,6 +12,7 @@ mod in_flight;
 mod record;
 mod offsets;
 mod committed;
+mod status;
 pub mod batch;
 mod rebalance;
 pub(crate) mod decode;

@@ -12,10 +12,9 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::thread::{Builder, JoinHandle};
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, bounded};
-use metrics::gauge;
 use rdkafka::config::FromClientConfigAndContext;
 use tracing::info;
 
@@ -28,14 +27,13 @@ use super::group::{GroupConsumer, Membership};
 use super::in_flight::InFlight;
 use super::ingest::IngestStage;
 use super::ownership::Ownership;
-use super::record::Record;
 use super::score::{Replacement, ScoreStage};
+use super::status::{ClientStatus, StreamMonitor};
 use crate::config::{BatchConfig, InputConfig, LimitsConfig, StreamConfig};
 use crate::decide::CurrentJudge;
 use crate::kafka::client::{Role, Timeouts, client_id, config};
 use crate::kafka::topics::TopicFacts;
 use crate::ops::health::Health;
-use crate::ops::metrics as names;
 use crate::prompt::Prompter;
 use crate::scorer::{Row, Scorer};
 
@@ -82,7 +80,7 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    /// Starts the stages and joins the consumer group.
+    /// Starts the stages and joins the consumer group. From then on, `health` also judges the stream.
     ///
     /// # Errors
     /// Returns an error if a Kafka client cannot be created, or if transactions cannot be initialised.
@@ -91,6 +89,7 @@ impl Pipeline {
         let ownership = Arc::new(Ownership::default());
         let committed = Arc::new(CommittedOffsets::default());
         let in_flight = Arc::new(InFlight::new(settings.limits.events, settings.limits.bytes));
+        let client = Arc::new(ClientStatus::default());
         let stream = &settings.stream;
         let topic = &stream.topics.comments;
 
@@ -111,6 +110,7 @@ impl Pipeline {
             timeouts: Timeouts::of(&stream.properties),
             ownership: Arc::clone(&ownership),
             committed: Arc::clone(&committed),
+            client: Arc::clone(&client),
             control: Arc::clone(&control),
             rebalances: rebalance,
             is_paused: AtomicBool::new(false),
@@ -118,13 +118,19 @@ impl Pipeline {
         let consumer = GroupConsumer::from_config_and_context(&config(stream, Role::Consumer), membership)
             .map_err(|error| StreamError::Client(error.to_string()))?;
         let consumer = Arc::new(consumer);
+        let monitor = StreamMonitor {
+            ownership: Arc::clone(&ownership),
+            committed: Arc::clone(&committed),
+            in_flight: Arc::clone(&in_flight),
+            client,
+            records: records.clone(),
+        };
         let ingest = IngestStage {
             consumer: Arc::clone(&consumer),
             topic: topic.clone(),
             ownership: Arc::clone(&ownership),
-            in_flight: Arc::clone(&in_flight),
+            in_flight,
             control: Arc::clone(&control),
-            report_queues: Box::new(queue_reporter(in_flight, records.clone())),
             records: record,
             emit_ended,
         };
@@ -167,6 +173,7 @@ impl Pipeline {
             ownership,
             threads: Vec::new(),
         };
+        health.watch(move || monitor.work());
         // The stages start from the last to the first, so that each one's output is already being read.
         pipeline.spawn("emit", move || emit.run());
         pipeline.spawn("score", move || score.run());
@@ -238,22 +245,5 @@ struct PanicGuard<'a> {
 impl Drop for PanicGuard<'_> {
     fn drop(&mut self) {
         self.control.fail(StreamError::Died { stage: self.stage });
-    }
-}
-
-/// Returns a function that updates the gauges of the queues.
-fn queue_reporter(in_flight: Arc<InFlight>, records: Receiver<Record>) -> impl Fn() {
-    move || {
-        let (events, bytes) = in_flight.totals();
-        gauge!(names::QUEUE_EVENTS, "queue" => "in_flight").set(events as f64);
-        gauge!(names::QUEUE_BYTES, "queue" => "in_flight").set(bytes as f64);
-        gauge!(names::QUEUE_EVENTS, "queue" => "read").set(records.len() as f64);
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0.0, |now| now.as_secs_f64());
-        let age = in_flight
-            .oldest_timestamp()
-            .map_or(0.0, |oldest| (now - oldest as f64 / 1e3).max(0.0));
-        gauge!(names::OLDEST_UNFINISHED).set(age);
     }
 }

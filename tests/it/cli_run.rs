@@ -89,6 +89,17 @@ impl Notifications {
     pub(crate) fn state(&self) -> String {
         self.next(false)
     }
+
+    /// Waits until the service is ready, and returns the messages before that.
+    pub(crate) fn await_ready(&self) -> Vec<String> {
+        let mut before = Vec::new();
+        loop {
+            match self.state() {
+                text if text == "READY=1\nSTATUS=serving" => return before,
+                text => before.push(text),
+            }
+        }
+    }
 }
 
 pub(crate) struct Service(pub(crate) Child);
@@ -185,8 +196,27 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
         .spawn()
         .unwrap();
     let service = Service(child);
+    let first = notifications.state();
+    assert!(
+        first.starts_with("EXTEND_TIMEOUT_USEC=600000000\nSTATUS=no partition is assigned: waiting for "),
+        "{first}"
+    );
+    assert!(ask(port, "/healthz").starts_with("HTTP/1.1 200"));
+    let answer = ask(port, "/readyz");
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("\r\n\r\nno partition is assigned: "),
+        "{answer}"
+    );
+    assert!(ask(port, "/metrics").contains("\nmoderatord_ready 0\n"));
+    // A reload does not make the service ready.
+    service.signal("HUP");
+    for text in notifications.await_ready() {
+        assert!(text.starts_with("EXTEND_TIMEOUT_USEC=600000000\nSTATUS="), "{text}");
+    }
+    assert!(notifications.state().starts_with("RELOADING=1"));
     assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
     assert!(ask(port, "/healthz").starts_with("HTTP/1.1 200"));
+    assert!(ask(port, "/metrics").contains("\nmoderatord_ready 1\n"));
     assert!(ask(port, "/readyz").starts_with("HTTP/1.1 200"));
     notifications.next(true);
 
@@ -335,12 +365,26 @@ fn a_daemon_that_is_starting_answers_and_remembers_a_reload() {
     let metrics = ask(port, "/metrics");
     assert!(metrics.contains("moderatord_http_open_connections 1\n"), "{metrics}");
     service.signal("HUP");
+    // The start takes as long as the broker needs, and the service manager is told so.
+    let waiting = notifications.state();
+    let expected = format!(
+        "EXTEND_TIMEOUT_USEC=600000000\nSTATUS=waiting for the brokers: cannot query the brokers {}: ",
+        gate.address()
+    );
+    assert!(waiting.starts_with(&expected), "{waiting}");
     gate.open(&broker.address());
-    assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+    for text in notifications.await_ready() {
+        assert!(text.starts_with("EXTEND_TIMEOUT_USEC=600000000\nSTATUS="), "{text}");
+    }
     assert!(notifications.state().starts_with("RELOADING=1"));
     assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
     service.signal("TERM");
-    assert_eq!(service.end(), Some(0), "{}", std::fs::read_to_string(&log).unwrap());
+    let code = service.end();
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(code, Some(0), "{log}");
+    for line in ["waiting for the brokers", "the brokers answer"] {
+        assert_eq!(log.matches(line).count(), 1, "{line} in {log}");
+    }
 }
 
 #[test]
@@ -416,7 +460,7 @@ fn clients_of_the_http_port_leave_file_descriptors_for_the_broker() {
         .env("NOTIFY_SOCKET", folder.path().join("notify"))
         .stderr(std::fs::File::create(&log).unwrap());
     let service = Service(command.spawn().unwrap());
-    assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+    notifications.await_ready();
     let reader = reader(&address);
     produce(&address, "before");
     assert_eq!(next_decision(&reader)["content_id"], "before");
@@ -474,7 +518,7 @@ fn a_log_that_cannot_be_written_does_not_stop_the_daemon() {
             command.stderr(pipe);
         }
         let service = Service(command.spawn().unwrap());
-        assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
+        notifications.await_ready();
         let reader = reader(&address);
         produce(&address, "unlogged");
         assert_eq!(next_decision(&reader)["content_id"], "unlogged");

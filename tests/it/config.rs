@@ -282,6 +282,7 @@ fn settings_that_delivery_depends_on_cannot_be_set() {
         "enable.idempotence",
         "transactional.id",
         "group.protocol",
+        "statistics.interval.ms",
         "group.id",
         "bootstrap.servers",
     ];

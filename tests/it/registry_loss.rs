@@ -121,7 +121,7 @@ impl Workspace {
             service: Service(child),
             notifications,
         };
-        assert_eq!(daemon.notifications.state(), "READY=1\nSTATUS=serving");
+        daemon.notifications.await_ready();
         daemon
     }
 }

@@ -174,12 +174,13 @@ impl Setup {
         };
         let health = Arc::new(Health::new(PATIENCE));
         let pipeline = Pipeline::start(&settings, model, &health)?;
-        Ok(Daemon { pipeline })
+        Ok(Daemon { pipeline, health })
     }
 }
 
 pub struct Daemon {
     pub pipeline: Pipeline,
+    pub health: Arc<Health>,
 }
 
 impl Daemon {

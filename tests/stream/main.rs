@@ -20,6 +20,7 @@ mod limits;
 mod membership;
 mod outages;
 mod process;
+mod readiness;
 mod retrain;
 
 #[path = "../soak/mod.rs"]

@@ -5,23 +5,24 @@ mod server;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
+use metrics::gauge;
 
 use super::health::{Health, HealthVerdict};
+use super::metrics::{Exporter, READY};
 use super::process_metrics;
 pub(crate) use server::{ConnectionLimits, HttpServer};
 
 /// The state that the request handlers share.
 #[derive(Clone)]
 pub(crate) struct HttpState {
-    pub metrics: PrometheusHandle,
+    pub metrics: Exporter,
     pub health: Arc<Health>,
     /// The clock, which a test can replace.
     pub now: fn() -> Instant,
@@ -51,6 +52,13 @@ fn router(state: HttpState) -> Router {
 }
 
 async fn render_metrics(State(state): State<HttpState>) -> Response {
+    // Updated here, not by a thread of the stream, so that the values are right even if that thread is blocked.
+    let now = (state.now)();
+    let is_ready = state.health.ready(now) == HealthVerdict::Healthy;
+    gauge!(READY).set(f64::from(u8::from(is_ready)));
+    if let Some(work) = state.health.work() {
+        work.report(now, SystemTime::now());
+    }
     (
         [(header::CONTENT_TYPE, "text/plain; version=0.0.4")],
         state.metrics.render() + &process_metrics::render(),

@@ -23,7 +23,6 @@ use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use metrics::{counter, gauge};
-use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{info, warn};
@@ -85,7 +84,7 @@ impl HttpServer {
     pub(super) fn start(
         address: SocketAddr,
         router: Router,
-        metrics: PrometheusHandle,
+        metrics: names::Exporter,
         limits: ConnectionLimits,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -127,7 +126,7 @@ impl Drop for HttpServer {
 }
 
 /// Moves the samples of histograms into their buckets, so that memory stays bounded if no client reads `/metrics`.
-async fn run_upkeep(metrics: PrometheusHandle) -> Infallible {
+async fn run_upkeep(metrics: names::Exporter) -> Infallible {
     let mut ticks = tokio::time::interval(Duration::from_secs(5));
     loop {
         ticks.tick().await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::super::health::Phase;
 use super::super::metrics::{EVENTS, HTTP_CONNECTIONS, HTTP_OPEN_CONNECTIONS, install};
+use super::super::work::{GroupState, StreamWork};
 use super::*;
 
 /// How long a test waits for the server.
@@ -27,13 +28,13 @@ const SHORT: Duration = Duration::from_millis(300);
 struct Fixture {
     server: HttpServer,
     health: Arc<Health>,
-    metrics: PrometheusHandle,
+    metrics: Exporter,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Fixture {
     fn start(limits: ConnectionLimits) -> Self {
-        static METRICS: LazyLock<PrometheusHandle> = LazyLock::new(|| install().unwrap());
+        static METRICS: LazyLock<Exporter> = LazyLock::new(|| install().unwrap());
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let health = Arc::new(Health::new(Duration::from_secs(60)));
@@ -120,7 +121,13 @@ fn health_checks_and_metrics_are_served_over_http() {
     server.health.enter(Phase::Serving);
     assert!(server.ask("/readyz").ends_with("no batch scored yet\n"));
     server.health.record_scored(Instant::now());
+    assert!(server.ask("/metrics").contains("moderatord_ready 0\n"));
+    server.health.watch(|| StreamWork {
+        group: GroupState::Settled,
+        ..StreamWork::default()
+    });
     assert!(server.ask("/readyz").starts_with("HTTP/1.1 200"));
+    assert!(server.ask("/metrics").contains("moderatord_ready 1\n"));
     metrics::counter!(EVENTS, "outcome" => "decided").increment(3);
     let metrics = server.ask("/metrics");
     assert!(

@@ -379,6 +379,7 @@ impl Emitter {
         for (partition, next) in group.offsets() {
             self.committed.set(partition, next);
         }
+        self.committed.record_commit(Instant::now(), SystemTime::now());
         commit_metrics::record(group.outputs(), SystemTime::now());
         histogram!(names::STAGE_SECONDS, "stage" => "commit").record(start.elapsed());
         debug!(outputs = group.outputs().len(), "committed");

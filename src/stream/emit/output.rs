@@ -375,7 +375,7 @@ pub(super) mod tests {
             headers,
             has_broken_headers: false,
             timestamp: Some(5),
-            _in_flight: Arc::new(InFlight::new(1, 1)).add(0, None),
+            _in_flight: Arc::new(InFlight::new(1, 1)).add(0, None, std::time::Instant::now()),
         }
     }
 

@@ -300,6 +300,9 @@ impl Emitter {
                 self.committed.set(element.partition(), next);
             }
         }
+        if !committed.is_empty() {
+            self.committed.record_commit(Instant::now(), SystemTime::now());
+        }
         commit_metrics::record(&committed, SystemTime::now());
         debug!(
             outputs = committed.len(),

@@ -25,12 +25,12 @@ use super::committed::CommittedOffsets;
 use super::control::{Control, StreamError};
 use super::ownership::{Epoch, Ownership};
 use super::rebalance::Rebalance;
+use super::status::ClientStatus;
 use crate::config::{OnGap, Start};
 use crate::kafka::client::Timeouts;
 use crate::kafka::errors::reason;
 use crate::kafka::log;
 use crate::message::NextOffset;
-use crate::ops::metrics::LAG;
 pub use lookup::{ConsumerPosition, TopicState};
 
 use start::StartOffset;
@@ -55,6 +55,8 @@ pub struct Membership {
     pub timeouts: Timeouts,
     pub ownership: Arc<Ownership>,
     pub committed: Arc<CommittedOffsets>,
+    /// Where the client's reports go.
+    pub client: Arc<ClientStatus>,
     pub control: Arc<Control>,
     /// To the emit stage, which owns the transaction.
     pub rebalances: Sender<Rebalance>,
@@ -72,21 +74,18 @@ impl ClientContext for Membership {
     }
 
     fn stats(&self, statistics: Statistics) {
-        let Some(topic) = statistics.topics.get(&self.topic) else {
-            return;
-        };
-        for (&partition, found) in &topic.partitions {
+        let partitions = statistics.topics.get(&self.topic).map(|topic| &topic.partitions);
+        let lags = partitions.into_iter().flatten().filter_map(|(&partition, found)| {
             // The end that a reader of committed records sees; it is negative until the first fetch.
             let end = if found.ls_offset >= 0 {
                 found.ls_offset
             } else {
                 found.hi_offset
             };
-            if let (Some(next), 0..) = (self.committed.get(partition), end) {
-                let lag = (end - next.get()).max(0);
-                metrics::gauge!(LAG, "partition" => partition.to_string()).set(lag as f64);
-            }
-        }
+            let next = self.committed.get(partition)?;
+            Some((partition, (end >= 0).then(|| (end - next.get()).max(0))))
+        });
+        self.client.record_report(&statistics, lags, Instant::now());
     }
 }
 
@@ -115,6 +114,7 @@ impl Membership {
     ) -> KafkaResult<()> {
         // A stream that is ending reads nothing more, so it needs no offsets.
         if !self.control.is_ending() && !partitions.is_empty() {
+            self.client.record_starting(Instant::now());
             match self.start_offsets(consumer, list) {
                 Ok(starts) => {
                     for (partition, start) in starts {
@@ -144,7 +144,8 @@ impl Membership {
     fn own(&self, partition: i32, start: &StartOffset) {
         let epoch = self.ownership.assign(partition);
         let next = NextOffset::from_committed(start.offset);
-        self.committed.set(partition, next);
+        let pending_since = (!start.is_committed).then(Instant::now);
+        self.committed.start(partition, next, pending_since);
         if !start.is_committed {
             // The offset is committed even if no record follows: with `start = "latest"`, a restart would otherwise
             // skip the records written in the meantime.
@@ -173,9 +174,7 @@ impl Membership {
             self.ownership.revoke(partitions);
         }
         self.committed.remove(partitions);
-        for partition in partitions {
-            metrics::gauge!(LAG, "partition" => partition.to_string()).set(0.0);
-        }
+        self.client.forget_lags(partitions);
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(list)?,
             _ => consumer.unassign()?,
