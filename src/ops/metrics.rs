@@ -4,7 +4,7 @@
 //! Metrics are recorded once per micro-batch or transaction, not in inner loops, and never contain any part of a
 //! comment's text.
 
-use metrics::{Unit, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
 /// Counts finished input records by `outcome`: decided, deleted, tombstone or dead_letter.
@@ -42,6 +42,10 @@ pub const ASSIGNED_PARTITIONS: &str = "moderatord_assigned_partitions";
 pub const BROKERS_UP: &str = "moderatord_brokers_up";
 /// The Unix time of the last successful commit; absent before the first one.
 pub const LAST_COMMIT: &str = "moderatord_last_commit_timestamp_seconds";
+/// Counts changes of the assignment by `kind`: assigned, revoked or lost.
+pub const REBALANCES: &str = "moderatord_rebalances_total";
+/// Counts records that retention deleted before they were read, with `kafka.on_gap = "continue"`.
+pub const GAP_RECORDS: &str = "moderatord_gap_records_total";
 /// Records the time from the append of a record to the commit of its decision.
 pub const APPEND_TO_COMMIT: &str = "moderatord_append_to_commit_seconds";
 /// Records the calibrated probability of each scored comment.
@@ -126,6 +130,7 @@ pub fn install() -> Result<Exporter, BuildError> {
         "features" => FEATURES
     )
     .set(1.0);
+    start_at_zero();
     Ok(exporter)
 }
 
@@ -151,6 +156,37 @@ pub fn build() -> Result<(PrometheusRecorder, Exporter), BuildError> {
         .build_recorder();
     let exporter = Exporter(recorder.handle());
     Ok((recorder, exporter))
+}
+
+/// Creates the counters of events that should not happen, so that the first of them is seen as an increase.
+fn start_at_zero() {
+    for result in ["committed", "aborted", "fenced"] {
+        counter!(TRANSACTIONS, "result" => result).increment(0);
+    }
+    for reason in [
+        "refused",
+        "not_owned",
+        "undelivered",
+        "missing_topic",
+        "broker",
+        "producer",
+    ] {
+        counter!(TRANSACTION_ABORTS, "reason" => reason).increment(0);
+    }
+    for kind in ["assigned", "revoked", "lost"] {
+        counter!(REBALANCES, "kind" => kind).increment(0);
+    }
+    for verdict in ["record", "device"] {
+        counter!(SCORE_FAILURES, "verdict" => verdict).increment(0);
+    }
+    for result in ["swapped", "refused"] {
+        counter!(ADAPTER_SWAPS, "result" => result).increment(0);
+    }
+    for result in ["ok", "refused"] {
+        counter!(RELOADS, "result" => result).increment(0);
+    }
+    counter!(DEAD_LETTERS, "reason" => "unscorable").increment(0);
+    counter!(GAP_RECORDS).increment(0);
 }
 
 fn describe() {
@@ -221,6 +257,11 @@ fn describe() {
     describe_gauge!(ASSIGNED_PARTITIONS, "Number of partitions assigned to this process.");
     describe_gauge!(BROKERS_UP, "Number of brokers that the consumer is connected to.");
     describe_gauge!(LAST_COMMIT, Unit::Seconds, "Unix time of the last successful commit.");
+    describe_counter!(REBALANCES, "Number of changes of the assignment, by kind.");
+    describe_counter!(
+        GAP_RECORDS,
+        "Number of records that retention deleted before they were read."
+    );
     describe_gauge!(
         OLDEST_UNFINISHED,
         Unit::Seconds,

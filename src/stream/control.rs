@@ -123,6 +123,13 @@ impl Gap {
         };
         (!(low..=high).contains(&next)).then_some(gap)
     }
+
+    /// Returns the number of records that retention deleted before they were read. How many an earlier topic held is
+    /// not known.
+    pub(crate) fn deleted_records(&self) -> u64 {
+        let deleted = if self.is_new_topic { 0 } else { self.low - self.next };
+        u64::try_from(deleted).unwrap_or(0)
+    }
 }
 
 impl fmt::Display for Gap {
@@ -238,6 +245,12 @@ mod tests {
         let gap = |next, low, high| Gap::find(3, next, low, high).unwrap();
         assert_eq!(Gap::find(3, 500, 500, 900), None);
         assert_eq!(Gap::find(3, 900, 500, 900), None);
+        let new_topic = Gap {
+            is_new_topic: true,
+            ..gap(120, 500, 900)
+        };
+        let deleted = [gap(120, 500, 900), gap(700, 0, 500), new_topic].map(|gap| gap.deleted_records());
+        assert_eq!(deleted, [380, 0, 0]);
         let error = StreamError::Gap(vec![gap(120, 500, 900), gap(700, 0, 500)]);
         assert!(error.requires_operator());
         assert_eq!(

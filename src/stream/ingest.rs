@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError};
+use metrics::counter;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -24,6 +25,7 @@ use super::ownership::{Epoch, Ownership};
 use super::record::{Header, Record, RecordPosition};
 use crate::config::OnGap;
 use crate::kafka::errors::{ErrorClass, reason};
+use crate::ops::metrics::GAP_RECORDS;
 
 /// How long to wait for room before pausing the partitions. The consumer is not polled meanwhile, so this is far below
 /// any poll interval, and longer than a micro-batch usually takes.
@@ -296,6 +298,7 @@ impl RecordReader<'_> {
             let target = match position.gap() {
                 Some(gap) => {
                     warn!(%gap, "continuing after a gap");
+                    counter!(GAP_RECORDS).increment(gap.deleted_records());
                     gap.low
                 }
                 None => position.next,

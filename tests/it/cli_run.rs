@@ -269,6 +269,14 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
         "moderatord_build_info{version=\"0.1.0\",commit=\"",
         "\nprocess_cpu_seconds_total ",
         "\nprocess_resident_memory_bytes ",
+        "moderatord_assigned_partitions 1",
+        "moderatord_brokers_up 1",
+        "moderatord_last_commit_timestamp_seconds 1",
+        "moderatord_oldest_unfinished_seconds 0",
+        "moderatord_queue_events{queue=\"commit\"} 0",
+        "moderatord_rebalances_total{kind=\"assigned\"} 1",
+        "moderatord_rebalances_total{kind=\"lost\"} 0",
+        "moderatord_gap_records_total 0",
     ] {
         assert!(metrics.contains(line), "{line} in {metrics}");
     }

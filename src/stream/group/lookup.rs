@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use metrics::counter;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
@@ -14,6 +15,7 @@ use crate::kafka::describe::{self, TopicDescription};
 use crate::kafka::errors::{ErrorClass, reason};
 use crate::kafka::group_members::{self, GroupMember};
 use crate::message::NextOffset;
+use crate::ops::metrics::GAP_RECORDS;
 use crate::stream::committed::OffsetMetadata;
 use crate::stream::control::{Gap, StreamError};
 
@@ -116,6 +118,7 @@ impl Membership {
                 Ok(start) => {
                     if let Some(gap) = &start.skipped {
                         warn!(%gap, "continuing after a gap");
+                        counter!(GAP_RECORDS).increment(gap.deleted_records());
                     }
                     starts.push((element.partition(), start));
                 }

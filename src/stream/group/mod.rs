@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
+use metrics::counter;
 use rdkafka::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
@@ -31,6 +32,7 @@ use crate::kafka::client::Timeouts;
 use crate::kafka::errors::reason;
 use crate::kafka::log;
 use crate::message::NextOffset;
+use crate::ops::metrics::REBALANCES;
 pub use lookup::{ConsumerPosition, TopicState};
 
 use start::StartOffset;
@@ -137,6 +139,7 @@ impl Membership {
             true => consumer.pause(list)?,
             false => consumer.resume(list)?,
         }
+        counter!(REBALANCES, "kind" => "assigned").increment(1);
         info!(?partitions, "assigned");
         Ok(())
     }
@@ -161,7 +164,8 @@ impl Membership {
         list: &TopicPartitionList,
         partitions: &[i32],
     ) -> KafkaResult<()> {
-        if consumer.assignment_lost() {
+        let is_lost = consumer.assignment_lost();
+        if is_lost {
             warn!(
                 ?partitions,
                 "assignment lost: records in flight will be read again by their new owner"
@@ -179,6 +183,7 @@ impl Membership {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(list)?,
             _ => consumer.unassign()?,
         }
+        counter!(REBALANCES, "kind" => if is_lost { "lost" } else { "revoked" }).increment(1);
         info!(?partitions, "revoked");
         Ok(())
     }
