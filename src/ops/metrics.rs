@@ -29,7 +29,8 @@ pub const STAGE_SECONDS: &str = "moderatord_stage_seconds";
 pub const QUEUE_EVENTS: &str = "moderatord_queue_events";
 /// The number of bytes waiting in each `queue`.
 pub const QUEUE_BYTES: &str = "moderatord_queue_bytes";
-/// The number of records after the committed offset of each assigned `partition`.
+/// The number of records of each assigned `partition` that are not finished and committed; 0 at the end of the
+/// partition, even if the last offsets belong to transaction markers.
 pub const LAG: &str = "moderatord_consumer_lag_records";
 /// The age of the oldest record that has been read but not committed, counted from its append to the topic; absent while
 /// no partition is assigned.

@@ -43,7 +43,7 @@ impl OffsetMetadata {
 
 /// The committed offsets of the partitions that this process owns, and the metadata that is committed with them.
 ///
-/// Updated at each assignment and commit, and read whenever the client reports its statistics.
+/// Updated at each assignment, record and commit, and read whenever the client reports its statistics.
 #[derive(Debug, Default)]
 pub struct CommittedOffsets {
     state: Mutex<CommittedState>,
@@ -59,6 +59,8 @@ struct CommittedState {
 #[derive(Debug)]
 struct PartitionOffsets {
     committed: NextOffset,
+    /// The offset after the last record that was read.
+    read: NextOffset,
     /// Since when the first offset has been waiting to be committed, if it is new.
     pending_since: Option<Instant>,
 }
@@ -69,9 +71,17 @@ impl CommittedOffsets {
     pub fn start(&self, partition: i32, next: NextOffset, pending_since: Option<Instant>) {
         let offsets = PartitionOffsets {
             committed: next,
+            read: next,
             pending_since,
         };
         self.lock().partitions.insert(partition, offsets);
+    }
+
+    /// Records how far a partition was read.
+    pub fn record_read(&self, partition: i32, next: NextOffset) {
+        if let Some(offsets) = self.lock().partitions.get_mut(&partition) {
+            offsets.read = next;
+        }
     }
 
     /// Records the committed offset of a partition, unless this process no longer owns it.
@@ -115,6 +125,24 @@ impl CommittedOffsets {
         self.lock().partitions.get(&partition).map(|offsets| offsets.committed)
     }
 
+    /// Returns the number of records up to `end` that are not finished and committed, or `None` if this process does
+    /// not own the partition.
+    ///
+    /// Markers of transactions, and records of aborted ones, have offsets too, but nobody reads or commits them. The
+    /// client's `position` is beyond those that it has passed, so they do not count once every record before it is
+    /// committed.
+    pub fn lag(&self, partition: i32, position: i64, end: i64) -> Option<i64> {
+        let state = self.lock();
+        let offsets = state.partitions.get(&partition)?;
+        let committed = offsets.committed.get();
+        let finished = if committed >= offsets.read.get() {
+            committed.max(position)
+        } else {
+            committed
+        };
+        Some((end - finished).max(0))
+    }
+
     /// Returns the metadata to commit with each offset.
     pub fn metadata(&self) -> OffsetMetadata {
         self.lock().metadata.clone()
@@ -134,6 +162,34 @@ impl CommittedOffsets {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn markers_of_transactions_that_were_passed_are_no_lag() {
+        let offsets = CommittedOffsets::default();
+        let next = NextOffset::from_committed;
+        let check = |position, end, lag| assert_eq!(offsets.lag(3, position, end), lag, "{offsets:?}");
+        check(0, 10, None);
+        offsets.start(3, next(10), None);
+        // Nothing was read since the assignment; the client reports no position.
+        check(-1001, 12, Some(2));
+        // A record at offset 10, and a marker at 11 that the client has not passed.
+        offsets.record_read(3, next(11));
+        check(11, 12, Some(2));
+        // The client has passed the marker, but the record is not committed.
+        check(12, 12, Some(2));
+        offsets.set(3, next(11));
+        check(11, 12, Some(1));
+        check(12, 12, Some(0));
+        // Records after the marker that were not read.
+        check(12, 15, Some(3));
+        offsets.record_read(3, next(13));
+        check(13, 15, Some(4));
+        offsets.remove(&[3]);
+        check(13, 15, None);
+        // A commit that succeeds after the partition was revoked does not bring it back.
+        offsets.set(3, next(13));
+        check(13, 15, None);
+    }
 
     #[test]
     fn a_first_offset_is_pending_until_it_is_committed() {

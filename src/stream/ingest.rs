@@ -25,6 +25,7 @@ use super::ownership::{Epoch, Ownership};
 use super::record::{Header, Record, RecordPosition};
 use crate::config::OnGap;
 use crate::kafka::errors::{ErrorClass, reason};
+use crate::message::NextOffset;
 use crate::ops::metrics::GAP_RECORDS;
 
 /// How long to wait for room before pausing the partitions. The consumer is not polled meanwhile, so this is far below
@@ -176,6 +177,9 @@ impl RecordReader<'_> {
         let sequence = progress.sequence;
         progress.sequence += 1;
         progress.next = offset + 1;
+        self.membership()
+            .committed
+            .record_read(partition, NextOffset::after(offset));
         let (headers, has_broken_headers) = match headers(message) {
             Some(headers) => (headers, false),
             None => (Vec::new(), true),

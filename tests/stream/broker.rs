@@ -371,6 +371,12 @@ impl Broker {
         records
     }
 
+    /// Returns the offset after the last one of a partition, whether a record or a transaction's marker has it.
+    pub fn end(&self, topic: &str, partition: i32) -> i64 {
+        let consumer: BaseConsumer = self.client().create().unwrap();
+        consumer.fetch_watermarks(topic, partition, PATIENCE).unwrap().1
+    }
+
     /// Returns the committed offset of each partition, or 0 for a partition without one.
     pub fn committed(&self, group: &str, topic: &str, partitions: i32) -> Vec<i64> {
         let mut config = self.client();

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use moderatord::ops::health::{Health, HealthVerdict, Phase};
 use moderatord::ops::metrics;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use crate::broker::Broker;
+use crate::broker::{Broker, PATIENCE, unique};
 use crate::daemon::{Daemon, Names, Scripted, Setup, eventually, is_canary, margin};
 use crate::flow::{await_committed, comment};
 
@@ -175,5 +177,56 @@ fn a_daemon_is_not_ready_while_it_commits_nothing() {
     is_blocked.store(false, Ordering::Relaxed);
     await_committed(&broker, &names, &[1]);
     eventually("the daemon is ready again", || problem(&daemon.health).is_none());
+    daemon.stop().unwrap();
+}
+
+/// Writes a comment in a transaction of its own, whose marker takes an offset too.
+fn produce_in_transaction(broker: &Broker, topic: &str, is_committed: bool) {
+    let mut config = ClientConfig::new();
+    config
+        .set("bootstrap.servers", broker.address())
+        .set("transactional.id", unique("upstream"));
+    let producer: BaseProducer = config.create().unwrap();
+    producer.init_transactions(PATIENCE).unwrap();
+    producer.begin_transaction().unwrap();
+    let value = comment(0, "hello");
+    producer
+        .send(BaseRecord::to(topic).partition(0).key("k").payload(&value))
+        .unwrap();
+    producer.flush(PATIENCE).unwrap();
+    if is_committed {
+        producer.commit_transaction(PATIENCE).unwrap();
+    } else {
+        producer.abort_transaction(PATIENCE).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs Apache Kafka: tests/kafka/suite"]
+fn the_lag_behind_a_transactional_producer_is_0_at_the_end() {
+    let broker = Broker::apache();
+    let names = Names::create(&broker, "markers", 1);
+    produce_in_transaction(&broker, &names.comments, true);
+    let daemon = start(&broker, &names, Scripted::by_length());
+    // The record has offset 0, and the marker offset 1.
+    await_committed(&broker, &names, &[1]);
+    eventually("the lag is 0 behind a committed transaction", || {
+        lags(&daemon) == no_lag(&[0])
+    });
+    produce_in_transaction(&broker, &names.comments, false);
+    produce_in_transaction(&broker, &names.comments, true);
+    await_committed(&broker, &names, &[5]);
+    // The last record that is read has offset 4, and the end is 8.
+    produce_in_transaction(&broker, &names.comments, false);
+    assert_eq!(broker.end(&names.comments, 0), 8);
+    // Longer than a report takes, so that it is about this end.
+    let later = Instant::now() + Duration::from_secs(3);
+    eventually("the lag is 0 behind an aborted transaction", || {
+        Instant::now() > later && lags(&daemon) == no_lag(&[0])
+    });
+    daemon.stop().unwrap();
+    // A daemon that starts behind a record finds only markers and an aborted record.
+    let daemon = start(&broker, &names, Scripted::by_length());
+    eventually("the lag is 0 after a restart", || lags(&daemon) == no_lag(&[0]));
     daemon.stop().unwrap();
 }

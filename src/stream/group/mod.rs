@@ -84,8 +84,8 @@ impl ClientContext for Membership {
             } else {
                 found.hi_offset
             };
-            let next = self.committed.get(partition)?;
-            Some((partition, (end >= 0).then(|| (end - next.get()).max(0))))
+            let lag = self.committed.lag(partition, found.app_offset, end)?;
+            Some((partition, (end >= 0).then_some(lag)))
         });
         self.client.record_report(&statistics, lags, Instant::now());
     }
