@@ -11,7 +11,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 pub const EVENTS: &str = "moderatord_events_total";
 /// Counts committed decisions by `action`.
 pub const DECISIONS: &str = "moderatord_decisions_total";
-/// Counts committed dead letters by `reason`.
+/// Counts committed dead letters by `reason`, of which unscorable is the only one that is not about the event.
 pub const DEAD_LETTERS: &str = "moderatord_dead_letters_total";
 /// Counts Kafka transactions by `result`: committed, aborted or fenced.
 pub const TRANSACTIONS: &str = "moderatord_transactions_total";
@@ -25,9 +25,10 @@ pub const BATCH_BUDGET: &str = "moderatord_batch_budget_tokens";
 pub const BATCH_ROWS: &str = "moderatord_batch_rows";
 /// Records the time that a batch spends in each `stage`: encode, wait, score, emit or commit.
 pub const STAGE_SECONDS: &str = "moderatord_stage_seconds";
-/// The number of events waiting in each `queue`.
+/// The number of events waiting in each `queue`: read, batch, commit, and in_flight, which is all of them together with
+/// those that a stage works on.
 pub const QUEUE_EVENTS: &str = "moderatord_queue_events";
-/// The number of bytes waiting in each `queue`.
+/// The number of bytes waiting in each `queue`: batch, commit, and in_flight.
 pub const QUEUE_BYTES: &str = "moderatord_queue_bytes";
 /// The number of records of each assigned `partition` that are not finished and committed; 0 at the end of the
 /// partition, even if the last offsets belong to transaction markers.

@@ -8,6 +8,8 @@ mod common;
 
 // The shape of the source tree.
 mod layers;
+// The alerts, the dashboard and the operator's guide.
+mod monitoring;
 
 // Settings and the command line.
 mod cli_adapters;
