@@ -29,6 +29,18 @@ pub struct Version(String);
 pub struct VersionError(String);
 
 impl Version {
+    /// Returns the version that the content of a manifest has: the beginning of the hash of all its fields except
+    /// `version`. Formatting and the order of fields do not matter.
+    pub fn of(manifest: &Value) -> Self {
+        let mut manifest = manifest.clone();
+        if let Some(fields) = manifest.as_object_mut() {
+            fields.remove("version");
+        }
+        let hash = content_hash(canonical(&manifest).as_bytes());
+        let digits = hash.trim_start_matches("sha256:");
+        Self(digits[..VERSION_DIGITS].to_owned())
+    }
+
     /// Returns the hexadecimal digits.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -145,12 +157,12 @@ impl Manifest {
             facts,
         };
         let value = serde_json::to_value(&manifest).expect("strings, numbers and JSON values serialise to JSON");
-        manifest.version = version_of(&value);
+        manifest.version = Version::of(&value);
         manifest
     }
 
     /// Returns the content of `manifest.json`.
-    pub(super) fn to_bytes(&self) -> Vec<u8> {
+    pub fn to_bytes(&self) -> Vec<u8> {
         let mut bytes = serde_json::to_vec_pretty(self).expect("strings, numbers and JSON values serialise to JSON");
         bytes.push(b'\n');
         bytes
@@ -158,8 +170,9 @@ impl Manifest {
 
     /// Parses a manifest and verifies that it is the manifest of `version`.
     ///
-    /// The error consists of what was found and what was expected.
-    pub(super) fn parse(bytes: &[u8], version: &Version) -> Result<Self, (String, String)> {
+    /// # Errors
+    /// Returns what was found and what was expected.
+    pub fn parse(bytes: &[u8], version: &Version) -> Result<Self, (String, String)> {
         let json = |error: serde_json::Error| (error.to_string(), "a manifest".to_owned());
         let value: Value = serde_json::from_slice(bytes).map_err(json)?;
         if value["format"] != MANIFEST_FORMAT {
@@ -168,7 +181,7 @@ impl Manifest {
                 format!("format {MANIFEST_FORMAT}"),
             ));
         }
-        let found = version_of(&value);
+        let found = Version::of(&value);
         if found != *version {
             return Err((format!("its hash gives version {found}"), version.to_string()));
         }
@@ -191,17 +204,6 @@ pub(super) fn is_file_name(name: &str) -> bool {
         && name.bytes().all(is_allowed)
         && name.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric())
         && name != "manifest.json"
-}
-
-/// Derives the version from the hash of all fields except `version`.
-fn version_of(manifest: &Value) -> Version {
-    let mut manifest = manifest.clone();
-    if let Some(fields) = manifest.as_object_mut() {
-        fields.remove("version");
-    }
-    let hash = content_hash(canonical(&manifest).as_bytes());
-    let digits = hash.trim_start_matches("sha256:");
-    Version(digits[..VERSION_DIGITS].to_owned())
 }
 
 /// Serialises JSON without white space and with sorted keys, whatever order the map type keeps.
@@ -292,7 +294,7 @@ pub(super) mod tests {
         let more = text.replacen('{', r#"{"later": 1,"#, 1);
         assert!(Manifest::parse(more.as_bytes(), &manifest.version).is_err());
         let value: Value = serde_json::from_str(&more).unwrap();
-        let version = version_of(&value);
+        let version = Version::of(&value);
         let renamed = more.replace(manifest.version.as_str(), version.as_str());
         assert_eq!(
             Manifest::parse(renamed.as_bytes(), &version).map(|manifest| manifest.facts),

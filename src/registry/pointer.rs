@@ -42,6 +42,19 @@ pub enum Change {
 }
 
 impl Pointer {
+    /// Parses the content of the pointer with the given number.
+    ///
+    /// # Errors
+    /// Returns what was found instead of that pointer.
+    pub fn parse(bytes: &[u8], sequence: u64) -> Result<Self, String> {
+        let pointer: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        if pointer.sequence == sequence {
+            Ok(pointer)
+        } else {
+            Err(format!("pointer {}", pointer.sequence))
+        }
+    }
+
     /// Returns the number of the pointer whose state this one puts into effect: its own, or that of the pointer that
     /// it restores. The next rollback starts from there, and so does not return to the version that was rolled back.
     pub(super) fn effective(&self) -> u64 {

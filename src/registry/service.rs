@@ -152,12 +152,6 @@ impl Registry {
         let expected = || format!("pointer {sequence}");
         let bytes = self.store.get(&path, pointer::MAX_POINTER_BYTES).await?;
         let bytes = bytes.ok_or_else(|| self.store.corrupt(&path, "missing", expected()))?;
-        let pointer: Pointer =
-            serde_json::from_slice(&bytes).map_err(|error| self.store.corrupt(&path, error.to_string(), expected()))?;
-        if pointer.sequence != sequence {
-            let found = format!("pointer {}", pointer.sequence);
-            return Err(self.store.corrupt(&path, found, expected()));
-        }
-        Ok(pointer)
+        Pointer::parse(&bytes, sequence).map_err(|found| self.store.corrupt(&path, found, expected()))
     }
 }

@@ -3,7 +3,7 @@
 //! `data` gathers and splits labelled rows, `train` trains an adapter, `judge` calibrates it and compares it with
 //! the version in service, `report` writes the outcome as an HTML page, and `session` runs these steps in order.
 
-pub(crate) mod data;
+pub mod data;
 pub mod train;
 pub mod judge;
 pub mod report;

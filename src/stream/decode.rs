@@ -18,12 +18,19 @@ use crate::message::{Comment, Op};
 pub enum DecodeError {
     /// The event is longer than the limit and was not parsed.
     #[error("the event has {bytes} bytes, expected at most {max_bytes} (input.max_bytes)")]
-    TooLarge { bytes: usize, max_bytes: usize },
+    TooLarge {
+        /// The size of the event.
+        bytes: usize,
+        /// The largest accepted size.
+        max_bytes: usize,
+    },
+    /// The event contains bytes that are not UTF-8 and was not parsed.
     #[error("the event is not valid UTF-8 at byte {offset}")]
     NotUtf8 {
         /// The first byte that is not valid.
         offset: usize,
     },
+    /// The event is not one complete JSON value, or is nested too deeply.
     #[error("the event is not JSON at line {line}, column {column}: {reason}")]
     NotJson {
         /// One-based.
@@ -41,13 +48,18 @@ pub enum DecodeError {
         /// One-based, in bytes.
         column: usize,
     },
+    /// The event is JSON, but not an object.
     #[error("the event is {found}, expected an object")]
-    NotAnObject { found: &'static str },
+    NotAnObject {
+        /// The JSON type of the event.
+        found: &'static str,
+    },
     /// A required field is absent or null.
     #[error("`{field}` is missing, expected {expected}")]
     MissingField {
         /// The JSON pointer of the field.
         field: String,
+        /// The values that are accepted.
         expected: &'static str,
     },
     /// A field has a value of an unexpected type.
@@ -57,6 +69,7 @@ pub enum DecodeError {
         field: String,
         /// The JSON type of the value.
         found: &'static str,
+        /// The values that are accepted.
         expected: &'static str,
     },
     /// The operation is a string, but not one of the known ones.

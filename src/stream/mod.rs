@@ -15,7 +15,7 @@ mod committed;
 mod status;
 pub mod batch;
 mod rebalance;
-pub(crate) mod decode;
+pub mod decode;
 mod group;
 
 mod ingest;
