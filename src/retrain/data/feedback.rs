@@ -145,7 +145,8 @@ pub fn decode(bytes: &[u8], position: u64, rules: FeedbackRules) -> Result<Feedb
         None => return Err(FeedbackError::Missing("source")),
     };
     let weight = number(&fields, "weight")?.unwrap_or(1.0);
-    if !(weight > 0.0 && weight <= 1e6) {
+    // A smaller number than f32 can represent becomes 0, which is not a weight.
+    if !(weight as f32 > 0.0 && weight <= 1e6) {
         return Err(wrong(
             "weight",
             &weight.to_string(),
@@ -221,7 +222,8 @@ fn inclusion(sample: Option<&Value>) -> Result<Option<f32>, FeedbackError> {
     match sample {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Object(sample)) => match sample.get("rate").and_then(Value::as_f64) {
-            Some(rate) if rate > 0.0 && rate <= 1.0 => Ok(Some(rate as f32)),
+            // The check follows the conversion, because f32 rounds the smallest numbers to 0.
+            Some(rate) if rate as f32 > 0.0 && rate <= 1.0 => Ok(Some(rate as f32)),
             _ => Err(wrong("sample", "an object without a valid `rate`", EXPECTED)),
         },
         Some(other) => Err(wrong("sample", type_of(other), EXPECTED)),
@@ -362,6 +364,20 @@ mod tests {
             r#"{"text": "t", "label": 1, "weight": 0}"#,
             LENIENT,
             "`weight` is 0, expected a number above 0 and at most 1000000",
+            "wrong_type",
+        );
+        // Above 0, but not as f32.
+        check(
+            r#"{"text": "t", "label": 1, "weight": 1e-50}"#,
+            LENIENT,
+            "`weight` is 0.00000000000000000000000000000000000000000000000001, \
+             expected a number above 0 and at most 1000000",
+            "wrong_type",
+        );
+        check(
+            r#"{"text": "t", "label": 1, "sample": {"rate": 1e-50}}"#,
+            LENIENT,
+            "`sample` is an object without a valid `rate`, expected an object with a `rate` above 0 and at most 1",
             "wrong_type",
         );
         let large = format!(r#"{{"text": "{}"}}"#, "a".repeat(2000));
