@@ -131,6 +131,28 @@ fn an_architecture_that_does_not_match_is_rejected() {
         .assert_fails(&["tensor `model.layers.3.", "is not part of a `gemma3_text` of 3 layers"]);
 }
 
+/// The decoder computes in f32, and a fault for each entry of a long list would need far more memory than the file.
+#[test]
+fn extreme_numbers_and_lists_in_a_config_are_rejected() {
+    DamagedCopy::new()
+        .json("config.json", |json| {
+            json["rms_norm_eps"] = json!(1e-60);
+            json["rope_theta"] = json!(1e300);
+            json["query_pre_attn_scalar"] = json!(1e-320);
+            json["layer_types"] = json!(vec!["x"; 1000]);
+        })
+        .assert_fails(&[
+            "`rms_norm_eps` is 1e-60, expected a number above 0 in the range of f32",
+            "`rope_theta` is 1e300, expected",
+            "`query_pre_attn_scalar` is 1e-320, expected",
+            "`layer_types` has 1000 entries, expected 4",
+        ]);
+    let copy = DamagedCopy::new();
+    copy.json("config.json", |json| json["layer_types"] = json!(vec!["x"; 1000]));
+    let faults = copy.load(false).err().unwrap();
+    assert!(faults.iter().count() < 20, "{} faults", faults.iter().count());
+}
+
 #[test]
 fn missing_and_misshapen_tensors_are_rejected() {
     DamagedCopy::new()
@@ -296,6 +318,19 @@ fn adapters_that_do_not_fit_the_base_are_rejected() {
     DamagedCopy::new()
         .json(config, |json| json["rank_pattern"] = json!({"q_proj(": 2}))
         .assert_fails(&["the pattern `q_proj(`"]);
+    // Each of these is only valid inside the group that anchors it.
+    DamagedCopy::new()
+        .json(config, |json| json["target_modules"] = json!("x)|(?:.*q_proj"))
+        .assert_fails(&["`target_modules` is not a supported pattern"]);
+    DamagedCopy::new()
+        .json(config, |json| json["alpha_pattern"] = json!({"x)|(?:.*q_proj": 2.0}))
+        .assert_fails(&["`alpha_pattern` has the pattern `x)|(?:.*q_proj`, which is not supported"]);
+    // Infinite as f32.
+    DamagedCopy::new()
+        .json(config, |json| json["lora_alpha"] = json!(1e300))
+        .assert_fails(&[
+            "the alpha of `model.layers.0.self_attn.q_proj` is `1e300`, expected a number in the range of f32",
+        ]);
     DamagedCopy::new()
         .tensors(weights, |tensors| {
             tensors.remove(A0);

@@ -194,12 +194,15 @@ impl ConfigReader<'_> {
         }
     }
 
+    /// The decoder computes in f32, in which the smallest and the largest numbers of a file would be 0 or infinite.
     fn positive(&mut self, name: &str, value: Option<f64>) -> f64 {
         match value {
-            Some(value) if value.is_finite() && value > 0.0 => value,
+            Some(value) if value > 0.0 && (value as f32).is_normal() => value,
             found => {
-                let found = found.map_or("missing".to_owned(), |value| value.to_string());
-                self.fault(format!("`{name}` is {found}, expected a number above 0"));
+                let found = found.map_or("missing".to_owned(), |value| format!("{value:?}"));
+                self.fault(format!(
+                    "`{name}` is {found}, expected a number above 0 in the range of f32"
+                ));
                 1.0
             }
         }
@@ -277,7 +280,8 @@ impl ConfigReader<'_> {
             if types.len() != count {
                 self.fault(format!("`layer_types` has {} entries, expected {count}", types.len()));
             }
-            for (index, name) in types.iter().enumerate() {
+            // A longer list is reported above, and a file has room for millions of entries.
+            for (index, name) in types.iter().take(count).enumerate() {
                 if name != "sliding_attention" && name != "full_attention" {
                     self.fault(format!(
                         "`layer_types[{index}]` is `{name}`, expected `sliding_attention` or `full_attention`"

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::LoraWeights;
-use super::pattern::{ModuleMatcher, first_match, full_pattern, parse_tensor_name, suffix_pattern};
+use super::pattern::{ModuleMatcher, SuffixPatterns, full_pattern, parse_tensor_name};
 use crate::config::Projection;
 use crate::fault::{Fault, Faults};
 use crate::model::config::GemmaConfig;
@@ -43,6 +43,15 @@ enum NamesOrPattern {
 enum OneOrMany {
     One(usize),
     Many(Vec<usize>),
+}
+
+/// The options that determine the rank and the scale of each linear layer's delta.
+struct Scales {
+    rank: Option<usize>,
+    ranks: SuffixPatterns<usize>,
+    alpha: Option<f64>,
+    alphas: SuffixPatterns<f64>,
+    use_rslora: bool,
 }
 
 /// The manifest that accompanies the PEFT files of an adapter from a registry.
@@ -112,20 +121,22 @@ impl AdapterReader<'_> {
         if let Some(bias) = raw.bias.as_ref().filter(|bias| *bias != "none") {
             self.config_fault(format!("`bias` is `{bias}`, expected `none`"));
         }
-        let rank_keys = raw.rank_pattern.iter().flat_map(BTreeMap::keys);
-        let alpha_keys = raw.alpha_pattern.iter().flat_map(BTreeMap::keys);
-        for key in rank_keys.chain(alpha_keys) {
-            if let Err(error) = suffix_pattern(key) {
-                self.config_fault(format!("the pattern `{key}` is not supported: {error}"));
-            }
-        }
-        let Some(targets) = self.targets(&raw) else {
+        let ranks = self.patterns("rank_pattern", raw.rank_pattern.as_ref());
+        let alphas = self.patterns("alpha_pattern", raw.alpha_pattern.as_ref());
+        let (Some(targets), Some(ranks), Some(alphas)) = (self.targets(&raw), ranks, alphas) else {
             return BTreeMap::new();
+        };
+        let scales = Scales {
+            rank: raw.r,
+            ranks,
+            alpha: raw.lora_alpha,
+            alphas,
+            use_rslora: raw.use_rslora,
         };
         let found = self.tensor_names();
         let mut weights = BTreeMap::new();
         for (layer, projection) in targets {
-            if let Some(lora) = self.read_pair(&raw, &found, layer, projection) {
+            if let Some(lora) = self.read_pair(&scales, &found, layer, projection) {
                 weights.insert((layer, projection), lora);
             }
         }
@@ -188,6 +199,20 @@ impl AdapterReader<'_> {
         Some(targets)
     }
 
+    /// Compiles the keys of `rank_pattern` or `alpha_pattern`. Each key selects at least one of the linear layers.
+    fn patterns<T: Copy>(&mut self, name: &str, raw: Option<&BTreeMap<String, T>>) -> Option<SuffixPatterns<T>> {
+        let modules = self.base.num_layers() * Projection::ALL.len();
+        match SuffixPatterns::compile(raw, modules) {
+            Ok(patterns) => Some(patterns),
+            Err(errors) => {
+                for error in errors {
+                    self.config_fault(format!("`{name}` {error}"));
+                }
+                None
+            }
+        }
+    }
+
     fn matcher(&mut self, key: &str, names: &NamesOrPattern) -> Option<ModuleMatcher> {
         match names {
             NamesOrPattern::Names(names) => {
@@ -241,13 +266,13 @@ impl AdapterReader<'_> {
     /// Reads A, B and the scale of one linear layer.
     fn read_pair(
         &mut self,
-        raw: &RawAdapterConfig,
+        scales: &Scales,
         found: &BTreeMap<(usize, Projection, char), String>,
         layer: usize,
         projection: Projection,
     ) -> Option<LoraWeights> {
         let module = format!("model.layers.{layer}.{}", projection.path());
-        let rank = match first_match(raw.rank_pattern.as_ref(), &module).or(raw.r) {
+        let rank = match scales.ranks.first_match(&module).or(scales.rank) {
             Some(rank) if (1..=65_536).contains(&rank) => rank,
             rank => {
                 self.config_fault(format!(
@@ -257,20 +282,22 @@ impl AdapterReader<'_> {
                 return None;
             }
         };
-        let alpha = match first_match(raw.alpha_pattern.as_ref(), &module).or(raw.lora_alpha) {
-            Some(alpha) if alpha.is_finite() => alpha,
-            alpha => {
+        let alpha = scales.alphas.first_match(&module).or(scales.alpha);
+        let divisor = if scales.use_rslora {
+            (rank as f64).sqrt()
+        } else {
+            rank as f64
+        };
+        // The delta is computed in f32, in which the scale must be finite as well.
+        let scale = match alpha.map(|alpha| alpha / divisor) {
+            Some(scale) if (scale as f32).is_finite() => scale,
+            _ => {
                 self.config_fault(format!(
-                    "the alpha of `{module}` is {}, expected a finite number",
-                    or_missing(alpha.as_ref())
+                    "the alpha of `{module}` is {}, expected a number in the range of f32",
+                    alpha.map_or("missing".to_owned(), |alpha| format!("`{alpha:?}`"))
                 ));
                 return None;
             }
-        };
-        let scale = if raw.use_rslora {
-            alpha / (rank as f64).sqrt()
-        } else {
-            alpha / rank as f64
         };
         let [outputs, inputs] = projection.shape(self.base);
         let a = self.read_side(found, (layer, projection, 'A'), &[rank, inputs]);
