@@ -1,4 +1,7 @@
 //! The checkpoint's tokenizer, set up for untrusted text.
+//!
+//! Neither the file nor the text can cause a panic here: the tokenizers crate panics on some malformed files, when it
+//! reads them or when it uses them, and these panics become errors.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -40,11 +43,14 @@ impl SafeTokenizer {
     /// Returns an error if the file is not a tokenizer, if it tokenises at random, or if it does not begin a text with
     /// exactly one `<bos>`.
     pub fn new(path: &Path, bytes: &[u8]) -> Result<Self, Fault> {
+        catch_unwind(AssertUnwindSafe(|| Self::read(path, bytes)))
+            .unwrap_or_else(|_| Err(Fault::file(path, "is not a tokenizer: the parser panicked")))
+    }
+
+    fn read(path: &Path, bytes: &[u8]) -> Result<Self, Fault> {
         let fault = |text: String| Fault::file(path, text);
         reject_dropout(path, bytes)?;
-        // The parser panics on some malformed files.
-        let parsed = catch_unwind(AssertUnwindSafe(|| Tokenizer::from_bytes(bytes)))
-            .map_err(|_| fault("is not a tokenizer: the parser panicked".into()))?;
+        let parsed = Tokenizer::from_bytes(bytes);
         let mut inner = parsed.map_err(|error| fault(format!("is not a tokenizer: {error}")))?;
         inner
             .with_truncation(None)
@@ -80,17 +86,30 @@ impl SafeTokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
         #[cfg(test)]
         TOKENISED_BYTES.set(TOKENISED_BYTES.get() + text.len());
-        Ok(self.inner.encode_fast(text, true)?.get_ids().to_vec())
+        let ids = guarded(|| Ok(self.inner.encode_fast(text, true)?.get_ids().to_vec()))?;
+        if ids.is_empty() {
+            return Err("the tokenizer returns no tokens".into());
+        }
+        Ok(ids)
     }
 
-    /// Returns the start and end in bytes of each token of a text, without `<bos>`.
+    /// Returns the start and end in bytes of each token of a text, without `<bos>`. They are in order and within the
+    /// text.
     ///
     /// # Errors
     /// Returns the tokenizer's error, which does not contain the text.
     pub fn token_ranges(&self, text: &str) -> Result<Vec<(usize, usize)>, tokenizers::Error> {
         #[cfg(test)]
         TOKENISED_BYTES.set(TOKENISED_BYTES.get() + text.len());
-        Ok(self.inner.encode(text, false)?.get_offsets().to_vec())
+        let ranges = guarded(|| Ok(self.inner.encode(text, false)?.get_offsets().to_vec()))?;
+        let mut last = (0, 0);
+        for &(start, end) in &ranges {
+            if start < last.0 || end < last.1.max(start) || end > text.len() {
+                return Err("the tokenizer returns tokens out of order".into());
+            }
+            last = (start, end);
+        }
+        Ok(ranges)
     }
 
     /// Returns the id of the token with exactly this spelling.
@@ -108,6 +127,11 @@ impl SafeTokenizer {
     }
 }
 
+/// Runs the tokenizer, and returns an error if it panics.
+fn guarded<T>(run: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, tokenizers::Error> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("the tokenizer panicked".into()))
+}
+
 /// Returns a fault if the tokenizer uses BPE dropout, with which the same text gets different tokens each time.
 fn reject_dropout(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
     let json: Value =
@@ -119,5 +143,47 @@ fn reject_dropout(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
             path,
             format!("`model.dropout` is {value}, expected none, because scores would be random"),
         )),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Reads the reference tokenizer after a change.
+    fn changed(change: impl FnOnce(&mut Value)) -> Result<SafeTokenizer, Fault> {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3/tokenizer.json");
+        let mut json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        change(&mut json);
+        SafeTokenizer::new(&path, json.to_string().as_bytes())
+    }
+
+    #[test]
+    fn ranges_that_are_not_in_order_are_rejected() {
+        let ranges =
+            |tokenizer: &SafeTokenizer| tokenizer.token_ranges("a fine day").map_err(|error| error.to_string());
+        assert!(!ranges(&changed(|_| {}).unwrap()).unwrap().is_empty());
+        // The text is repeated, so that the range of a later token comes before that of an earlier one.
+        let repeating = changed(|json| {
+            let single = json["post_processor"]["single"].as_array_mut().unwrap();
+            single.push(json!({"Sequence": {"id": "A", "type_id": 0}}));
+        });
+        assert_eq!(
+            ranges(&repeating.unwrap()),
+            Err("the tokenizer returns tokens out of order".to_owned())
+        );
+    }
+
+    #[test]
+    fn a_panic_of_the_library_becomes_an_error() {
+        let fault = changed(|json| json["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0})).err();
+        assert!(
+            fault
+                .unwrap()
+                .to_string()
+                .ends_with("cannot tokenise: the tokenizer panicked")
+        );
     }
 }

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use crate::common::{fixture, lines, model_config, prompt_config};
 use candle_core::{DType, Device, Tensor};
 use moderatord::classifier::Classifier;
-use moderatord::config::ModelConfig;
+use moderatord::config::{ModelConfig, PromptConfig};
+use moderatord::prompt::Prompter;
 use serde_json::{Value, json};
 
 /// A copy of the Gemma 3 fixture with one adapter, which a test damages.
@@ -273,6 +274,15 @@ fn damaged_and_hostile_tokenizers_are_rejected() {
             json["post_processor"]["special_tokens"]["<bos>"]["ids"] = json!([4_000_000_000u32]);
         })
         .assert_fails(&["tokenizer.json"]);
+    // The tokenizers crate accepts these files, and panics when it uses them.
+    DamagedCopy::new()
+        .json(file, |json| json["post_processor"]["special_tokens"] = json!({}))
+        .assert_fails(&["tokenizer.json: "]);
+    DamagedCopy::new()
+        .json(file, |json| {
+            json["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0});
+        })
+        .assert_fails(&["tokenizer.json: cannot tokenise: the tokenizer panicked"]);
     // Truncation would cut the frame, so it is turned off even if the file enables it, and so is padding.
     let truncating = DamagedCopy::new();
     truncating.json(file, |json| {
@@ -285,6 +295,31 @@ fn damaged_and_hostile_tokenizers_are_rejected() {
     assert_eq!(
         prompter.encode("a fine day").unwrap(),
         expected.encode("a fine day").unwrap()
+    );
+}
+
+/// A tokenizer that knows none of the letters of the frame, and takes one letter for `<bos>`.
+#[test]
+fn a_tokenizer_that_returns_no_tokens_is_rejected() {
+    let tokenizer = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": null, "post_processor": null, "decoder": null,
+        "model": {"type": "BPE", "vocab": {"<bos>": 0, "a": 0, "Q": 1, "Z": 2}, "merges": []},
+    });
+    let config = PromptConfig {
+        labels: ["Q".into(), "Z".into()],
+        hateful_label: "Z".into(),
+        instructions: "x".into(),
+        separator: "##".into(),
+        ..prompt_config()
+    };
+    let path = Path::new("tokenizer.json");
+    let faults = Prompter::new(path, tokenizer.to_string().as_bytes(), &config, 3, 8192)
+        .err()
+        .unwrap();
+    assert!(
+        faults.to_string().contains("the tokenizer returns no tokens"),
+        "{faults}"
     );
 }
 
