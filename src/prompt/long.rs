@@ -4,7 +4,7 @@
 //! and not on its size, apart from the normaliser, which reads all of it once in linear time. The windows of a text
 //! that they cover are the same in both cases.
 
-use super::{Prompt, PromptError, Prompter, tokenizer_error, window};
+use super::{Prompt, PromptError, Prompter, Row, tokenizer_error, window};
 
 /// An upper bound on the bytes of one token, taken from the published Gemma vocabularies, whose longest tokens are runs
 /// of spaces. A text with more bytes than this for each token that the windows cover counts as longer than they are.
@@ -57,8 +57,11 @@ impl Prompter {
             let slice = &text[slice];
             let tokens = self.tokenizer.token_ranges(slice);
             let tokens = tokens.map_err(|error| tokenizer_error(slice, &error))?;
-            let window = window::in_slice(slice, &tokens, self.max_window_tokens, index, self.max_windows);
-            self.row(&slice[window])
+            let longest = |row: &Row| Some(row.tokens.len());
+            self.within_limit(longest, |max_tokens| {
+                let window = window::in_slice(slice, &tokens, max_tokens, index, self.max_windows);
+                self.row(&slice[window])
+            })
         };
         Ok(Prompt {
             rows: slices.into_iter().enumerate().map(row).collect::<Result<_, _>>()?,

@@ -187,12 +187,39 @@ impl Prompter {
             .tokenizer
             .token_ranges(text)
             .map_err(|error| tokenizer_error(text, &error))?;
-        let (windows, truncated) = window::cut(text, &ranges, self.max_window_tokens, self.max_windows);
-        let rows = windows
-            .into_iter()
-            .map(|window| self.row(&text[window]))
-            .collect::<Result<_, _>>()?;
-        Ok(Prompt { rows, truncated })
+        let longest = |prompt: &Prompt| prompt.rows.iter().map(|row| row.tokens.len()).max();
+        self.within_limit(longest, |max_tokens| {
+            let (windows, truncated) = window::cut(text, &ranges, max_tokens, self.max_windows);
+            let rows = windows.into_iter().map(|window| self.row(&text[window]));
+            Ok(Prompt {
+                rows: rows.collect::<Result<_, _>>()?,
+                truncated,
+            })
+        })
+    }
+
+    /// Returns what `build` makes of windows with so many tokens of the text, such that the `longest` row has no more
+    /// tokens than `prompt.max_window_tokens` allows.
+    ///
+    /// In the frame, a window can have more tokens than its share of the text's tokens: it is extended to complete
+    /// characters, and it can merge with the frame differently. Smaller windows are tried then. If they are still too
+    /// long at half the size, which takes characters of very many tokens, they are scored as they are.
+    fn within_limit<T>(
+        &self,
+        longest: impl Fn(&T) -> Option<usize>,
+        build: impl Fn(usize) -> Result<T, PromptError>,
+    ) -> Result<T, PromptError> {
+        let limit = self.frame_tokens + self.max_window_tokens;
+        let most_spare = self.max_window_tokens / 2;
+        let mut spare_tokens = 0;
+        loop {
+            let built = build(self.max_window_tokens - spare_tokens)?;
+            let excess = longest(&built).unwrap_or_default().saturating_sub(limit);
+            if excess == 0 || spare_tokens == most_spare {
+                return Ok(built);
+            }
+            spare_tokens = (spare_tokens + excess.max(spare_tokens / 4)).min(most_spare);
+        }
     }
 
     /// Returns the token ids of the cached prefix, which begin with `<bos>`.

@@ -91,6 +91,26 @@ fn a_long_text_is_cut_into_complete_prompts() {
     assert_framed(&prompter, &longer);
 }
 
+/// A cut inside a character of several tokens is moved to the edge of that character, which adds tokens to the window.
+#[test]
+fn no_window_has_more_tokens_than_allowed() {
+    let prompter = prompter(&normalized_config());
+    let limit = prompter.encode("").unwrap().rows[0].tokens.len() + normalized_config().max_window_tokens;
+    for shift in 0..4 {
+        let text = format!("{}{}", "b".repeat(shift), "\u{1f331}".repeat(40));
+        let prompt = prompter.encode(&text).unwrap();
+        assert!(prompt.rows.len() > 1 && !prompt.truncated);
+        for row in &prompt.rows {
+            assert!(
+                row.tokens.len() <= limit,
+                "{} tokens, expected at most {limit}",
+                row.tokens.len()
+            );
+        }
+        assert_framed(&prompter, &prompt);
+    }
+}
+
 #[test]
 fn the_end_of_a_long_text_is_scored() {
     let mut classifier = Classifier::load(&model_config("gemma3"), &normalized_config()).unwrap();
