@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
-
-use serde_json::Value;
 
 use super::clock::Clock;
 use super::daemons::{DaemonSpec, Daemons};
@@ -20,7 +18,7 @@ use super::{NODES, tables};
 use crate::broker::Broker;
 use crate::cluster::Cluster;
 use crate::daemon::Names;
-use crate::process::{Dice, event, judge, settings};
+use crate::process::{Dice, event, is_broken, judge, settings};
 
 /// Comments in a second, besides bursts.
 const RATE: u32 = 40;
@@ -58,13 +56,16 @@ fn under_faults_of_every_kind_each_comment_is_decided_once_and_in_order() {
         }],
     );
     let mut dice = Dice(seed);
-    let is_chaotic = AtomicBool::new(false);
+    let (is_chaotic, refused, broken) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
     let load = Load::new(&names.comments, RATE, |id| {
         if is_chaotic.load(Ordering::Relaxed) && dice.below(100) == 0 {
-            oversize_event(id, &mut dice)
-        } else {
-            event(id)
+            refused.fetch_add(1, Ordering::Relaxed);
+            return oversize_event(id, &mut dice);
         }
+        if is_broken(id) {
+            broken.fetch_add(1, Ordering::Relaxed);
+        }
+        event(id)
     });
     let mut injector = Injector {
         daemons: Daemons::start(folder.path(), specs),
@@ -90,7 +91,7 @@ fn under_faults_of_every_kind_each_comment_is_decided_once_and_in_order() {
             println!("{at:>7.1} s  {}", injector.inject(fault));
         }
         drop(stopping);
-        await_finished(&observer, load.written(), || injector.tend());
+        await_finished(&observer, || load.written(), || injector.tend());
     });
 
     println!("\n{}", tables::faults(&injector.injected, &observer));
@@ -99,8 +100,11 @@ fn under_faults_of_every_kind_each_comment_is_decided_once_and_in_order() {
     }
     println!("{}", tables::memory(&injector.memory));
     println!(
-        "{} comments; without an output: {}, with a second one: {}",
+        "{} comments, of which {} were broken and {} had an output that was refused; without an output: {}, with a \
+         second one: {}",
         observer.comments(),
+        broken.load(Ordering::Relaxed),
+        refused.load(Ordering::Relaxed),
         observer.unfinished(0),
         observer.duplicated(0)
     );
@@ -115,7 +119,8 @@ fn under_faults_of_every_kind_each_comment_is_decided_once_and_in_order() {
     let verdict = judge(&broker.address(), &names);
     println!("judge: {verdict}");
     assert_eq!(verdict["inputs"], load.written());
-    assert_eq!(verdict["missing"], Value::from(0));
+    let dead_letters = broken.load(Ordering::Relaxed) + refused.load(Ordering::Relaxed);
+    assert_eq!(verdict["dead_lettered"], dead_letters);
 }
 
 fn create_topics(broker: &Broker) -> Names {

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 /// Samples are not used until a process has warmed up and filled its caches.
 const WARM_UP: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_secs(2);
+/// Fewer samples, a minute's worth, say nothing about a slope.
+const MIN_SAMPLES: usize = 30;
 
 /// The samples of one process.
 pub struct MemorySamples {
@@ -36,13 +38,16 @@ impl MemorySamples {
     }
 
     /// Returns the number of samples after the warm-up with the first, the greatest and the last of them in MB, and
-    /// their slope in MB per hour.
+    /// their slope in MB per hour, or `None` if the process did not live for long enough.
     pub fn summary(&self) -> Option<String> {
         let warm: Vec<_> = self
             .samples
             .iter()
             .filter(|(at, _)| *at >= WARM_UP.as_secs_f64())
             .collect();
+        if warm.len() < MIN_SAMPLES {
+            return None;
+        }
         let (first, last) = (warm.first()?, warm.last()?);
         let greatest = warm.iter().map(|(_, megabytes)| *megabytes).fold(0.0, f64::max);
         Some(format!(

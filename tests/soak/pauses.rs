@@ -101,7 +101,7 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
             assert!(restart.wait().unwrap().success(), "node {node}");
         }
         load.stop();
-        await_finished(&observer, load.written(), || daemons.tend());
+        await_finished(&observer, || load.written(), || daemons.tend());
         drop(stopping);
     });
     let end = now();

@@ -41,10 +41,12 @@ pub fn await_steady(observer: &Observer, tend: impl FnMut()) {
 }
 
 /// Waits until all comments that were written have an output of each contender, or until that takes too long.
-pub fn await_finished(observer: &Observer, written: usize, tend: impl FnMut()) {
+///
+/// `written` is asked every time, because a load that was stopped may still be writing its last comments.
+pub fn await_finished(observer: &Observer, written: impl Fn() -> usize, tend: impl FnMut()) {
     let deadline = Instant::now() + DRAIN;
     wait_until(tend, || {
-        let is_finished = observer.comments() == written
+        let is_finished = observer.comments() == written()
             && observer
                 .contenders()
                 .all(|(contender, _)| observer.unfinished(contender) == 0);

@@ -117,7 +117,7 @@ impl Drop for Process {
 /// Returns the key and value of one of several kinds of event, one in a hundred of which cannot be decoded.
 pub fn event(id: usize) -> (String, Option<Vec<u8>>) {
     let value = match id % 100 {
-        17 => match id / 100 % 4 {
+        _ if is_broken(id) => match id / 100 % 4 {
             0 => b"no json".to_vec(),
             1 => b"\xff\xfe".to_vec(),
             2 => br#"{"content_id":"c"}"#.to_vec(),
@@ -133,6 +133,11 @@ pub fn event(id: usize) -> (String, Option<Vec<u8>>) {
         _ => format!(r#"{{"content_id":"c{id}","text":"see you at the garden, number {id}"}}"#).into_bytes(),
     };
     (format!("k{id}"), Some(value))
+}
+
+/// Returns whether an [`event`] cannot be decoded.
+pub fn is_broken(id: usize) -> bool {
+    id % 100 == 17
 }
 
 /// Writes events in chunks, with a pause after each.
