@@ -18,9 +18,10 @@ use crate::fault::{Fault, Faults};
 const TRANSACTION_TIMEOUT_MS: &str = "30000";
 
 /// The default of `session.timeout.ms`, which decides how long the partitions of a daemon that was killed, and does not
-/// come back, wait for another daemon. The client's default is 45 s. It is so long because a member that loses its session
-/// costs the whole group a rebalance; a static member that comes back does not.
-const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(8);
+/// come back, wait for another daemon. The client's default is 45 s. A cluster needs about ten seconds to replace a broker
+/// that dies, and its clients some more to find the new coordinator of their group; a session must outlast that, or
+/// every such failure costs the group a rebalance.
+const DEFAULT_SESSION_TIMEOUT: Duration = Duration::from_secs(20);
 /// The default of `heartbeat.interval.ms`, which also decides how soon a member notices a rebalance.
 const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a consumer reports on its group, brokers and partitions.

@@ -43,10 +43,12 @@ impl Backlog {
 
     /// Takes the next output to send, unless it is too early after a failure.
     pub fn pop(&mut self, now: Instant) -> Option<Output> {
-        if self.resume_at.is_some_and(|resume_at| now < resume_at) {
-            return None;
-        }
-        self.outputs.pop_front()
+        self.is_due(now).then(|| self.outputs.pop_front()).flatten()
+    }
+
+    /// Returns whether there is an output to send now.
+    pub fn is_due(&self, now: Instant) -> bool {
+        !self.outputs.is_empty() && self.resume_at.is_none_or(|resume_at| resume_at <= now)
     }
 
     /// Puts outputs back that were sent and not committed.

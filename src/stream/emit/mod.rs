@@ -11,6 +11,7 @@ mod limits;
 mod group;
 mod backlog;
 mod outage;
+mod caller;
 mod outbox;
 mod transaction;
 mod commit_metrics;
@@ -166,7 +167,7 @@ impl EmitStage {
             outage: Outage::default(),
             transaction_is_open: false,
             is_in_doubt: false,
-            failures: 0,
+            group_may_be_down: false,
             fences: Vec::new(),
             next_number: 0,
         };
@@ -203,8 +204,8 @@ struct Emitter {
     transaction_is_open: bool,
     /// It is not known whether the transaction that the group was sent in was committed.
     is_in_doubt: bool,
-    /// How many times in a row commits have failed.
-    failures: usize,
+    /// The coordinator of the group may not answer, so it is asked before the next transaction is opened.
+    group_may_be_down: bool,
     /// When the producer was fenced.
     fences: Vec<Instant>,
     /// The number of the next output.
@@ -283,6 +284,13 @@ impl Emitter {
 
     /// Moves outputs from the backlog to the group and sends them, until the group is full.
     fn fill(&mut self) -> Result<(), StreamError> {
+        if self.group_may_be_down && !self.transaction_is_open && self.backlog.is_due(Instant::now()) {
+            self.group_may_be_down = !self.group_answers();
+            if self.group_may_be_down {
+                self.backlog.back_off(Instant::now());
+                return Ok(());
+            }
+        }
         while !self.group.is_full(self.backlog.max_group()) {
             let now = Instant::now();
             let Some(mut output) = self.backlog.pop(now) else {
@@ -346,8 +354,10 @@ impl Emitter {
             Rebalance::Lost(partitions) => {
                 self.lanes.end_epochs(&partitions);
                 self.backlog.retain_owned(&self.ownership, &[]);
-                if !self.group.is_owned(&self.ownership) {
-                    self.recover(Failure::NotOwned, &[])?;
+                match self.delivery {
+                    // The group may have another coordinator, which this producer does not know.
+                    Delivery::ExactlyOnce => self.recover(Failure::lost(), &[])?,
+                    Delivery::AtLeastOnce => self.group.retain_owned(&self.ownership, &[]),
                 }
             }
         }
@@ -374,7 +384,6 @@ impl Emitter {
     fn complete_commit(&mut self, start: Instant) {
         self.outage.note_commit(Instant::now());
         self.backlog.note_commit();
-        self.failures = 0;
         let group = self.group.take();
         for (partition, next) in group.offsets() {
             self.committed.set(partition, next);

@@ -10,6 +10,7 @@ use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, T
 use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaErrorCode;
 
+use super::caller::Caller;
 use super::output::{Destination, Output};
 use crate::config::{StreamConfig, Topics};
 use crate::kafka::client::producer_config;
@@ -17,17 +18,27 @@ use crate::kafka::errors::ErrorClass;
 use crate::kafka::log;
 use crate::kafka::topics::TopicFacts;
 
+/// The timeout of a call of the transactional API. A call that times out is made again and resumes where it was.
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long to wait for such a call to return.
+const CALL_LIMIT: Duration = Duration::from_secs(3);
+
 /// How long to wait for more failures after the first one. In a transaction that has failed, the client sends no more
 /// messages, but it still receives the answers for those that it has sent.
 const MORE_FAILURES: Duration = Duration::from_millis(50);
 
 /// Sends outputs and waits for their acknowledgements.
 pub(super) struct Outbox {
-    producer: ThreadedProducer<Acknowledgements>,
+    caller: Caller,
+    producer: Arc<TransactionalProducer>,
     topics: Topics,
     facts: TopicFacts,
     batch_bytes: usize,
 }
+
+/// A producer that reports what has become of each output. Without transactions, it has none.
+pub(super) type TransactionalProducer = ThreadedProducer<Acknowledgements>;
 
 /// What has become of the messages that were sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +115,11 @@ impl Outbox {
         let config = producer_config(stream, max_batch_bytes);
         let batch_bytes = config.get("batch.size").and_then(|size| size.parse().ok());
         Ok(Self {
-            producer: ThreadedProducer::from_config_and_context(&config, Acknowledgements::default())?,
+            caller: Caller::start()?,
+            producer: Arc::new(ThreadedProducer::from_config_and_context(
+                &config,
+                Acknowledgements::default(),
+            )?),
             topics: stream.topics.clone(),
             facts,
             batch_bytes: batch_bytes.unwrap_or(max_batch_bytes),
@@ -129,9 +144,14 @@ impl Outbox {
         }
     }
 
-    /// Returns the producer, for its transactions.
-    pub fn producer(&self) -> &impl Producer<Acknowledgements> {
-        &self.producer
+    /// Makes a call of the producer's transactional API, with the timeout [`CALL_TIMEOUT`]. Returns `None` if the call
+    /// does not return, after which only another producer can help.
+    pub fn call(
+        &self,
+        call: impl FnOnce(&TransactionalProducer) -> KafkaResult<()> + Send + 'static,
+    ) -> Option<KafkaResult<()>> {
+        let producer = Arc::clone(&self.producer);
+        self.caller.call(CALL_LIMIT, move || call(&producer))
     }
 
     /// Sends an output. Waits for room in the producer's queue until `deadline`.

@@ -22,9 +22,6 @@ use crate::message::NextOffset;
 use crate::ops::metrics as names;
 use crate::stream::control::{MAX_TOPIC_ABSENCE, StreamError};
 
-/// How many commits in a row may fail before the producer is replaced, in case it is the cause.
-const MAX_FAILURES: usize = 10;
-
 /// The timeout of one request about the group.
 const GROUP_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -96,10 +93,6 @@ impl Emitter {
             },
         };
         self.examine_undelivered(&undelivered, &mut cause)?;
-        if cause.is_outage {
-            self.failures += 1;
-            cause.needs_producer |= self.failures.is_multiple_of(MAX_FAILURES);
-        }
         Ok(cause)
     }
 
@@ -173,6 +166,9 @@ impl Emitter {
         let start = Instant::now();
         if cause.is_outage {
             self.outage.note_failure(start, start, &cause.reason);
+            // After an outage, a producer may wait for a coordinator that no longer is one; a new one looks it up.
+            cause.needs_producer |= self.delivery == Delivery::ExactlyOnce;
+            self.group_may_be_down = true;
         }
         if self.transaction_is_open {
             debug!(
@@ -256,6 +252,27 @@ impl Emitter {
             self.resolve_doubt();
         }
         Ok(())
+    }
+
+    /// Returns whether the group's coordinator answers. As long as it does not, nothing can be committed, and a producer
+    /// that tries would have to be replaced again.
+    pub(super) fn group_answers(&mut self) -> bool {
+        let Some(&partition) = self.ownership.partitions().first() else {
+            return true;
+        };
+        let start = Instant::now();
+        let mut list = TopicPartitionList::new();
+        list.add_partition(&self.origin.topic, partition);
+        let found = self.consumer.committed_offsets(list, GROUP_TIMEOUT);
+        let found = found.and_then(|found| found.elements().iter().try_for_each(|element| element.error()));
+        match found {
+            Ok(()) => true,
+            Err(error) => {
+                let reason = format!("the coordinator of the group does not answer: {}", reason(&error));
+                self.outage.note_failure(start, Instant::now(), &reason);
+                false
+            }
+        }
     }
 
     /// Finds out whether the transaction that the old producer was committing has succeeded. The new producer has ended

@@ -1,5 +1,6 @@
 //! Kafka transactions: outputs and the offsets that they cover become visible together, or not at all.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::Consumer;
@@ -10,16 +11,13 @@ use tracing::debug;
 
 use super::group::CommitGroup;
 use super::outage::Outage;
-use super::outbox::{Delivered, Outbox, Undelivered};
+use super::outbox::{CALL_TIMEOUT, Delivered, Outbox, TransactionalProducer, Undelivered};
 use crate::kafka::describe;
 use crate::kafka::errors::{ErrorClass, reason};
 use crate::stream::committed::OffsetMetadata;
 use crate::stream::control::{Control, StreamError};
 use crate::stream::group::GroupConsumer;
 use crate::stream::ownership::Ownership;
-
-/// The timeout of one call. A call that times out is made again and resumes where it was.
-const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a call may be repeated before the producer is replaced. A cluster needs about ten seconds to replace a broker
 /// that dies.
@@ -67,6 +65,22 @@ impl Failure {
         }
     }
 
+    /// Returns what follows from the loss of partitions.
+    pub fn lost() -> Self {
+        Self::Producer {
+            reason: "partitions were lost".to_owned(),
+            is_fenced: false,
+        }
+    }
+
+    /// Returns what follows from a call that does not return.
+    fn stuck(doing: &'static str) -> Self {
+        Self::Producer {
+            reason: format!("cannot {doing}: the client library does not return from the call"),
+            is_fenced: false,
+        }
+    }
+
     /// Returns the error that ends the stream if this failure is final.
     pub fn into_error(self) -> StreamError {
         let doing = "commit outputs";
@@ -100,13 +114,15 @@ impl Transaction<'_> {
     /// Fences earlier producers with the same transactional id, and completes or aborts the transactions they left
     /// open. Gives up after a while, or when the stream must stop.
     pub fn initialise(outbox: &Outbox, control: &Control) -> Result<(), Failure> {
-        let call = || outbox.producer().init_transactions(CALL_TIMEOUT);
+        let call = || outbox.call(|producer| producer.init_transactions(CALL_TIMEOUT));
         repeat(None, control, "begin transactions", call, |_| {})
     }
 
     pub fn begin(outbox: &Outbox) -> Result<(), Failure> {
-        let begun = outbox.producer().begin_transaction();
-        begun.map_err(|error| Failure::of("begin a transaction", &error))
+        match outbox.call(TransactionalProducer::begin_transaction) {
+            Some(begun) => begun.map_err(|error| Failure::of("begin a transaction", &error)),
+            None => Err(Failure::stuck("begin a transaction")),
+        }
     }
 
     /// Waits until every output that was sent is acknowledged, then adds the offsets of the group to the transaction.
@@ -127,22 +143,26 @@ impl Transaction<'_> {
         };
         let offsets = offsets_to_commit(topic, group, &self.offset_metadata)
             .map_err(|error| Failure::Fatal(StreamError::kafka("list offsets", &error)))?;
-        let producer = self.outbox.producer();
-        let call = || producer.send_offsets_to_transaction(&offsets, &metadata, CALL_TIMEOUT);
+        let arguments = Arc::new((offsets, metadata));
+        let call = || {
+            let arguments = Arc::clone(&arguments);
+            self.outbox
+                .call(move |producer| producer.send_offsets_to_transaction(&arguments.0, &arguments.1, CALL_TIMEOUT))
+        };
         let note = note_failures(self.outage);
         repeat(Some(deadline), self.control, "add offsets to a transaction", call, note)
     }
 
     /// Commits the transaction. After any failure other than [`Failure::Abort`], it may be committed or not.
     pub fn commit(&mut self) -> Result<(), Failure> {
-        let call = || self.outbox.producer().commit_transaction(CALL_TIMEOUT);
+        let call = || self.outbox.call(|producer| producer.commit_transaction(CALL_TIMEOUT));
         let note = note_failures(self.outage);
         repeat(None, self.control, "commit a transaction", call, note)
     }
 
     /// Aborts the transaction, so that none of its messages becomes visible.
     pub fn abort(&mut self) -> Result<(), Failure> {
-        let call = || self.outbox.producer().abort_transaction(CALL_TIMEOUT);
+        let call = || self.outbox.call(|producer| producer.abort_transaction(CALL_TIMEOUT));
         let note = note_failures(self.outage);
         let aborted = repeat(None, self.control, "abort a transaction", call, note);
         if aborted.is_ok() {
@@ -196,14 +216,15 @@ fn repeat(
     deadline: Option<Instant>,
     control: &Control,
     doing: &'static str,
-    call: impl Fn() -> KafkaResult<()>,
+    call: impl Fn() -> Option<KafkaResult<()>>,
     mut note: impl FnMut(&str),
 ) -> Result<(), Failure> {
     let last = Instant::now() + MAX_CALL_TIME;
     loop {
         let error = match call() {
-            Ok(()) => return Ok(()),
-            Err(error) => error,
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) => error,
+            None => return Err(Failure::stuck(doing)),
         };
         let problem = reason(&error);
         let now = Instant::now();
