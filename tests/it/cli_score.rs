@@ -79,7 +79,7 @@ fn a_text_gives_one_complete_decision() {
         "device": "cpu",
         "dtype": "f32",
         "normalizer": "nfc-1",
-        "prompt": "sha256:0bbd96837898176b0fb8e1fe4d098f4ff7c38b8b2284e827dde87c4f026ac39d",
+        "prompt": "sha256:30a73c83835baef926ed07accb3d093fdf5fa164061644a85eeafa91d726eea3",
         "quantization": "none"
       },
       "policy": "sha256:720aa6b97c0651fb0abb9ca201ba099e5add671f9467930493587530639f50ab",
