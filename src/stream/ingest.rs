@@ -19,7 +19,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tracing::{debug, info, warn};
 
 use super::control::{Control, Gap, MAX_TOPIC_ABSENCE, StreamError};
-use super::group::{ConsumerPosition, GroupConsumer, Membership, TopicState};
+use super::group::{ConsumerPosition, GroupConsumer, Membership, SharedConsumer, TopicState};
 use super::in_flight::InFlight;
 use super::ownership::{Epoch, Ownership};
 use super::record::{Header, Record, RecordPosition};
@@ -41,10 +41,15 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the reader checks whether the topic was recreated.
 const TOPIC_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// How many times within [`FENCE_INTERVAL`] the consumer is replaced after it was fenced.
+const MAX_FENCES: usize = 2;
+
+const FENCE_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Reads records from the comments topic and hands them to the encode stage.
 pub struct IngestStage {
-    /// Shared with the emit stage, which commits its offsets.
-    pub consumer: Arc<GroupConsumer>,
+    /// Shared with the emit stage, which commits offsets.
+    pub consumer: Arc<SharedConsumer>,
     /// The comments topic.
     pub topic: String,
     pub ownership: Arc<Ownership>,
@@ -61,39 +66,68 @@ impl IngestStage {
     ///
     /// A failure is reported through [`Control`], so that the other stages end while this one still polls.
     pub fn run(self) -> Result<(), StreamError> {
-        let Self {
-            consumer,
-            topic,
-            ownership,
-            in_flight,
-            control,
-            records,
-            emit_ended,
-        } = self;
+        let mut fences = Vec::new();
+        loop {
+            let consumer = self.consumer.get();
+            let reader = self.reader(&consumer);
+            match reader.read(&self.records) {
+                Ok(()) => break,
+                Err(StreamError::Fenced { reason, .. }) if may_be_own(&mut fences, Instant::now()) => {
+                    info!(reason, "replacing the consumer");
+                    reader.membership().lose_all();
+                }
+                Err(error) => {
+                    self.control.fail(error);
+                    break;
+                }
+            }
+            drop(consumer);
+            if let Err(error) = self.consumer.replace() {
+                self.control.fail(StreamError::Client(error.to_string()));
+                break;
+            }
+        }
+        drop(self.records);
+        info!("stopped reading");
+        let consumer = self.consumer.get();
         let reader = RecordReader {
             consumer: &consumer,
-            topic: &topic,
-            ownership: &ownership,
-            in_flight: &in_flight,
-            control: &control,
+            topic: &self.topic,
+            ownership: &self.ownership,
+            in_flight: &self.in_flight,
+            control: &self.control,
         };
-        if let Err(error) = reader.read(&records) {
-            control.fail(error);
-        }
-        drop(records);
-        info!("stopped reading");
         if let Err(error) = reader.pause() {
             // Harmless: records read from here on are discarded.
             debug!(%error, "cannot pause at the end");
         }
         // Rebalance callbacks must be served until the last commit, because a revocation still has to commit finished
         // records. This thread also has to be the one that drops the consumer last.
-        while !matches!(emit_ended.try_recv(), Err(TryRecvError::Disconnected)) {
+        while !matches!(self.emit_ended.try_recv(), Err(TryRecvError::Disconnected)) {
             // Errors no longer matter.
             drop(consumer.poll(Duration::from_millis(20)));
         }
         Ok(())
     }
+
+    fn reader<'a>(&'a self, consumer: &'a GroupConsumer) -> RecordReader<'a> {
+        RecordReader {
+            consumer,
+            topic: &self.topic,
+            ownership: &self.ownership,
+            in_flight: &self.in_flight,
+            control: &self.control,
+        }
+    }
+}
+
+/// Returns whether a consumer that is fenced at `now` may have been fenced by a request of its own, which was answered
+/// while its connection was down and which it then repeated. Another process with the same instance name fences again
+/// and again.
+fn may_be_own(fences: &mut Vec<Instant>, now: Instant) -> bool {
+    fences.retain(|&fence| now.saturating_duration_since(fence) < FENCE_INTERVAL);
+    fences.push(now);
+    fences.len() <= MAX_FENCES
 }
 
 /// How far a partition was read in its current epoch.
@@ -332,4 +366,19 @@ fn headers(message: &BorrowedMessage<'_>) -> Option<Vec<Header>> {
             .collect()
     };
     catch_unwind(AssertUnwindSafe(copy)).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_consumer_that_is_fenced_again_and_again_is_not_replaced() {
+        let (mut fences, start) = (Vec::new(), Instant::now());
+        for _ in 0..MAX_FENCES {
+            assert!(may_be_own(&mut fences, start));
+        }
+        assert!(!may_be_own(&mut fences, start));
+        assert!(may_be_own(&mut fences, start + FENCE_INTERVAL));
+    }
 }

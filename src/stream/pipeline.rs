@@ -23,7 +23,7 @@ use super::committed::CommittedOffsets;
 use super::control::{Control, StreamError};
 use super::emit::{EmitStage, OutputProducer};
 use super::encode::EncodeStage;
-use super::group::{GroupConsumer, Membership};
+use super::group::{GroupConsumer, Membership, SharedConsumer};
 use super::in_flight::InFlight;
 use super::ingest::IngestStage;
 use super::ownership::Ownership;
@@ -100,23 +100,30 @@ impl Pipeline {
         let (rebalance, rebalances) = bounded(REBALANCE_CAPACITY);
         let (ended, emit_ended) = bounded(0);
 
-        let membership = Membership {
-            topic: topic.clone(),
-            group: stream.group.clone(),
-            client_id: client_id(stream),
-            start: stream.start,
-            on_gap: stream.on_gap,
-            has_topic_ids: settings.topics.has_topic_ids,
-            timeouts: Timeouts::of(&stream.properties),
-            ownership: Arc::clone(&ownership),
-            committed: Arc::clone(&committed),
-            client: Arc::clone(&client),
-            control: Arc::clone(&control),
-            rebalances: rebalance,
-            is_paused: AtomicBool::new(false),
+        let new_membership = {
+            let (stream, has_topic_ids) = (stream.clone(), settings.topics.has_topic_ids);
+            let (ownership, committed) = (Arc::clone(&ownership), Arc::clone(&committed));
+            let (client, control) = (Arc::clone(&client), Arc::clone(&control));
+            move || Membership {
+                topic: stream.topics.comments.clone(),
+                group: stream.group.clone(),
+                client_id: client_id(&stream),
+                start: stream.start,
+                on_gap: stream.on_gap,
+                has_topic_ids,
+                timeouts: Timeouts::of(&stream.properties),
+                ownership: Arc::clone(&ownership),
+                committed: Arc::clone(&committed),
+                client: Arc::clone(&client),
+                control: Arc::clone(&control),
+                rebalances: rebalance.clone(),
+                is_paused: AtomicBool::new(false),
+            }
         };
-        let consumer = GroupConsumer::from_config_and_context(&config(stream, Role::Consumer), membership)
-            .map_err(|error| StreamError::Client(error.to_string()))?;
+        let consumer_config = config(stream, Role::Consumer);
+        let new_consumer = move || GroupConsumer::from_config_and_context(&consumer_config, new_membership());
+        let consumer =
+            SharedConsumer::new(Box::new(new_consumer)).map_err(|error| StreamError::Client(error.to_string()))?;
         let consumer = Arc::new(consumer);
         let monitor = StreamMonitor {
             ownership: Arc::clone(&ownership),

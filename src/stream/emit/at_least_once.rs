@@ -34,10 +34,11 @@ impl Emitter {
             }
         }
         self.group.retain_owned(&self.ownership, &[]);
+        let consumer = self.consumer.get();
         let offsets = offsets_to_commit(&self.origin.topic, &self.group, &self.committed.metadata())
             .map_err(|error| StreamError::kafka("list offsets", &error))?;
         if offsets.count() > 0
-            && let Err(error) = self.consumer.commit(&offsets, CommitMode::Sync)
+            && let Err(error) = consumer.commit(&offsets, CommitMode::Sync)
         {
             // The outputs are written, and only their offsets are missing. A later commit covers them, or the new owner
             // of the partition writes the outputs again; readers recognise duplicates by the decision's id.

@@ -23,7 +23,7 @@ impl Emitter {
     pub(super) fn transaction(&mut self) -> Transaction<'_> {
         Transaction {
             outbox: &self.outbox,
-            consumer: &self.consumer,
+            consumer: self.consumer.get(),
             control: &self.control,
             outage: &mut self.outage,
             offset_metadata: self.committed.metadata(),
@@ -34,7 +34,7 @@ impl Emitter {
         let start = Instant::now();
         let mut transaction = Transaction {
             outbox: &self.outbox,
-            consumer: &self.consumer,
+            consumer: self.consumer.get(),
             control: &self.control,
             outage: &mut self.outage,
             offset_metadata: self.committed.metadata(),

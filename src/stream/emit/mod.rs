@@ -29,7 +29,7 @@ use tracing::{debug, info, warn};
 
 use super::committed::CommittedOffsets;
 use super::control::{Control, StreamError};
-use super::group::GroupConsumer;
+use super::group::SharedConsumer;
 use super::offsets::Lanes;
 use super::ownership::Ownership;
 use super::rebalance::Rebalance;
@@ -111,7 +111,7 @@ impl OutputProducer {
 pub struct EmitStage {
     pub producer: OutputProducer,
     /// Commits offsets, or provides the group's metadata to the transaction. The ingest stage polls it.
-    pub consumer: Arc<GroupConsumer>,
+    pub consumer: Arc<SharedConsumer>,
     pub ownership: Arc<Ownership>,
     pub committed: Arc<CommittedOffsets>,
     pub control: Arc<Control>,
@@ -189,7 +189,7 @@ struct Emitter {
     limits: OutputLimits,
     /// The maximum size of a batch of several records for the next producer.
     max_batch_bytes: usize,
-    consumer: Arc<GroupConsumer>,
+    consumer: Arc<SharedConsumer>,
     ownership: Arc<Ownership>,
     committed: Arc<CommittedOffsets>,
     control: Arc<Control>,

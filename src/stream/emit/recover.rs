@@ -260,10 +260,10 @@ impl Emitter {
         let Some(&partition) = self.ownership.partitions().first() else {
             return true;
         };
-        let start = Instant::now();
+        let (start, consumer) = (Instant::now(), self.consumer.get());
         let mut list = TopicPartitionList::new();
         list.add_partition(&self.origin.topic, partition);
-        let found = self.consumer.committed_offsets(list, GROUP_TIMEOUT);
+        let found = consumer.committed_offsets(list, GROUP_TIMEOUT);
         let found = found.and_then(|found| found.elements().iter().try_for_each(|element| element.error()));
         match found {
             Ok(()) => true,
@@ -281,6 +281,7 @@ impl Emitter {
     /// It looks only at partitions that are still owned in the same epoch, which no other process can have committed.
     fn resolve_doubt(&mut self) {
         self.group.retain_owned(&self.ownership, &[]);
+        let consumer = self.consumer.get();
         let mut list = TopicPartitionList::new();
         for (partition, _) in self.group.offsets() {
             list.add_partition(&self.origin.topic, partition);
@@ -295,7 +296,7 @@ impl Emitter {
             if self.control.must_stop(now) {
                 return;
             }
-            let found = self.consumer.committed_offsets(list.clone(), GROUP_TIMEOUT);
+            let found = consumer.committed_offsets(list.clone(), GROUP_TIMEOUT);
             match found.and_then(|found| {
                 found.elements().iter().try_for_each(|element| element.error())?;
                 Ok(found)
@@ -332,7 +333,8 @@ impl Emitter {
     fn find_other_process(&self) -> Option<GroupMember> {
         let deadline = Instant::now() + self.timeouts.session + SESSION_TOLERANCE;
         loop {
-            let found = self.consumer.context().other_members(&self.consumer);
+            let consumer = self.consumer.get();
+            let found = consumer.context().other_members(&consumer);
             let now = Instant::now();
             match found {
                 Ok(others) if others.is_empty() => return None,

@@ -103,7 +103,7 @@ impl Failure {
 /// Makes the calls of a transaction, and repeats them until their result is known.
 pub(super) struct Transaction<'a> {
     pub outbox: &'a Outbox,
-    pub consumer: &'a GroupConsumer,
+    pub consumer: Arc<GroupConsumer>,
     pub control: &'a Control,
     pub outage: &'a mut Outage,
     /// Committed with each offset.
@@ -192,7 +192,7 @@ impl Transaction<'_> {
             let (now, problem) = (Instant::now(), "outputs are not acknowledged");
             if now >= next_lookup {
                 next_lookup = now + LOOKUP_INTERVAL;
-                if let Some(topic) = missing_topic(self.consumer, self.outbox) {
+                if let Some(topic) = missing_topic(&self.consumer, self.outbox) {
                     return Err(Failure::MissingTopic(topic));
                 }
             }

@@ -5,6 +5,7 @@
 //! records are committed first, and its unfinished ones are dropped.
 
 mod lookup;
+mod shared;
 mod start;
 
 use std::sync::Arc;
@@ -34,6 +35,7 @@ use crate::kafka::log;
 use crate::message::NextOffset;
 use crate::ops::metrics::REBALANCES;
 pub use lookup::{ConsumerPosition, TopicState};
+pub use shared::SharedConsumer;
 
 use start::StartOffset;
 
@@ -186,6 +188,17 @@ impl Membership {
         counter!(REBALANCES, "kind" => if is_lost { "lost" } else { "revoked" }).increment(1);
         info!(?partitions, "revoked");
         Ok(())
+    }
+
+    /// Gives up all partitions, because this consumer has been expelled from the group and will be replaced. Their records
+    /// in flight are read again.
+    pub fn lose_all(&self) {
+        let partitions = self.ownership.partitions();
+        let lost = Rebalance::Lost(self.with_epochs(&partitions));
+        self.ownership.revoke(&partitions);
+        let _ = self.rebalances.send_timeout(lost, self.timeouts.revoke());
+        self.committed.remove(&partitions);
+        self.client.forget_lags(&partitions);
     }
 
     /// Returns those of the partitions that this process owns, with their epochs.
