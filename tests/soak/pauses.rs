@@ -76,7 +76,7 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
     };
     let load = Load::new(&names.comments, RATE, event);
 
-    let mut killed = Vec::new();
+    let mut begun = 0;
     std::thread::scope(|scope| {
         for number in 0..2 {
             let bare = &bare;
@@ -90,38 +90,32 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
             stop.store(true, Ordering::Relaxed);
         });
         await_steady(&observer, || daemons.tend());
-        for kill in 0..kills {
-            let node = kill % NODES + 1;
-            let rebuilt_before = rebuilt.load(Ordering::Relaxed);
-            killed.push((now(), node, daemons.exits.len(), rebuilt_before));
-            cluster.command("kill", node);
+        begun = now();
+        println!("oldest unfinished comment from each kill to the next, and what happened in that time\n{HEADER}");
+        for number in 1..=kills {
+            let kill = Kill {
+                number,
+                node: (number - 1) % NODES + 1,
+                at: now(),
+                exits: daemons.exits.len(),
+                rebuilt: rebuilt.load(Ordering::Relaxed),
+            };
+            cluster.command("kill", kill.node);
             wait_for(DOWN, || daemons.tend());
-            let mut restart = cluster.begin_restart(node);
+            let mut restart = cluster.begin_restart(kill.node);
             wait_for(UP, || daemons.tend());
-            assert!(restart.wait().unwrap().success(), "node {node}");
+            assert!(restart.wait().unwrap().success(), "node {}", kill.node);
+            if number == kills {
+                load.stop();
+                await_finished(&observer, || load.written(), || daemons.tend());
+            }
+            let rebuilt = rebuilt.load(Ordering::Relaxed);
+            println!("{}", kill.row(&observer, daemons.exits.len(), rebuilt));
         }
-        load.stop();
-        await_finished(&observer, || load.written(), || daemons.tend());
         drop(stopping);
     });
-    let end = now();
-    killed.push((end, 0, daemons.exits.len(), rebuilt.load(Ordering::Relaxed)));
 
-    println!("\noldest unfinished comment, from each kill to the next, and what happened in that time");
-    println!("kill  node  bare loops   daemons  daemons exited  bare producers rebuilt");
-    for (index, pair) in killed.windows(2).enumerate() {
-        let ((from, node, exits, rebuilt), (to, _, exits_after, rebuilt_after)) = (pair[0], pair[1]);
-        println!(
-            "{:>4}  {node:>4}  {:>8.1} s  {:>6.1} s  {:>14}  {:>22}",
-            index + 1,
-            observer.oldest_unfinished(BARE, from, to).as_secs_f64(),
-            observer.oldest_unfinished(DAEMONS, from, to).as_secs_f64(),
-            exits_after - exits,
-            rebuilt_after - rebuilt,
-        );
-    }
-    let from = killed[0].0;
-    let [ours, theirs] = [DAEMONS, BARE].map(|contender| observer.oldest_unfinished(contender, from, end));
+    let [ours, theirs] = [DAEMONS, BARE].map(|contender| observer.oldest_unfinished(contender, begun, now()));
     println!(
         "longest: daemons {:.1} s, bare loops {:.1} s: {} the allowed {ALLOWED_EXCESS:?} more",
         ours.as_secs_f64(),
@@ -141,7 +135,7 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
         );
     }
     println!(
-        "bare loops: {} transactions aborted, {} producers rebuilt",
+        "bare loops: {} transactions aborted, {} producers replaced",
         aborted.load(Ordering::Relaxed),
         rebuilt.load(Ordering::Relaxed)
     );
@@ -156,4 +150,33 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
     let verdict = judge(&broker.address(), &names);
     println!("judge: {verdict}");
     assert_eq!(verdict["inputs"], load.written());
+}
+
+const HEADER: &str = "kill  node  bare loops   daemons  daemons ended  bare producers replaced";
+
+/// A kill of a node, with what had happened until then.
+struct Kill {
+    number: usize,
+    node: usize,
+    at: i64,
+    /// How many daemons had ended.
+    exits: usize,
+    /// How many producers the bare loops had replaced.
+    rebuilt: usize,
+}
+
+impl Kill {
+    /// Returns a row of the table with what has happened since the kill.
+    fn row(&self, observer: &Observer, exits: usize, rebuilt: usize) -> String {
+        let oldest = |contender| observer.oldest_unfinished(contender, self.at, now()).as_secs_f64();
+        format!(
+            "{:>4}  {:>4}  {:>8.1} s  {:>6.1} s  {:>13}  {:>23}",
+            self.number,
+            self.node,
+            oldest(BARE),
+            oldest(DAEMONS),
+            exits - self.exits,
+            rebuilt - self.rebuilt,
+        )
+    }
 }
