@@ -98,6 +98,32 @@ fn refused_outputs_abort_few_transactions_if_no_limit_is_known() {
     );
 }
 
+/// Prints what refusals cost: `cargo test --test stream -- --ignored --nocapture what_refusals_cost`.
+#[test]
+#[ignore = "prints times, and needs Apache Kafka: tests/kafka/broker"]
+fn what_refusals_cost() {
+    let run = |one_in, hides_limits| {
+        let refusals = Refusals {
+            count: 20_000,
+            one_in,
+            hides_limits,
+        };
+        let (aborted, time) = refusals.run();
+        (aborted, time.as_secs_f64())
+    };
+    for round in 1..=3 {
+        let (_, none) = run(0, false);
+        for hides_limits in [false, true] {
+            let (aborted, time) = run(20, hides_limits);
+            let known = if hides_limits { "not known" } else { "known" };
+            println!(
+                "round {round}: 5 % refused, limits {known}: {:.2} times as long, {aborted} aborted records",
+                time / none
+            );
+        }
+    }
+}
+
 #[test]
 #[ignore = "needs Apache Kafka: tests/kafka/suite"]
 fn outputs_without_a_key_for_a_compacted_topic_become_dead_letters() {
