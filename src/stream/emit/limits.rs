@@ -37,10 +37,27 @@ enum Compression {
 #[derive(Debug)]
 pub(super) struct OutputLimits {
     stream: StreamConfig,
-    decisions: TopicLimits,
-    dead_letters: TopicLimits,
+    decisions: KnownLimits,
+    dead_letters: KnownLimits,
     compression: Compression,
     read_at: Instant,
+}
+
+/// What is known about one topic.
+#[derive(Debug, Clone, Copy, Default)]
+struct KnownLimits {
+    settings: TopicLimits,
+    /// The smallest size that the topic has refused, in bytes after compression.
+    refused_bytes: Option<usize>,
+}
+
+impl From<TopicLimits> for KnownLimits {
+    fn from(settings: TopicLimits) -> Self {
+        Self {
+            settings,
+            refused_bytes: None,
+        }
+    }
 }
 
 impl OutputLimits {
@@ -51,8 +68,8 @@ impl OutputLimits {
             .find_map(|name| producer.get(name));
         Self {
             stream: stream.clone(),
-            decisions: topics.decision_limits,
-            dead_letters: topics.dead_letter_limits,
+            decisions: topics.decision_limits.into(),
+            dead_letters: topics.dead_letter_limits.into(),
             compression: match codec {
                 Some("none") | None => Compression::None,
                 Some("lz4") => Compression::Lz4,
@@ -64,11 +81,12 @@ impl OutputLimits {
 
     /// Returns the size up to which both topics accept a batch, if it is known.
     pub fn max_batch_bytes(&self) -> Option<usize> {
-        let limits = [self.decisions.max_bytes, self.dead_letters.max_bytes];
-        limits.into_iter().flatten().min()
+        let limits = [self.decisions, self.dead_letters];
+        limits.iter().filter_map(|limits| limits.settings.max_bytes).min()
     }
 
-    /// Returns whether its topic is certain to refuse the output. Reads limits again that are not recent.
+    /// Returns whether its topic is certain to refuse the output. Limits that are not recent are read again, or, if they
+    /// cannot be read, tried again.
     pub fn refuse(&mut self, output: &Output, now: Instant) -> bool {
         if !self.of(output).refuse(output, self.compression) {
             return false;
@@ -78,37 +96,38 @@ impl OutputLimits {
         }
         self.read_at = now;
         match topic_limits::of_outputs(&self.stream, REQUEST_TIMEOUT) {
-            Ok(limits) => [self.decisions, self.dead_letters] = limits,
-            Err(error) => debug!(
-                reason = reason(&error),
-                "cannot read the settings of the output topics again"
-            ),
+            Ok(limits) => [self.decisions, self.dead_letters] = limits.map(KnownLimits::from),
+            Err(error) => {
+                debug!(
+                    reason = reason(&error),
+                    "cannot read the settings of the output topics again"
+                );
+                (self.decisions.refused_bytes, self.dead_letters.refused_bytes) = (None, None);
+            }
         }
         self.of(output).refuse(output, self.compression)
     }
 
     /// Remembers that the topic of an output refuses records without a key.
     pub fn require_key(&mut self, destination: Destination) {
-        self.of_mut(destination).requires_key = true;
+        self.of_mut(destination).settings.requires_key = true;
     }
 
-    /// Remembers that a topic whose limit is not known has refused an output for its size.
+    /// Remembers that a topic has refused an output for its size.
     pub fn exceeded_by(&mut self, output: &Output) {
         let bytes = sent_bytes(output, self.compression);
         let limits = self.of_mut(output.destination);
-        if limits.max_bytes.is_none_or(|max_bytes| max_bytes > bytes) {
-            limits.max_bytes = Some(bytes);
-        }
+        limits.refused_bytes = Some(limits.refused_bytes.map_or(bytes, |refused| refused.min(bytes)));
     }
 
-    fn of(&self, output: &Output) -> TopicLimits {
+    fn of(&self, output: &Output) -> KnownLimits {
         match output.destination {
             Destination::Decisions => self.decisions,
             Destination::DeadLetters => self.dead_letters,
         }
     }
 
-    fn of_mut(&mut self, destination: Destination) -> &mut TopicLimits {
+    fn of_mut(&mut self, destination: Destination) -> &mut KnownLimits {
         match destination {
             Destination::Decisions => &mut self.decisions,
             Destination::DeadLetters => &mut self.dead_letters,
@@ -116,17 +135,19 @@ impl OutputLimits {
     }
 }
 
-impl TopicLimits {
+impl KnownLimits {
     fn refuse(self, output: &Output, compression: Compression) -> bool {
-        if self.requires_key && output.record.key.is_none() {
+        if self.settings.requires_key && output.record.key.is_none() {
             return true;
         }
-        let exceeds = |bytes: usize, max_bytes: usize| bytes as f64 > max_bytes as f64 * TOLERANCE;
-        self.max_bytes.is_some_and(|max_bytes| {
-            compression != Compression::Other
-                && exceeds(output.content_bytes(), max_bytes)
-                && exceeds(sent_bytes(output, compression), max_bytes)
-        })
+        if compression == Compression::Other {
+            return false;
+        }
+        let tolerated = |max_bytes: usize| (max_bytes as f64 * TOLERANCE) as usize;
+        let limits = [self.settings.max_bytes.map(tolerated), self.refused_bytes];
+        // Compression can only make an output smaller, so most need not be compressed here.
+        let reaches = |limit| output.content_bytes() >= limit && sent_bytes(output, compression) >= limit;
+        limits.into_iter().flatten().min().is_some_and(reaches)
     }
 }
 
@@ -150,8 +171,8 @@ pub(super) mod tests {
     pub(in super::super) fn limits(now: Instant) -> OutputLimits {
         OutputLimits {
             stream: crate::kafka::client::tests::stream(&[]),
-            decisions: TopicLimits::default(),
-            dead_letters: TopicLimits::default(),
+            decisions: KnownLimits::default(),
+            dead_letters: KnownLimits::default(),
             compression: Compression::Lz4,
             read_at: now,
         }
@@ -173,10 +194,10 @@ pub(super) mod tests {
     #[test]
     fn only_what_is_too_large_after_compression_is_refused() {
         let check = |value: Vec<u8>, compression, expected| {
-            let limits = TopicLimits {
+            let limits = KnownLimits::from(TopicLimits {
                 max_bytes: Some(100_000),
                 requires_key: false,
-            };
+            });
             let output = dead_letter(Some(&value), Some(b"key"));
             assert_eq!(limits.refuse(&output, compression), expected, "{}", value.len());
         };
@@ -191,12 +212,24 @@ pub(super) mod tests {
 
     #[test]
     fn a_compacted_topic_refuses_outputs_without_a_key() {
-        let limits = TopicLimits {
+        let limits = KnownLimits::from(TopicLimits {
             max_bytes: None,
             requires_key: true,
-        };
+        });
         assert!(limits.refuse(&dead_letter(Some(b"value"), None), Compression::Lz4));
         assert!(!limits.refuse(&dead_letter(Some(b"value"), Some(b"")), Compression::Lz4));
-        assert!(!TopicLimits::default().refuse(&dead_letter(None, None), Compression::Lz4));
+        assert!(!KnownLimits::default().refuse(&dead_letter(None, None), Compression::Lz4));
+    }
+
+    #[test]
+    fn what_was_refused_once_is_not_tried_again_for_a_while() {
+        let now = Instant::now();
+        let mut limits = limits(now);
+        let output = |length| dead_letter(Some(&noise(length)), Some(b"key"));
+        assert!(!limits.refuse(&output(9000), now));
+        limits.exceeded_by(&output(9000));
+        limits.exceeded_by(&output(9500));
+        assert!(limits.refuse(&output(9000), now) && limits.refuse(&output(9100), now));
+        assert!(!limits.refuse(&output(8500), now));
     }
 }
