@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::consumer::{CommitMode, Consumer};
 
 use super::Emitter;
-use super::outbox::{Delivered, Undelivered};
+use super::outbox::Delivered;
 use super::transaction::{Failure, offsets_to_commit};
 use crate::kafka::errors::reason;
 use crate::stream::control::StreamError;
@@ -20,8 +20,7 @@ impl Emitter {
         match self.outbox.wait(deadline.min(start + ACKNOWLEDGEMENT_TIMEOUT)) {
             Delivered::All => {}
             Delivered::NotAll => {
-                let undelivered = self.outbox.take_undelivered();
-                return self.resend_undelivered(undelivered, leaving);
+                return self.resend_undelivered(leaving);
             }
             Delivered::Unknown => {
                 let now = Instant::now();
@@ -55,9 +54,11 @@ impl Emitter {
 
     /// Sends undelivered outputs again, in a smaller form if they were refused. Later outputs may already be written,
     /// so without transactions this can change the order of outputs.
-    fn resend_undelivered(&mut self, undelivered: Vec<Undelivered>, leaving: &[i32]) -> Result<(), StreamError> {
+    fn resend_undelivered(&mut self, leaving: &[i32]) -> Result<(), StreamError> {
+        // Taken once: what fails from here on is left for the next commit.
+        let undelivered = self.outbox.take_undelivered();
         let numbers: Vec<usize> = undelivered.iter().map(|&(number, _)| number).collect();
-        let cause = self.examine(Failure::Undelivered(undelivered))?;
+        let cause = self.examine(Failure::Undelivered, &undelivered)?;
         if cause.needs_producer {
             return self.start_again(cause, leaving);
         }

@@ -32,28 +32,29 @@ impl Emitter {
 
     pub(super) fn commit_transaction(&mut self, leaving: &[i32], deadline: Instant) -> Result<(), StreamError> {
         let start = Instant::now();
-        let mut transaction = Transaction {
-            outbox: &self.outbox,
-            consumer: self.consumer.get(),
-            control: &self.control,
-            outage: &mut self.outage,
-            offset_metadata: self.committed.metadata(),
+        let committed = {
+            let mut transaction = Transaction {
+                outbox: &self.outbox,
+                consumer: self.consumer.get(),
+                control: &self.control,
+                outage: &mut self.outage,
+                offset_metadata: self.committed.metadata(),
+            };
+            let prepared = transaction.prepare(&self.origin.topic, &self.group, &self.ownership, deadline);
+            prepared.and_then(|()| {
+                self.is_in_doubt = true;
+                transaction.commit()
+            })
         };
-        let prepared = transaction.prepare(&self.origin.topic, &self.group, &self.ownership, deadline);
-        if let Err(failure) = prepared {
-            return self.recover(failure, leaving);
-        }
-        match transaction.commit() {
+        match committed {
             Ok(()) => {
                 self.transaction_is_open = false;
+                self.is_in_doubt = false;
                 counter!(names::TRANSACTIONS, "result" => "committed").increment(1);
                 self.complete_commit(start);
                 Ok(())
             }
-            Err(failure) => {
-                self.is_in_doubt = !matches!(failure, Failure::Abort(_));
-                self.recover(failure, leaving)
-            }
+            Err(failure) => self.recover(failure, leaving),
         }
     }
 }

@@ -56,6 +56,10 @@ const FINISH_PAUSE: Duration = Duration::from_millis(2);
 /// How long the first producer may take to initialise its transactions.
 const INIT_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// The minimum time between two warnings about outputs that their topic is known to refuse. The metrics count all of
+/// them.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
 /// How long an output may wait for room in the queue of the producer.
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -168,6 +172,7 @@ impl EmitStage {
             transaction_is_open: false,
             is_in_doubt: false,
             group_may_be_down: false,
+            last_refusal: None,
             fences: Vec::new(),
             next_number: 0,
         };
@@ -206,6 +211,8 @@ struct Emitter {
     is_in_doubt: bool,
     /// The coordinator of the group may not answer, so it is asked before the next transaction is opened.
     group_may_be_down: bool,
+    /// When an output was last reported that its topic is known to refuse.
+    last_refusal: Option<Instant>,
     /// When the producer was fenced.
     fences: Vec<Instant>,
     /// The number of the next output.
@@ -284,12 +291,8 @@ impl Emitter {
 
     /// Moves outputs from the backlog to the group and sends them, until the group is full.
     fn fill(&mut self) -> Result<(), StreamError> {
-        if self.group_may_be_down && !self.transaction_is_open && self.backlog.is_due(Instant::now()) {
-            self.group_may_be_down = !self.group_answers();
-            if self.group_may_be_down {
-                self.backlog.back_off(Instant::now());
-                return Ok(());
-            }
+        if self.backlog.is_due(Instant::now()) && !self.may_open_transaction() {
+            return Ok(());
         }
         while !self.group.is_full(self.backlog.max_group()) {
             let now = Instant::now();
@@ -297,7 +300,13 @@ impl Emitter {
                 break;
             };
             if self.limits.refuse(&output, now) {
-                refused::warn_stripped(&output, "known limits of the topic");
+                if self
+                    .last_refusal
+                    .is_none_or(|last| now.saturating_duration_since(last) >= WARNING_INTERVAL)
+                {
+                    self.last_refusal = Some(now);
+                    refused::warn_stripped(&output, "known limits of the topic");
+                }
                 self.origin.strip(&mut output);
             }
             self.group.push(output, now, self.interval);
@@ -309,6 +318,19 @@ impl Emitter {
             }
         }
         Ok(())
+    }
+
+    /// Returns whether a transaction is open or may be opened. After an outage, the group's coordinator must answer first;
+    /// as long as it does not, the outputs wait.
+    fn may_open_transaction(&mut self) -> bool {
+        if self.group_may_be_down && !self.transaction_is_open {
+            self.group_may_be_down = !self.group_answers();
+            if self.group_may_be_down {
+                let now = Instant::now();
+                self.group.defer(now + self.backlog.back_off(now));
+            }
+        }
+        !self.group_may_be_down || self.transaction_is_open
     }
 
     /// Sends an output of the group, in a smaller form if the client refuses its size.
@@ -355,10 +377,12 @@ impl Emitter {
                 self.lanes.end_epochs(&partitions);
                 self.backlog.retain_owned(&self.ownership, &[]);
                 match self.delivery {
+                    _ if partitions.is_empty() && !self.transaction_is_open => {}
                     // The group may have another coordinator, which this producer does not know.
                     Delivery::ExactlyOnce => self.recover(Failure::lost(), &[])?,
                     Delivery::AtLeastOnce => self.group.retain_owned(&self.ownership, &[]),
                 }
+                self.end_outage_without_work();
             }
         }
         Ok(())
@@ -371,6 +395,10 @@ impl Emitter {
             return Ok(());
         }
         // The group may hold only the offsets at which partitions start.
+        if !self.may_open_transaction() {
+            self.group.retain_owned(&self.ownership, leaving);
+            return Ok(());
+        }
         if let Err(failure) = self.open_transaction() {
             return self.recover(failure, leaving);
         }

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant, SystemTime};
 use metrics::counter;
 use rdkafka::consumer::Consumer;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
+use super::outage::Outage;
 use super::outbox::{Outbox, Undelivered};
 use super::refused::strip_refused;
 use super::transaction::{Failure, Transaction};
@@ -64,23 +65,21 @@ impl Cause {
 impl Emitter {
     /// Continues after a failure. The outputs of partitions that are still owned, and are not `leaving`, are sent again.
     pub(super) fn recover(&mut self, failure: Failure, leaving: &[i32]) -> Result<(), StreamError> {
-        let cause = self.examine(failure)?;
+        let undelivered = self.outbox.take_undelivered();
+        let cause = self.examine(failure, &undelivered)?;
         self.start_again(cause, leaving)
     }
 
-    /// Finds out what a failure requires, and strips the outputs that were refused.
-    pub(super) fn examine(&mut self, failure: Failure) -> Result<Cause, StreamError> {
-        let mut undelivered = self.outbox.take_undelivered();
+    /// Finds out what a failure requires, given the messages that were not delivered, and strips the outputs that were
+    /// refused.
+    pub(super) fn examine(&mut self, failure: Failure, undelivered: &[Undelivered]) -> Result<Cause, StreamError> {
         let mut cause = match failure {
             Failure::Fatal(error) => return Err(error),
             Failure::NotOwned => Cause {
                 is_outage: false,
                 ..Cause::new("not_owned", "partitions are no longer owned")
             },
-            Failure::Undelivered(list) => {
-                undelivered.extend(list);
-                Cause::new("undelivered", "outputs were not delivered")
-            }
+            Failure::Undelivered => Cause::new("undelivered", "outputs were not delivered"),
             Failure::MissingTopic(topic) => {
                 self.check_absence(&topic)?;
                 Cause::new("missing_topic", format!("the topic `{topic}` does not exist"))
@@ -92,7 +91,7 @@ impl Emitter {
                 ..Cause::new("producer", reason)
             },
         };
-        self.examine_undelivered(&undelivered, &mut cause)?;
+        self.examine_undelivered(undelivered, &mut cause)?;
         Ok(cause)
     }
 
@@ -170,6 +169,8 @@ impl Emitter {
             cause.needs_producer |= self.delivery == Delivery::ExactlyOnce;
             self.group_may_be_down = true;
         }
+        // Only after a new producer has ended the transaction is its outcome final.
+        cause.needs_producer |= self.is_in_doubt;
         if self.transaction_is_open {
             debug!(
                 reason = cause.reason,
@@ -183,7 +184,7 @@ impl Emitter {
                     Ok(()) => {}
                     Err(Failure::Fatal(error)) => return Err(error),
                     Err(failure) => {
-                        let worse = self.examine(failure)?;
+                        let worse = self.examine(failure, &[])?;
                         cause.needs_producer = true;
                         cause.is_fenced |= worse.is_fenced;
                         cause.reason = worse.reason;
@@ -202,8 +203,11 @@ impl Emitter {
         self.group.retain_owned(&self.ownership, leaving);
         self.backlog.retain_owned(&self.ownership, leaving);
         if cause.is_outage {
-            self.backlog.back_off(Instant::now());
+            // What remains in the group are the offsets at which partitions start.
+            let now = Instant::now();
+            self.group.defer(now + self.backlog.back_off(now));
         }
+        self.end_outage_without_work();
         Ok(())
     }
 
@@ -226,7 +230,7 @@ impl Emitter {
                 });
             }
         }
-        info!(reason = cause.reason, "replacing the producer");
+        debug!(reason = cause.reason, "replacing the producer");
         loop {
             if self.control.must_stop(Instant::now()) {
                 return Ok(());
@@ -252,6 +256,13 @@ impl Emitter {
             self.resolve_doubt();
         }
         Ok(())
+    }
+
+    /// Forgets an outage if nothing is left to commit, because its partitions have gone to another process.
+    pub(super) fn end_outage_without_work(&mut self) {
+        if self.group.is_empty() && self.backlog.is_empty() {
+            self.outage = Outage::default();
+        }
     }
 
     /// Returns whether the group's coordinator answers. As long as it does not, nothing can be committed, and a producer

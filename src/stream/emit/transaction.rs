@@ -11,7 +11,7 @@ use tracing::debug;
 
 use super::group::CommitGroup;
 use super::outage::Outage;
-use super::outbox::{CALL_TIMEOUT, Delivered, Outbox, TransactionalProducer, Undelivered};
+use super::outbox::{CALL_TIMEOUT, Delivered, Outbox, TransactionalProducer};
 use crate::kafka::describe;
 use crate::kafka::errors::{ErrorClass, reason};
 use crate::stream::committed::OffsetMetadata;
@@ -34,8 +34,8 @@ const LOOKUP_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) enum Failure {
     /// The group holds partitions that this process no longer owns.
     NotOwned,
-    /// Outputs were not delivered.
-    Undelivered(Vec<Undelivered>),
+    /// Outputs were not delivered. The outbox holds which, and why.
+    Undelivered,
     /// An output topic does not exist.
     MissingTopic(String),
     /// The transaction must be aborted, and then the outputs can be produced again.
@@ -91,7 +91,7 @@ impl Failure {
                 doing,
                 reason: "partitions are no longer owned".to_owned(),
             },
-            Self::Undelivered(_) => StreamError::Kafka {
+            Self::Undelivered => StreamError::Kafka {
                 doing,
                 reason: "outputs were not delivered".to_owned(),
             },
@@ -153,7 +153,7 @@ impl Transaction<'_> {
         repeat(Some(deadline), self.control, "add offsets to a transaction", call, note)
     }
 
-    /// Commits the transaction. After any failure other than [`Failure::Abort`], it may be committed or not.
+    /// Commits the transaction. After any failure, it may be committed or not.
     pub fn commit(&mut self) -> Result<(), Failure> {
         let call = || self.outbox.call(|producer| producer.commit_transaction(CALL_TIMEOUT));
         let note = note_failures(self.outage);
@@ -186,7 +186,7 @@ impl Transaction<'_> {
             let now = Instant::now();
             match self.outbox.wait(deadline.min(now + CALL_TIMEOUT)) {
                 Delivered::All => return Ok(()),
-                Delivered::NotAll => return Err(Failure::Undelivered(self.outbox.take_undelivered())),
+                Delivered::NotAll => return Err(Failure::Undelivered),
                 Delivered::Unknown => {}
             }
             let (now, problem) = (Instant::now(), "outputs are not acknowledged");
