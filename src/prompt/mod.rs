@@ -33,6 +33,10 @@ use crate::scorer::Row;
 /// than the windows cover are spread over its bytes.
 const FORMAT: u32 = 2;
 
+/// The most tokens that completing the characters at both edges of a window adds to it, if a character has at most four
+/// tokens, as one without a token of its own does in Gemma's vocabularies.
+const EDGE_TOKENS: usize = 6;
+
 /// The rows of one comment, one for each window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
@@ -218,7 +222,9 @@ impl Prompter {
             if excess == 0 || spare_tokens == most_spare {
                 return Ok(built);
             }
-            spare_tokens = (spare_tokens + excess.max(spare_tokens / 4)).min(most_spare);
+            // At least doubled, so that there are few attempts whatever the text.
+            let step = excess.max(spare_tokens).max(EDGE_TOKENS);
+            spare_tokens = (spare_tokens + step).min(most_spare);
         }
     }
 
