@@ -166,6 +166,9 @@ impl RecordReader<'_> {
                 }
                 last_topic_check = Instant::now();
             }
+            if self.membership().must_rejoin.swap(false, Ordering::Relaxed) {
+                self.rejoin()?;
+            }
             if is_paused {
                 if self.in_flight.is_half_empty() {
                     self.resume()?;
@@ -310,7 +313,11 @@ impl RecordReader<'_> {
         if self.membership().on_gap == OnGap::Stop {
             return Err(StreamError::Gap(gaps));
         }
-        // Joining the group again ends every epoch, and the next assignment finds offsets of another topic.
+        // This ends every epoch, and the next assignment finds offsets of another topic.
+        self.rejoin()
+    }
+
+    fn rejoin(&self) -> Result<(), StreamError> {
         self.consumer.unsubscribe();
         self.consumer
             .subscribe(&[self.topic])

@@ -117,6 +117,7 @@ impl Pipeline {
                 client: Arc::clone(&client),
                 control: Arc::clone(&control),
                 rebalances: rebalance.clone(),
+                must_rejoin: AtomicBool::new(false),
                 is_paused: AtomicBool::new(false),
             }
         };

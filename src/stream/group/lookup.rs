@@ -7,7 +7,7 @@ use metrics::counter;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList, TopicPartitionListElem};
-use tracing::warn;
+use tracing::{debug, warn};
 
 use super::Membership;
 use super::start::{KnownOffsets, StartOffset, choose_start};
@@ -244,26 +244,32 @@ impl Membership {
         })
     }
 
-    /// Repeats a lookup until it succeeds, fails permanently, or the deadline passes.
+    /// Repeats a lookup until it succeeds, fails for a reason that waiting cannot fix, or the deadline passes. A topic may
+    /// be missing for a moment, for example while the brokers start.
     fn retry<T>(
         &self,
         deadline: Instant,
         doing: &'static str,
         lookup: impl Fn() -> KafkaResult<T>,
     ) -> Result<T, StreamError> {
+        let mut has_warned = false;
         loop {
-            match lookup() {
+            let error = match lookup() {
                 Ok(found) => return Ok(found),
-                Err(error)
-                    if Instant::now() < deadline
-                        && !self.control.is_ending()
-                        && !ErrorClass::of_error(&error).is_permanent() =>
-                {
-                    warn!(reason = reason(&error), "cannot {doing} yet");
-                    std::thread::sleep(RETRY_PAUSE);
-                }
-                Err(error) => return Err(StreamError::kafka(doing, &error)),
+                Err(error) => error,
+            };
+            let class = ErrorClass::of_error(&error);
+            let is_final = class.is_permanent() && class != ErrorClass::Missing;
+            if is_final || Instant::now() >= deadline || self.control.is_ending() {
+                return Err(StreamError::kafka(doing, &error));
             }
+            if has_warned {
+                debug!(reason = reason(&error), "still cannot {doing}");
+            } else {
+                warn!(reason = reason(&error), "cannot {doing} yet");
+            }
+            has_warned = true;
+            std::thread::sleep(RETRY_PAUSE);
         }
     }
 

@@ -64,6 +64,9 @@ pub struct Membership {
     pub control: Arc<Control>,
     /// To the emit stage, which owns the transaction.
     pub rebalances: Sender<Rebalance>,
+    /// Set when partitions were assigned whose offsets could not be looked up, because of an outage. They are not owned,
+    /// so nothing is read from them, until the consumer joins the group again.
+    pub must_rejoin: AtomicBool,
     /// Set while reading is paused, so that newly assigned partitions start paused.
     pub is_paused: AtomicBool,
 }
@@ -127,7 +130,11 @@ impl Membership {
                     }
                 }
                 // The group's protocol still requires the assignment below, although nothing will be read.
-                Err(error) => self.control.fail(error),
+                Err(error) if error.requires_operator() => self.control.fail(error),
+                Err(error) => {
+                    warn!(%error, "cannot begin to read the assigned partitions; joining the group again");
+                    self.must_rejoin.store(true, Ordering::Relaxed);
+                }
             }
         }
         match consumer.rebalance_protocol() {
