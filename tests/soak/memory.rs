@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-/// Samples are not used until a process has warmed up and filled its caches.
+/// Samples are not used until a process has loaded its model.
 const WARM_UP: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_secs(2);
 /// Fewer samples, a minute's worth, say nothing about a slope.
@@ -37,8 +37,9 @@ impl MemorySamples {
         }
     }
 
-    /// Returns the number of samples after the warm-up with the first, the greatest and the last of them in MB, and
-    /// their slope in MB per hour, or `None` if the process did not live for long enough.
+    /// Returns the number of samples after the warm-up with the first, the greatest and the last of them in MB, and the
+    /// slope of their second half in MB per hour, or `None` if the process did not live for long enough. In the first half,
+    /// the process fills its caches.
     pub fn summary(&self) -> Option<String> {
         let warm: Vec<_> = self
             .samples
@@ -51,13 +52,13 @@ impl MemorySamples {
         let (first, last) = (warm.first()?, warm.last()?);
         let greatest = warm.iter().map(|(_, megabytes)| *megabytes).fold(0.0, f64::max);
         Some(format!(
-            "{:>4} samples in {:>5.0} s: first {:.1} MB, greatest {:.1} MB, last {:.1} MB, slope {:+.1} MB/h",
+            "{:>4} samples in {:>5.0} s: first {:.1} MB, greatest {:.1} MB, last {:.1} MB, second half {:+.1} MB/h",
             warm.len(),
             last.0 - first.0,
             first.1,
             greatest,
             last.1,
-            slope(&warm)? * 3600.0
+            slope(&warm[warm.len() / 2..])? * 3600.0
         ))
     }
 }

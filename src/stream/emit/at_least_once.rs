@@ -52,6 +52,20 @@ impl Emitter {
         Ok(())
     }
 
+    /// Continues after an output could not be sent. The outputs that were sent before stay in the group, because they may
+    /// be written already; only this one waits.
+    pub(super) fn wait_to_send(&mut self, failure: Failure) -> Result<(), StreamError> {
+        // What was not delivered is left for the next commit.
+        let cause = self.examine(failure, &[])?;
+        if cause.needs_producer {
+            return self.start_again(cause, &[]);
+        }
+        let now = Instant::now();
+        self.outage.note_failure(now, now, &cause.reason);
+        self.backlog.back_off(now);
+        Ok(())
+    }
+
     /// Sends undelivered outputs again, in a smaller form if they were refused. Later outputs may already be written,
     /// so without transactions this can change the order of outputs.
     fn resend_undelivered(&mut self, leaving: &[i32]) -> Result<(), StreamError> {
@@ -68,10 +82,13 @@ impl Emitter {
             self.group.defer(now + self.backlog.back_off(now));
         }
         for number in numbers {
-            if let Some(index) = self.group.index_of(number)
-                && let Err(failure) = self.send(index)
-            {
-                return self.recover(failure, leaving);
+            if let Some(index) = self.group.index_of(number) {
+                let mut output = self.group.remove(index);
+                let sent = self.send(&mut output);
+                self.group.insert(index, output);
+                if let Err(failure) = sent {
+                    return self.recover(failure, leaving);
+                }
             }
         }
         Ok(())

@@ -71,6 +71,16 @@ impl CommitGroup {
         self.not_before = Some(until);
     }
 
+    /// Takes out an output to send it again. Its offset stays, because the output is about to be put back.
+    pub fn remove(&mut self, index: usize) -> Output {
+        self.outputs.remove(index)
+    }
+
+    /// Puts an output back where it was.
+    pub fn insert(&mut self, index: usize, output: Output) {
+        self.outputs.insert(index, output);
+    }
+
     pub fn is_empty(&self) -> bool {
         self.offsets.is_empty()
     }

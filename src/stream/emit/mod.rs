@@ -33,7 +33,7 @@ use super::group::SharedConsumer;
 use super::offsets::Lanes;
 use super::ownership::Ownership;
 use super::rebalance::Rebalance;
-use super::record::Finished;
+use super::record::{Finished, RecordPosition};
 use crate::config::{Delivery, StreamConfig};
 use crate::kafka::client::Timeouts;
 use crate::kafka::errors::{ErrorClass, reason};
@@ -44,7 +44,7 @@ use group::CommitGroup;
 use limits::OutputLimits;
 use outage::Outage;
 use outbox::Outbox;
-use output::{Form, Origin};
+use output::{Form, Origin, Output};
 use transaction::{Failure, Transaction};
 
 /// The longest wait, which limits how late this thread notices that the stream is ending.
@@ -300,24 +300,34 @@ impl Emitter {
                 break;
             };
             if self.limits.refuse(&output, now) {
-                if self
-                    .last_refusal
-                    .is_none_or(|last| now.saturating_duration_since(last) >= WARNING_INTERVAL)
-                {
-                    self.last_refusal = Some(now);
-                    refused::warn_stripped(&output, "known limits of the topic");
-                }
+                self.warn_refused(output.record.position, "known limits of the topic");
                 self.origin.strip(&mut output);
             }
-            self.group.push(output, now, self.interval);
-            let sent = self
-                .open_transaction()
-                .and_then(|()| self.send(self.group.outputs().len() - 1));
-            if let Err(failure) = sent {
-                return self.recover(failure, &[]);
+            if let Err(failure) = self.open_transaction().and_then(|()| self.send(&mut output)) {
+                self.backlog.put_back(vec![output]);
+                return match self.delivery {
+                    Delivery::ExactlyOnce => self.recover(failure, &[]),
+                    Delivery::AtLeastOnce => self.wait_to_send(failure),
+                };
             }
+            self.group.push(output, now, self.interval);
         }
         Ok(())
+    }
+
+    /// Logs, from time to time, that an output is not written in full, without anything of its content.
+    fn warn_refused(&mut self, position: RecordPosition, reason: &str) {
+        let now = Instant::now();
+        let is_recent = |last: Instant| now.saturating_duration_since(last) < WARNING_INTERVAL;
+        if self.last_refusal.is_some_and(is_recent) {
+            return;
+        }
+        self.last_refusal = Some(now);
+        let (partition, offset) = (position.partition, position.offset);
+        warn!(
+            partition,
+            offset, reason, "the topic does not accept an output, writing its coordinates to the dead letters instead"
+        );
     }
 
     /// Returns whether a transaction is open or may be opened. After an outage, the group's coordinator must answer first;
@@ -333,14 +343,13 @@ impl Emitter {
         !self.group_may_be_down || self.transaction_is_open
     }
 
-    /// Sends an output of the group, in a smaller form if the client refuses its size.
-    fn send(&mut self, index: usize) -> Result<(), Failure> {
-        let output = &self.group.outputs()[index];
+    /// Sends an output, in a smaller form if the client refuses its size.
+    fn send(&self, output: &mut Output) -> Result<(), Failure> {
         let deadline = Instant::now() + QUEUE_TIMEOUT;
         match self.outbox.send(output, deadline) {
             Err(error) if ErrorClass::of_error(&error) == ErrorClass::RecordRefused && output.form == Form::Whole => {
-                self.origin.strip(&mut self.group.outputs_mut()[index]);
-                self.send(index)
+                self.origin.strip(output);
+                self.send(output)
             }
             Err(error) if ErrorClass::of_error(&error) == ErrorClass::Missing => {
                 Err(Failure::MissingTopic(self.outbox.topic_of(output).to_owned()))

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use metrics::counter;
 use rdkafka::consumer::Consumer;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::outage::Outage;
 use super::outbox::{Outbox, Undelivered};
@@ -139,8 +139,8 @@ impl Emitter {
                 debug!(bytes = self.max_batch_bytes, "sending smaller batches");
                 cause.needs_producer = true;
             }
-            if refusal.stripped > 1 {
-                warn!(outputs = refusal.stripped, "more outputs were refused at the same time");
+            if let Some((position, reason)) = refusal.first_stripped {
+                self.warn_refused(position, &reason);
             }
             cause.label = "refused";
             cause.is_outage = false;

@@ -7,13 +7,13 @@
 use std::collections::BTreeMap;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
-use tracing::warn;
 
 use super::limits::OutputLimits;
 use super::outbox::Undelivered;
 use super::output::{Form, Origin, Output};
 use crate::kafka::errors::{ErrorClass, reason_of_code};
 use crate::stream::control::StreamError;
+use crate::stream::record::RecordPosition;
 
 /// The batches of a producer are not made smaller than this.
 const MIN_BATCH_BYTES: usize = 1 << 10;
@@ -27,8 +27,8 @@ const HEADER_OVERHEAD: usize = 8;
 /// What follows from the refusal of outputs.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Refusal {
-    /// How many outputs were replaced by dead letters without a value.
-    pub stripped: usize,
+    /// The position of the first output that was replaced by a dead letter without a value, and why, if any was.
+    pub first_stripped: Option<(RecordPosition, String)>,
     /// The outputs may have been refused because of others in their batch, so smaller batches are necessary.
     pub needs_smaller_batches: bool,
 }
@@ -80,22 +80,13 @@ pub(super) fn strip_refused(
                 reason: format!("the topic refuses it ({})", reason_of_code(code)),
             });
         }
-        if refusal.stripped == 0 {
-            warn_stripped(output, &reason_of_code(code));
-        }
         origin.strip(output);
-        refusal.stripped += 1;
+        let position = output.record.position;
+        refusal
+            .first_stripped
+            .get_or_insert_with(|| (position, reason_of_code(code)));
     }
     Ok(refusal)
-}
-
-/// Logs that an output is not written in full, without anything of its content.
-pub(super) fn warn_stripped(output: &Output, reason: &str) {
-    let (partition, offset) = (output.record.position.partition, output.record.position.offset);
-    warn!(
-        partition,
-        offset, reason, "the topic does not accept an output, writing its coordinates to the dead letters instead"
-    );
 }
 
 /// Returns the maximum size of a batch in which the output is the only record.
@@ -147,7 +138,8 @@ mod tests {
             (7, Code::MessageSizeTooLarge),
         ];
         let refusal = strip(&mut outputs, &undelivered, 10_000).unwrap();
-        assert_eq!((refusal.stripped, refusal.needs_smaller_batches), (2, false));
+        assert_eq!(refusal.first_stripped.unwrap().1, "Broker: Message size too large");
+        assert!(!refusal.needs_smaller_batches);
         assert_eq!(stripped(&outputs), [0, 2]);
     }
 
@@ -174,11 +166,12 @@ mod tests {
     fn of_a_batch_with_an_output_without_a_key_only_that_one_is_stripped() {
         let refused = [0, 1, 2].map(|number| (number, Code::InvalidRecord));
         let mut mixed = outputs([10, 11, 12]);
-        assert_eq!(strip(&mut mixed, &refused, 10_000).unwrap().stripped, 1);
+        strip(&mut mixed, &refused, 10_000).unwrap();
         assert_eq!(stripped(&mixed), [1]);
         // Without such an output, there is another reason.
         let mut keyed = outputs([10, 12, 14]);
-        assert_eq!(strip(&mut keyed, &refused[..2], 10_000).unwrap().stripped, 2);
+        strip(&mut keyed, &refused[..2], 10_000).unwrap();
+        assert_eq!(stripped(&keyed), [0, 1]);
     }
 
     #[test]
