@@ -16,6 +16,7 @@ mod cli_adapters;
 mod cli_check;
 mod cli_run;
 mod cli_score;
+mod cli_start;
 mod config;
 
 // The model: files, prompt, forward pass.

@@ -206,6 +206,7 @@ impl Membership {
         let _ = self.rebalances.send_timeout(lost, self.timeouts.revoke());
         self.committed.remove(&partitions);
         self.client.forget_lags(&partitions);
+        counter!(REBALANCES, "kind" => "lost").increment(1);
     }
 
     /// Returns those of the partitions that this process owns, with their epochs.
