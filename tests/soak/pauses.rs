@@ -20,6 +20,8 @@ use crate::process::{event, judge, settings};
 const RATE: u32 = 40;
 /// How long a killed node is down.
 const DOWN: Duration = Duration::from_secs(12);
+/// The time that two nodes are down. Nothing can be written meanwhile, because one node of three is not a majority.
+const TWO_DOWN: Duration = Duration::from_secs(30);
 /// The time from the restart of a node to the next kill.
 const UP: Duration = Duration::from_secs(20);
 /// How much older the daemons' oldest unfinished comment may get than that of the bare loops.
@@ -32,6 +34,7 @@ const BARE: usize = 1;
 #[ignore = "needs Apache Kafka and minutes: tests/soak/run"]
 fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
     let kills = std::env::var("MODERATORD_TEST_NODE_KILLS").map_or(1, |kills| kills.parse().unwrap());
+    let takes_two = std::env::var("MODERATORD_TEST_NODES_AT_ONCE").is_ok_and(|nodes| nodes == "2");
     let cluster = Cluster::start(NODES);
     let broker = cluster.broker();
     let names = Names::new("pauses");
@@ -100,11 +103,18 @@ fn nodes_die_one_after_the_other_and_every_comment_is_decided_once() {
                 exits: daemons.exits.len(),
                 rebuilt: bare.rebuilt.load(Ordering::Relaxed),
             };
-            cluster.command("kill", kill.node);
-            wait_for(DOWN, || daemons.tend());
-            let mut restart = cluster.begin_restart(kill.node);
+            let nodes = if takes_two {
+                vec![kill.node, kill.node % NODES + 1]
+            } else {
+                vec![kill.node]
+            };
+            nodes.iter().for_each(|&node| cluster.command("kill", node));
+            wait_for(if takes_two { TWO_DOWN } else { DOWN }, || daemons.tend());
+            let restarts: Vec<_> = nodes.iter().map(|&node| cluster.begin_restart(node)).collect();
             wait_for(UP, || daemons.tend());
-            assert!(restart.wait().unwrap().success(), "node {}", kill.node);
+            for mut restart in restarts {
+                assert!(restart.wait().unwrap().success(), "nodes {nodes:?}");
+            }
             if number == kills {
                 load.stop();
                 await_finished(&observer, || load.written(), || daemons.tend());
