@@ -40,7 +40,7 @@ impl Prompter {
             }
             let beginning = &text[..text.floor_char_boundary(bytes)];
             let tokens = self.tokenizer.encode(beginning);
-            if tokens.map_err(|error| tokenizer_error(beginning, &error))?.len() > 2 * capacity {
+            if tokens.map_err(|error| tokenizer_error(beginning.len(), &error))?.len() > 2 * capacity {
                 return Ok(true);
             }
         }
@@ -56,7 +56,7 @@ impl Prompter {
         let row = |(index, slice)| {
             let slice = &text[slice];
             let tokens = self.tokenizer.token_ranges(slice);
-            let tokens = tokens.map_err(|error| tokenizer_error(slice, &error))?;
+            let tokens = tokens.map_err(|error| tokenizer_error(slice.len(), &error))?;
             let longest = |row: &Row| Some(row.tokens.len());
             self.within_limit(longest, |max_tokens| {
                 let window = window::in_slice(slice, &tokens, max_tokens, index, self.max_windows);

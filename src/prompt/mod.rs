@@ -1,13 +1,16 @@
 //! Turns a comment's text into rows: the frame around each window of the text, as token ids.
 //!
-//! The whole prompt is tokenised at once, because tokens can merge across the edges of the frame. The tokens that a row
-//! shares with the cached prefix are found by comparing ids. A long text is cut into overlapping windows, and each
+//! A row has the ids of the whole prompt, because tokens can merge across the edges of the frame. Only what a text can
+//! change is tokenised for it ([`frame`]). The tokens that a row shares with the cached prefix are found by comparing ids. A
+//! long text is cut into overlapping windows, and each
 //! window becomes a complete prompt, so no limit on the length ever cuts the frame.
 //!
 //! Two things are not prevented. A tokenizer that folds case, accents or compatibility forms can turn a spelling that
 //! the normaliser leaves alone into the separator, so a comment can still imitate the frame. Harmless text next to a
 //! hateful passage can lower the margin of the window that contains both.
 
+mod bpe;
+mod frame;
 mod long;
 mod normalize;
 mod tokenizer;
@@ -18,6 +21,7 @@ use std::path::Path;
 
 pub use normalize::NORMALIZER_VERSION;
 
+use frame::Frame;
 use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
@@ -74,11 +78,9 @@ pub enum PromptError {
 pub struct Prompter {
     tokenizer: SafeTokenizer,
     normalizer: Option<Normalizer>,
-    /// The text before the comment: instructions, separator and `Text:`.
-    head: String,
-    /// The text after the comment: separator and `Prediction:`.
-    tail: String,
-    /// The token ids of `head` alone, whose keys and values are cached.
+    /// Before the comment, instructions, separator and `Text:`. After it, separator and `Prediction:`.
+    frame: Frame,
+    /// The token ids of the head alone, whose keys and values are cached.
     prefix: Vec<u32>,
     /// The number of tokens of the frame around an empty text.
     frame_tokens: usize,
@@ -114,8 +116,11 @@ impl Prompter {
         let canonical = canonical_form(config, FORMAT);
         let mut prompter = Self {
             normalizer: config.normalize.then(|| Normalizer::new(&config.separator)),
-            head: format!("{instructions}{}Text:", config.separator),
-            tail: format!("{}Prediction:", config.separator),
+            frame: Frame::new(
+                format!("{instructions}{}Text:", config.separator),
+                format!("{}Prediction:", config.separator),
+                &tokenizer,
+            ),
             prefix: Vec::new(),
             frame_tokens: 0,
             vocab_size,
@@ -140,7 +145,7 @@ impl Prompter {
                 .ids(text)
                 .map_err(|error| Fault::file(tokenizer_path, error.to_string()))
         };
-        let prefix = faults.collect(encode(&prompter.head));
+        let prefix = faults.collect(encode(prompter.head()));
         let frame = faults.collect(encode(&prompter.frame("")));
         if let (Some(prefix), Some(frame)) = (prefix, frame) {
             if frame.len() + config.max_window_tokens > max_positions {
@@ -190,7 +195,7 @@ impl Prompter {
         let ranges = self
             .tokenizer
             .token_ranges(text)
-            .map_err(|error| tokenizer_error(text, &error))?;
+            .map_err(|error| tokenizer_error(text.len(), &error))?;
         let longest = |prompt: &Prompt| prompt.rows.iter().map(|row| row.tokens.len()).max();
         self.within_limit(longest, |max_tokens| {
             let (windows, truncated) = window::cut(text, &ranges, max_tokens, self.max_windows);
@@ -245,17 +250,17 @@ impl Prompter {
 
     /// Returns the part of the frame before the comment.
     pub fn head(&self) -> &str {
-        &self.head
+        self.frame.head()
     }
 
     /// Returns the part of the frame after the comment.
     pub fn tail(&self) -> &str {
-        &self.tail
+        self.frame.tail()
     }
 
     /// Returns the frame around a text, before tokenisation.
     pub fn frame(&self, text: &str) -> String {
-        format!("{}{text}{}", self.head, self.tail)
+        self.frame.around(text)
     }
 
     /// Returns the canonical JSON form of the prompt settings, of which [`Prompter::content_hash`] is the hash.
@@ -298,7 +303,9 @@ impl Prompter {
     }
 
     fn row(&self, text: &str) -> Result<Row, PromptError> {
-        let tokens = self.ids(&self.frame(text))?;
+        let bytes = self.head().len() + text.len() + self.tail().len();
+        let tokens = self.frame.encode(&self.tokenizer, text);
+        let tokens = self.checked(bytes, tokens)?;
         let common = tokens
             .iter()
             .zip(&self.prefix)
@@ -313,14 +320,16 @@ impl Prompter {
     }
 
     fn ids(&self, text: &str) -> Result<Vec<u32>, PromptError> {
-        let ids = self
-            .tokenizer
-            .encode(text)
-            .map_err(|error| tokenizer_error(text, &error))?;
+        self.checked(text.len(), self.tokenizer.encode(text))
+    }
+
+    /// Returns the ids of a text of this size, after checking that each has an embedding.
+    fn checked(&self, bytes: usize, ids: Result<Vec<u32>, tokenizers::Error>) -> Result<Vec<u32>, PromptError> {
+        let ids = ids.map_err(|error| tokenizer_error(bytes, &error))?;
         match ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             None => Ok(ids),
             Some(&id) => Err(PromptError::OutsideVocabulary {
-                bytes: text.len(),
+                bytes,
                 id,
                 vocab_size: self.vocab_size,
             }),
@@ -367,9 +376,9 @@ fn separator_fault(config: &PromptConfig) -> Option<Fault> {
     })
 }
 
-fn tokenizer_error(text: &str, error: &tokenizers::Error) -> PromptError {
+fn tokenizer_error(bytes: usize, error: &tokenizers::Error) -> PromptError {
     PromptError::Tokenizer {
-        bytes: text.len(),
+        bytes,
         reason: error.to_string(),
     }
 }

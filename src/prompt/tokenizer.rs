@@ -7,8 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use serde_json::Value;
-use tokenizers::Tokenizer;
+use tokenizers::{Model, Tokenizer};
 
+use super::bpe::Bpe;
 use crate::fault::Fault;
 
 /// The control tokens of the Gemma family. They are treated as such even if the file does not mark them.
@@ -29,9 +30,21 @@ thread_local! {
     pub(super) static TOKENISED_BYTES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
 }
 
+/// Texts that a [`Bpe`] must encode as the `tokenizers` crate does before it is used.
+const SAMPLES: [&str; 6] = [
+    "",
+    "a fine day",
+    "Two  spaces,\n\n\nthree lines; don't!  <b>x</b>",
+    "caf\u{e9} cafe\u{301} \u{fb01}ne \u{ff21}\u{ff22} \u{3a3}\u{3c2} \u{2581}\u{2581} \u{a0}\u{3000}",
+    "\u{4eca}\u{5929} \u{1f44d}\u{1f3fd} \u{1f468}\u{200d}\u{1f469} \u{d55c} \u{915}\u{94d}\u{937} \u{10ffff}",
+    "<eos> <bos>Positive<unused0><start_of_turn> <0x0A> [@BOS@]",
+];
+
 /// A tokenizer that reads the spelling of a control token in a text as plain text.
 pub struct SafeTokenizer {
     inner: Tokenizer,
+    /// Gives the same ids for less work, if the tokenizer's rules are known.
+    bpe: Option<Bpe>,
 }
 
 impl SafeTokenizer {
@@ -49,7 +62,8 @@ impl SafeTokenizer {
 
     fn read(path: &Path, bytes: &[u8]) -> Result<Self, Fault> {
         let fault = |text: String| Fault::file(path, text);
-        reject_dropout(path, bytes)?;
+        let json = parse(path, bytes)?;
+        reject_dropout(path, &json)?;
         let parsed = Tokenizer::from_bytes(bytes);
         let mut inner = parsed.map_err(|error| fault(format!("is not a tokenizer: {error}")))?;
         inner
@@ -67,7 +81,7 @@ impl SafeTokenizer {
         let bos = inner
             .token_to_id("<bos>")
             .ok_or_else(|| fault("has no `<bos>` token".into()))?;
-        let tokenizer = Self { inner };
+        let mut tokenizer = Self { inner, bpe: None };
         let sample = tokenizer
             .encode("a")
             .map_err(|error| fault(format!("cannot tokenise: {error}")))?;
@@ -75,6 +89,11 @@ impl SafeTokenizer {
             return Err(fault(format!(
                 "begins a text with ids {sample:?}, expected one `<bos>` ({bos}) first"
             )));
+        }
+        tokenizer.bpe = Bpe::read(&json, &tokenizer.inner);
+        let differs = |text: &&str| tokenizer.encode(text).ok() != tokenizer.encode_by_crate(text).ok();
+        if SAMPLES.iter().any(differs) {
+            tokenizer.bpe = None;
         }
         Ok(tokenizer)
     }
@@ -84,13 +103,35 @@ impl SafeTokenizer {
     /// # Errors
     /// Returns the tokenizer's error, which does not contain the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
-        #[cfg(test)]
-        TOKENISED_BYTES.set(TOKENISED_BYTES.get() + text.len());
-        let ids = guarded(|| Ok(self.inner.encode_fast(text, true)?.get_ids().to_vec()))?;
+        let ids = match &self.bpe {
+            Some(bpe) => {
+                let mut ids = bpe.leading().to_vec();
+                self.encode_part(bpe, text, &mut ids)?;
+                ids
+            }
+            None => self.encode_by_crate(text)?,
+        };
         if ids.is_empty() {
             return Err("the tokenizer returns no tokens".into());
         }
         Ok(ids)
+    }
+
+    /// Adds the ids of a text, without `<bos>`, as the tokenizer's own `bpe` gives them.
+    ///
+    /// # Errors
+    /// Returns the tokenizer's error, which does not contain the text.
+    pub fn encode_part(&self, bpe: &Bpe, text: &str, ids: &mut Vec<u32>) -> Result<(), tokenizers::Error> {
+        #[cfg(test)]
+        TOKENISED_BYTES.set(TOKENISED_BYTES.get() + text.len());
+        guarded(|| bpe.encode(text, ids))
+    }
+
+    /// Returns the ids of a text, with `<bos>` in front, as the `tokenizers` crate gives them.
+    fn encode_by_crate(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
+        #[cfg(test)]
+        TOKENISED_BYTES.set(TOKENISED_BYTES.get() + text.len());
+        guarded(|| Ok(self.inner.encode_fast(text, true)?.get_ids().to_vec()))
     }
 
     /// Returns the start and end in bytes of each token of a text, without `<bos>`. They are in order and within the
@@ -110,6 +151,16 @@ impl SafeTokenizer {
             last = (start, end);
         }
         Ok(ranges)
+    }
+
+    /// Returns what gives the same ids for less work, if the tokenizer's rules are known.
+    pub fn bpe(&self) -> Option<&Bpe> {
+        self.bpe.as_ref()
+    }
+
+    /// Returns the spelling of a token of the model.
+    pub fn spelling(&self, id: u32) -> Option<String> {
+        self.inner.get_model().id_to_token(id)
     }
 
     /// Returns the id of the token with exactly this spelling.
@@ -132,10 +183,12 @@ fn guarded<T>(run: impl FnOnce() -> Result<T, tokenizers::Error>) -> Result<T, t
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|_| Err("the tokenizer panicked".into()))
 }
 
+fn parse(path: &Path, bytes: &[u8]) -> Result<Value, Fault> {
+    serde_json::from_slice(bytes).map_err(|error| Fault::file(path, format!("is not JSON: {error}")))
+}
+
 /// Returns a fault if the tokenizer uses BPE dropout, with which the same text gets different tokens each time.
-fn reject_dropout(path: &Path, bytes: &[u8]) -> Result<(), Fault> {
-    let json: Value =
-        serde_json::from_slice(bytes).map_err(|error| Fault::file(path, format!("is not JSON: {error}")))?;
+fn reject_dropout(path: &Path, json: &Value) -> Result<(), Fault> {
     match json.pointer("/model/dropout") {
         None | Some(Value::Null) => Ok(()),
         Some(value) if value.as_f64() == Some(0.0) => Ok(()),
