@@ -7,7 +7,7 @@
 //! The tokenizer is not taken into account. A tokenizer that folds case, accents or compatibility forms can still turn
 //! another spelling of the separator, such as one in full-width letters, into the separator.
 
-use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::{IsNormalized, UnicodeNormalization, is_nfc_quick};
 
 /// The version of the rules in this file. It must change whenever one of them does.
 pub const NORMALIZER_VERSION: &str = "nfc-1";
@@ -37,12 +37,15 @@ impl Normalizer {
     /// The separator is broken up last, so that neither an invisible character inside it nor a decomposed spelling
     /// hides it. Normalising a text again does not change it.
     pub fn normalize(&self, text: &str) -> String {
-        let visible: String = visible(text).collect();
-        // ASCII is composed already.
-        self.break_separator(if visible.is_ascii() {
-            visible
+        // Most texts are plain, or composed already, and these checks take far less time than the rules.
+        let visible = if text.bytes().all(is_visible_ascii) {
+            text.to_owned()
         } else {
-            visible.nfc().collect()
+            visible(text).collect()
+        };
+        self.break_separator(match is_nfc_quick(visible.chars()) {
+            IsNormalized::Yes => visible,
+            IsNormalized::No | IsNormalized::Maybe => visible.nfc().collect(),
         })
     }
 
@@ -106,6 +109,11 @@ fn visible(text: &str) -> impl Iterator<Item = char> + '_ {
         }
         None
     })
+}
+
+/// Returns whether a byte is an ASCII character that is [not invisible](is_invisible).
+fn is_visible_ascii(byte: u8) -> bool {
+    matches!(byte, b' '..=b'~' | b'\t' | b'\n' | b'\r')
 }
 
 /// Returns whether a character is a control character other than white space, or one that is rendered as nothing:
@@ -177,6 +185,13 @@ mod tests {
                 expected.replace_range(found..found + separator.len(), "");
             }
             prop_assert_eq!(Normalizer::new(&separator).without_separator(text), expected);
+        }
+
+        /// What is skipped for plain and composed texts would not change them.
+        #[test]
+        fn every_text_is_made_visible_and_composed(text in prop_oneof![any::<String>(), "[\\x00-\\x7f]{0,20}", "[a-f\u{300}-\u{305}\u{e0}-\u{e5}\u{1100}-\u{1112}\u{1161}]{0,9}"]) {
+            let expected: String = visible(&text).collect::<String>().nfc().collect();
+            prop_assert_eq!(normalize(&text), Normalizer::new("<separator>").break_separator(expected));
         }
 
         #[test]
