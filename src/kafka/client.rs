@@ -80,7 +80,9 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
         }
         Role::Producer => {
             config
-                .set("linger.ms", "2")
+                // Outputs of a micro-batch are sent within this time, so they share requests; a longer wait would only
+                // delay the commit, which waits for their acknowledgements.
+                .set("linger.ms", "0.5")
                 .set("compression.type", "lz4")
                 .set("batch.size", DEFAULT_BATCH_BYTES.to_string())
                 .set("message.max.bytes", MESSAGE_MAX_BYTES.to_string());

@@ -3,14 +3,14 @@
 //! The stage is one thread, which shares long queues with threads of its own. The threads that compute the model on a
 //! CPU never work for this stage, so the scorer does not wait behind texts. Records that need no model (dead letters,
 //! deletions and tombstones) go directly to the emit stage, which restores their order. A micro-batch continues to fill
-//! while the scorer is busy, so the next one is ready when the scorer is. Beyond that micro-batch, at most
+//! while the scorer is busy, and is handed over as soon as the scorer is free. Beyond that micro-batch, at most
 //! [`CHUNK_BYTES`] and one more record are encoded ahead of the scorer.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender, TrySendError};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender};
 use metrics::{gauge, histogram};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
@@ -25,11 +25,12 @@ use crate::message::{Comment, Op};
 use crate::ops::metrics as names;
 use crate::prompt::{Prompt, Prompter};
 
-/// The most records that are taken from the queue at once.
-const CHUNK_RECORDS: usize = 256;
+/// The most records that are taken from the queue at once. A scorer that becomes free waits until they are encoded, which
+/// takes one thread about ten milliseconds.
+const CHUNK_RECORDS: usize = 64;
 
-/// No more records are taken at once as soon as they have this many bytes together: as much as [`CHUNK_RECORDS`] events
-/// of the usual size have, and little enough that a batch that is due does not wait long for it.
+/// No more records are taken at once as soon as they have this many bytes together, so that the scorer does not wait
+/// long for large ones either.
 const CHUNK_BYTES: usize = 256 << 10;
 
 /// The fewest records for which distributing the work over several threads saves more time than it costs.
@@ -74,28 +75,31 @@ impl EncodeStage {
             if self.control.must_stop(now) {
                 return Ok(());
             }
-            // A batch that is due waits for the scorer. Until it is full, more records can be added to it.
-            if batcher.is_due(now) {
-                let mut select = Select::new();
+            let received = if batcher.is_due(now) {
+                // The batch waits for the scorer. Until it is full, more records can be added to it.
+                let mut select = Select::new_biased();
                 let to_scorer = select.send(&self.batches);
                 if !batcher.is_full() {
                     select.recv(&self.records);
                 }
-                match select.ready_timeout(MAX_WAIT) {
-                    Ok(index) if index == to_scorer => {
-                        if !self.send_batch(&mut batcher) {
+                match select.select_timeout(MAX_WAIT) {
+                    Ok(operation) if operation.index() == to_scorer => {
+                        let batch = batcher.take().expect("a batch that is due has rows");
+                        if operation.send(&self.batches, batch).is_err() {
+                            // The score stage has ended and has reported the reason.
                             return Ok(());
                         }
                         continue;
                     }
-                    Ok(_) => {}
-                    Err(_) => continue,
+                    Ok(operation) => operation.recv(&self.records).map_err(RecvTimeoutError::from),
+                    Err(_) => Err(RecvTimeoutError::Timeout),
                 }
-            }
-            let wait = batcher
-                .due()
-                .map_or(MAX_WAIT, |due| due.saturating_duration_since(now).min(MAX_WAIT));
-            match self.records.recv_timeout(wait) {
+            } else {
+                let until_due = batcher.due().map(|due| due.saturating_duration_since(now));
+                let wait = until_due.map_or(MAX_WAIT, |until_due| until_due.min(MAX_WAIT));
+                self.records.recv_timeout(wait)
+            };
+            match received {
                 Ok(first) => {
                     let chunk = self.take_chunk(first);
                     if !self.encode_chunk(chunk, pool.as_ref(), &mut batcher) {
@@ -113,17 +117,6 @@ impl EncodeStage {
             }
         }
         Ok(())
-    }
-
-    /// Sends a micro-batch to the score stage, whose channel has room for it. Returns false if that stage has ended.
-    fn send_batch(&self, batcher: &mut Batcher<Pending>) -> bool {
-        let Some(batch) = batcher.take() else { return true };
-        match self.batches.try_send(batch) {
-            Ok(()) => true,
-            // Should not happen, because no other thread sends on this channel.
-            Err(TrySendError::Full(batch)) => self.batches.send(batch).is_ok(),
-            Err(TrySendError::Disconnected(_)) => false,
-        }
     }
 
     /// Returns a record and those behind it in the queue, up to the limits of a chunk.
@@ -277,7 +270,7 @@ mod tests {
             };
             record.send(record_with_text).unwrap();
         }
-        let (batch, batches) = bounded(1);
+        let (batch, batches) = bounded(0);
         let (finished, _) = bounded(1);
         let stage = EncodeStage {
             input: InputConfig {
@@ -311,8 +304,8 @@ mod tests {
         let count = 120;
         let (stage, records, batches) = stage(&text, count);
         let thread = std::thread::spawn(|| stage.run());
-        // A chunk, and one record each in the batch that was received, in the one behind it and in the one that fills up.
-        let most_ahead = CHUNK_BYTES / text.len() + 1 + 3;
+        // A chunk, and one record each in the batch that was received and in the one that fills up.
+        let most_ahead = CHUNK_BYTES / text.len() + 1 + 2;
         let mut scored = 0;
         for batch in &batches {
             let taken = count - records.len();

@@ -37,8 +37,13 @@ use crate::ops::health::Health;
 use crate::prompt::Prompter;
 use crate::scorer::{Row, Scorer};
 
-/// Capacity of the channels that carry micro-batches: one waits while the next stage works on another.
-const BATCH_CAPACITY: usize = 1;
+/// Capacity of the channel to the score stage. A micro-batch is handed over only when that stage waits for one, so that
+/// until then it fills up: otherwise, the first comment that arrives while the scorer is busy would be a batch of its own.
+const BATCH_CAPACITY: usize = 0;
+
+/// Capacity of the channel to the emit stage, in micro-batches. The scorer does not wait for a commit unless it takes
+/// longer than this many. The limits on what is in flight bound the records in the channel.
+const FINISHED_CAPACITY: usize = 32;
 
 /// Capacity of the channel from the rebalance callback to the emit stage: several messages for each of many partitions.
 const REBALANCE_CAPACITY: usize = 1024;
@@ -96,7 +101,7 @@ impl Pipeline {
         // This channel has room for all records that may be in flight, so that the thread that polls never waits.
         let (record, records) = bounded(settings.limits.events + 1);
         let (batch, batches) = bounded(BATCH_CAPACITY);
-        let (done, finished) = bounded(BATCH_CAPACITY);
+        let (done, finished) = bounded(FINISHED_CAPACITY);
         let (rebalance, rebalances) = bounded(REBALANCE_CAPACITY);
         let (ended, emit_ended) = bounded(0);
 
@@ -137,7 +142,7 @@ impl Pipeline {
             consumer: Arc::clone(&consumer),
             topic: topic.clone(),
             ownership: Arc::clone(&ownership),
-            in_flight,
+            in_flight: Arc::clone(&in_flight),
             control: Arc::clone(&control),
             records: record,
             emit_ended,
@@ -169,6 +174,7 @@ impl Pipeline {
             producer: OutputProducer::connect(stream, settings.topics, &control)?,
             consumer,
             ownership: Arc::clone(&ownership),
+            in_flight,
             committed,
             control: Arc::clone(&control),
             finished,

@@ -63,10 +63,7 @@ fn the_defaults_have_not_changed() {
     assert_eq!(config.model.adapter, None);
     assert_eq!(config.input.fields.text, "/text");
     assert_eq!(config.input.max_bytes, 1 << 20);
-    assert_eq!(
-        (config.batch.max_tokens, config.batch.linger),
-        (16_384, Duration::from_millis(20))
-    );
+    assert_eq!((config.batch.max_tokens, config.batch.linger), (16_384, Duration::ZERO));
     assert_eq!(
         config.policy.thresholds,
         Thresholds {

@@ -25,7 +25,7 @@ impl Emitter {
             Delivered::Unknown => {
                 let now = Instant::now();
                 self.outage.note_failure(start, now, "outputs are not acknowledged");
-                self.group.defer(now + self.interval);
+                self.group.defer(now + self.pace.interval());
                 if !leaving.is_empty() {
                     self.group.retain_owned(&self.ownership, leaving);
                 }

@@ -1,9 +1,10 @@
 //! Collects the outputs and offsets that are committed together. Does no I/O and reads no clock.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::output::Output;
+use super::pace::CommitPace;
 use crate::message::NextOffset;
 use crate::stream::ownership::{Epoch, Ownership};
 
@@ -21,7 +22,8 @@ pub(super) struct CommitGroup {
     offsets: BTreeMap<i32, (Epoch, NextOffset)>,
     /// Offsets at which partitions start, and which are committed even if no output follows.
     starts: BTreeMap<i32, (Epoch, NextOffset)>,
-    due: Option<Instant>,
+    /// When the first output or offset was added.
+    since: Option<Instant>,
     /// Set after a failed commit: the next attempt must not be made before this time.
     not_before: Option<Instant>,
     /// A partition was revoked and assigned again while the group was collected.
@@ -29,36 +31,41 @@ pub(super) struct CommitGroup {
 }
 
 impl CommitGroup {
-    /// Adds an output and the offset of its record. The first output or offset sets the time of the commit.
-    pub fn push(&mut self, output: Output, now: Instant, interval: Duration) {
+    /// Adds an output and the offset of its record.
+    pub fn push(&mut self, output: Output, now: Instant) {
         let position = output.record.position;
         self.add_offset(
             position.partition,
             position.epoch,
             NextOffset::after(position.offset),
             now,
-            interval,
         );
         self.bytes += output.own_bytes();
         self.outputs.push(output);
     }
 
     /// Adds the offset at which a partition starts, without an output.
-    pub fn add_start(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant, interval: Duration) {
+    pub fn add_start(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant) {
         self.starts.insert(partition, (epoch, next));
-        self.add_offset(partition, epoch, next, now, interval);
+        self.add_offset(partition, epoch, next, now);
     }
 
-    fn add_offset(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant, interval: Duration) {
+    fn add_offset(&mut self, partition: i32, epoch: Epoch, next: NextOffset, now: Instant) {
         let before = self.offsets.insert(partition, (epoch, next));
         self.mixes_epochs |= before.is_some_and(|(before, _)| before != epoch);
-        self.due.get_or_insert(now + interval);
+        self.since.get_or_insert(now);
     }
 
-    /// Returns when to commit, or `None` if there is nothing to commit.
-    pub fn due(&self, now: Instant) -> Option<Instant> {
-        let due = if self.is_full(MAX_OUTPUTS) { Some(now) } else { self.due };
-        due.map(|due| self.not_before.map_or(due, |not_before| due.max(not_before)))
+    /// Returns when to commit, or `None` if there is nothing to commit. `in_flight` is the number of all records in
+    /// flight, of which the group holds some.
+    pub fn due(&self, now: Instant, pace: &CommitPace, in_flight: usize) -> Option<Instant> {
+        let since = self.since?;
+        let due = if self.is_full(MAX_OUTPUTS) {
+            now
+        } else {
+            pace.due(since, self.outputs.len(), in_flight)
+        };
+        Some(self.not_before.map_or(due, |not_before| due.max(not_before)))
     }
 
     /// Returns whether no more outputs should be added, given the maximum number of outputs.
@@ -126,7 +133,7 @@ impl CommitGroup {
         self.bytes = self.outputs.iter().map(Output::own_bytes).sum();
         self.mixes_epochs = false;
         if self.offsets.is_empty() {
-            (self.due, self.not_before) = (None, None);
+            (self.since, self.not_before) = (None, None);
         }
     }
 
@@ -136,7 +143,7 @@ impl CommitGroup {
         self.offsets.clone_from(&self.starts);
         self.bytes = 0;
         if self.offsets.is_empty() {
-            (self.due, self.not_before) = (None, None);
+            (self.since, self.not_before) = (None, None);
         }
         std::mem::take(&mut self.outputs)
     }
@@ -161,6 +168,8 @@ impl CommitGroup {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::super::output::tests::{SamplePartition, origin};
     use super::*;
 
@@ -172,39 +181,45 @@ mod tests {
         for (number, &offset) in offsets.iter().enumerate() {
             let mut output = origin().output(sample.tombstone(offset));
             output.number = number;
-            group.push(output, now, INTERVAL);
+            group.push(output, now);
         }
         group
+    }
+
+    /// Returns when a group is committed if far more is in flight.
+    fn due(group: &CommitGroup, now: Instant) -> Option<Instant> {
+        group.due(now, &CommitPace::new(INTERVAL), 1_000_000)
     }
 
     #[test]
     fn the_first_output_sets_the_time_of_the_commit() {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut group = CommitGroup::default();
-        assert!(group.is_empty() && group.due(now).is_none());
-        group.push(origin().output(sample.tombstone(41)), now, INTERVAL);
-        group.push(origin().output(sample.tombstone(44)), now + INTERVAL / 2, INTERVAL);
-        assert_eq!(group.due(now), Some(now + INTERVAL));
+        assert!(group.is_empty() && due(&group, now).is_none());
+        group.push(origin().output(sample.tombstone(41)), now);
+        group.push(origin().output(sample.tombstone(44)), now + INTERVAL / 2);
+        assert_eq!(due(&group, now), Some(now + INTERVAL));
+        assert_eq!(group.due(now, &CommitPace::new(INTERVAL), 2), Some(now));
         assert_eq!(group.offsets().collect::<Vec<_>>(), [(2, NextOffset::after(44))]);
         group.defer(now + 3 * INTERVAL);
-        assert_eq!(group.due(now), Some(now + 3 * INTERVAL));
+        assert_eq!(due(&group, now), Some(now + 3 * INTERVAL));
         assert_eq!(group.take().outputs().len(), 2);
-        assert!(group.is_empty() && group.due(now).is_none());
+        assert!(group.is_empty() && due(&group, now).is_none());
     }
 
     #[test]
     fn a_full_group_is_due_at_once() {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let offsets: Vec<i64> = (0..MAX_OUTPUTS as i64).collect();
-        assert_eq!(group(&sample, &offsets, now).due(now), Some(now));
-        assert_eq!(group(&sample, &offsets[1..], now).due(now), Some(now + INTERVAL));
+        assert_eq!(due(&group(&sample, &offsets, now), now), Some(now));
+        assert_eq!(due(&group(&sample, &offsets[1..], now), now), Some(now + INTERVAL));
     }
 
     #[test]
     fn an_offset_without_an_output_is_committed() {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut group = CommitGroup::default();
-        group.add_start(2, sample.epoch, NextOffset::from_committed(7), now, INTERVAL);
+        group.add_start(2, sample.epoch, NextOffset::from_committed(7), now);
         assert!(!group.is_empty() && group.outputs().is_empty());
         assert!(group.is_owned(&sample.ownership));
     }
@@ -214,22 +229,22 @@ mod tests {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut ordinary = group(&sample, &[7, 8], now);
         assert_eq!(ordinary.take_outputs().len(), 2);
-        assert!(ordinary.is_empty() && ordinary.due(now).is_none());
+        assert!(ordinary.is_empty() && due(&ordinary, now).is_none());
 
         let mut started = CommitGroup::default();
-        started.add_start(2, sample.epoch, NextOffset::from_committed(7), now, INTERVAL);
-        started.push(origin().output(sample.tombstone(7)), now, INTERVAL);
+        started.add_start(2, sample.epoch, NextOffset::from_committed(7), now);
+        started.push(origin().output(sample.tombstone(7)), now);
         assert_eq!(started.take_outputs().len(), 1);
         let offsets: Vec<_> = started.offsets().collect();
         assert_eq!(offsets, [(2, NextOffset::from_committed(7))]);
-        assert_eq!(started.due(now), Some(now + INTERVAL));
+        assert_eq!(due(&started, now), Some(now + INTERVAL));
     }
 
     #[test]
     fn what_a_transaction_has_committed_is_taken_out() {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut group = group(&sample, &[7, 8, 9], now);
-        group.add_start(3, sample.epoch, NextOffset::from_committed(4), now, INTERVAL);
+        group.add_start(3, sample.epoch, NextOffset::from_committed(4), now);
         let taken = group.take_committed(2, NextOffset::from_committed(9));
         assert_eq!(taken.len(), 2);
         assert_eq!(group.outputs()[0].record.position.offset, 9);
@@ -245,7 +260,7 @@ mod tests {
         leaving.retain_owned(&sample.ownership, &[]);
         assert_eq!((leaving.outputs().len(), leaving.index_of(1)), (2, Some(1)));
         leaving.retain_owned(&sample.ownership, &[2]);
-        assert!(leaving.is_empty() && leaving.due(now).is_none());
+        assert!(leaving.is_empty() && due(&leaving, now).is_none());
 
         let mut lost = group(&sample, &[1, 2], now);
         sample.ownership.revoke(&[2]);
@@ -259,7 +274,7 @@ mod tests {
         let (sample, now) = (SamplePartition::default(), Instant::now());
         let mut group = group(&sample, &[1], now);
         let epoch = sample.ownership.assign(2);
-        group.add_start(2, epoch, NextOffset::from_committed(1), now, INTERVAL);
+        group.add_start(2, epoch, NextOffset::from_committed(1), now);
         // The offset is owned, but the record of the output was read in the earlier epoch.
         assert!(!group.is_owned(&sample.ownership));
         group.retain_owned(&sample.ownership, &[]);

@@ -1,8 +1,9 @@
 //! The last stage: writes decisions and dead letters, and commits the input offsets that they cover.
 //!
 //! One thread owns the producer. It writes outputs in the order in which their records were read and collects them in a
-//! group, across micro-batches and partitions. Every `kafka.commit_interval` the group is committed: in one Kafka
-//! transaction ([`exactly_once`]), or once its outputs are acknowledged ([`at_least_once`]). An output that its topic
+//! group, across micro-batches and partitions. The group is committed every `kafka.commit_interval`, or earlier while
+//! little else is in flight ([`pace`]): in one Kafka transaction ([`exactly_once`]), or once its outputs are acknowledged
+//! ([`at_least_once`]). An output that its topic
 //! refuses is written in a smaller form ([`refused`]), if possible before it is refused ([`limits`]). After any other
 //! failure, the outputs wait in the [`backlog`] and are sent again, by a new producer if necessary ([`recover`]).
 
@@ -10,6 +11,7 @@ mod output;
 mod limits;
 mod group;
 mod backlog;
+mod pace;
 mod outage;
 mod caller;
 mod outbox;
@@ -30,6 +32,7 @@ use tracing::{debug, info, warn};
 use super::committed::CommittedOffsets;
 use super::control::{Control, StreamError};
 use super::group::SharedConsumer;
+use super::in_flight::InFlight;
 use super::offsets::Lanes;
 use super::ownership::Ownership;
 use super::rebalance::Rebalance;
@@ -45,6 +48,7 @@ use limits::OutputLimits;
 use outage::Outage;
 use outbox::Outbox;
 use output::{Form, Origin, Output};
+use pace::CommitPace;
 use transaction::{Failure, Transaction};
 
 /// The longest wait, which limits how late this thread notices that the stream is ending.
@@ -117,6 +121,8 @@ pub struct EmitStage {
     /// Commits offsets, or provides the group's metadata to the transaction. The ingest stage polls it.
     pub consumer: Arc<SharedConsumer>,
     pub ownership: Arc<Ownership>,
+    /// Tells how much is in flight besides the outputs that are ready.
+    pub in_flight: Arc<InFlight>,
     pub committed: Arc<CommittedOffsets>,
     pub control: Arc<Control>,
     /// Finished records from the encode and score stages, in any order.
@@ -138,6 +144,7 @@ impl EmitStage {
             producer,
             consumer,
             ownership,
+            in_flight,
             committed,
             control,
             finished,
@@ -147,7 +154,7 @@ impl EmitStage {
         let stream = producer.stream;
         let emitter = Emitter {
             delivery: stream.delivery,
-            interval: stream.commit_interval,
+            pace: CommitPace::new(stream.commit_interval),
             timeouts: Timeouts::of(&stream.properties),
             origin: Origin {
                 topic: stream.topics.comments.clone(),
@@ -163,6 +170,7 @@ impl EmitStage {
             limits: producer.limits,
             consumer,
             ownership,
+            in_flight,
             committed,
             control,
             lanes: Lanes::default(),
@@ -187,7 +195,7 @@ struct Emitter {
     stream: StreamConfig,
     facts: TopicFacts,
     delivery: Delivery,
-    interval: Duration,
+    pace: CommitPace,
     timeouts: Timeouts,
     origin: Origin,
     outbox: Outbox,
@@ -196,6 +204,7 @@ struct Emitter {
     max_batch_bytes: usize,
     consumer: Arc<SharedConsumer>,
     ownership: Arc<Ownership>,
+    in_flight: Arc<InFlight>,
     committed: Arc<CommittedOffsets>,
     control: Arc<Control>,
     /// Holds back records that finished before their predecessors.
@@ -230,7 +239,7 @@ impl Emitter {
             if self.control.must_stop(now) {
                 return self.stop_early();
             }
-            let due = self.group.due(now);
+            let due = self.group.due(now, &self.pace, self.in_flight.totals().0);
             if due.is_some_and(|due| due <= now) {
                 // A revocation must not wait behind a commit that keeps failing.
                 while let Ok(rebalance) = rebalances.try_recv() {
@@ -310,7 +319,7 @@ impl Emitter {
                     Delivery::AtLeastOnce => self.wait_to_send(failure),
                 };
             }
-            self.group.push(output, now, self.interval);
+            self.group.push(output, now);
         }
         Ok(())
     }
@@ -372,7 +381,7 @@ impl Emitter {
         let now = Instant::now();
         match rebalance {
             Rebalance::Assigned { partition, epoch, next } => {
-                self.group.add_start(partition, epoch, next, now, self.interval);
+                self.group.add_start(partition, epoch, next, now);
             }
             Rebalance::Revoked { partitions, done } => {
                 self.lanes.end_epochs(&partitions);
@@ -419,7 +428,9 @@ impl Emitter {
 
     /// Updates offsets and metrics after a successful commit, and empties the group.
     fn complete_commit(&mut self, start: Instant) {
-        self.outage.note_commit(Instant::now());
+        let now = Instant::now();
+        self.outage.note_commit(now);
+        self.pace.note_commit(start, now);
         self.backlog.note_commit();
         let group = self.group.take();
         for (partition, next) in group.offsets() {
