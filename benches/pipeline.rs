@@ -44,7 +44,8 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Deserialize;
 use support::brokers::{Broker, serve_if_requested};
-use support::{Random, comment_lengths, cpu_time, median};
+use support::comments::{event, texts};
+use support::{cpu_time, median};
 
 const PARTITIONS: i32 = 6;
 
@@ -189,6 +190,7 @@ impl<'a> Bench<'a> {
             },
             input: defaults.input,
             batch: defaults.batch,
+            cache: defaults.cache,
             limits: defaults.limits,
             stream,
         };
@@ -487,36 +489,4 @@ fn unique(name: &str) -> String {
     static COUNT: AtomicUsize = AtomicUsize::new(0);
     let now = SystemTime::UNIX_EPOCH.elapsed().unwrap().as_millis();
     format!("bench-{name}-{now}-{}", COUNT.fetch_add(1, Ordering::Relaxed))
-}
-
-fn event(id: usize, text: &str) -> (String, Vec<u8>) {
-    let content_id = format!("comment-{id}");
-    let value = serde_json::json!({
-        "event_id": format!("event-{id}"),
-        "content_id": content_id,
-        "revision": 1,
-        "op": "create",
-        "community_id": format!("garden-{}", id % 20),
-        "text": text,
-    });
-    (content_id, serde_json::to_vec(&value).unwrap())
-}
-
-/// Returns texts of realistic lengths, made of harmless words.
-fn texts(count: usize) -> Vec<String> {
-    const WORDS: &str = "the a and of to in is it that was for on with as this but we you they so very really \
-        garden beans tomato watering seeds Sunday morning rain compost bees flowers neighbour recipe kitchen bread \
-        thanks lovely photo harvest basket summer spring weather window shelf wooden bench painted green, again. \
-        always maybe tomorrow yesterday looking forward planted growing sweet sour ripe café jalapeño naïve I'd it's";
-    let words: Vec<&str> = WORDS.split_whitespace().collect();
-    let mut random = Random::new(11);
-    let text = |tokens: usize| {
-        let mut text = String::new();
-        while text.chars().count() < 4 * tokens {
-            text.push_str(words[random.next() as usize % words.len()]);
-            text.push(' ');
-        }
-        text.trim_end().to_owned()
-    };
-    comment_lengths().into_iter().cycle().take(count).map(text).collect()
 }

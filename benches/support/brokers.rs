@@ -32,12 +32,17 @@ pub struct Broker {
 }
 
 impl Broker {
+    /// Returns the Apache Kafka broker that the environment names, if it names one.
     pub fn apache() -> Option<Self> {
-        let address = std::env::var(APACHE).ok()?;
-        Some(Self {
+        std::env::var(APACHE).ok().map(Self::at)
+    }
+
+    /// Returns the Apache Kafka broker at an address.
+    pub fn at(address: String) -> Self {
+        Self {
             address,
             embedded: None,
-        })
+        }
     }
 
     pub fn embedded() -> Self {
@@ -69,7 +74,9 @@ impl Broker {
             return;
         }
         let admin: AdminClient<DefaultClientContext> = self.client().create().unwrap();
-        let topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+        // Shows when the broker has appended a record, whatever the clock of its producer.
+        let topic =
+            NewTopic::new(name, partitions, TopicReplication::Fixed(1)).set("message.timestamp.type", "LogAppendTime");
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
@@ -79,7 +86,8 @@ impl Broker {
         created.unwrap().remove(0).unwrap();
     }
 
-    fn client(&self) -> ClientConfig {
+    /// Returns the settings of a client, apart from its role.
+    pub fn client(&self) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &self.address);
         config

@@ -1,8 +1,9 @@
-//! Code that the benchmarks share: random checkpoints of published shapes, comment lengths, and a CPU-time clock.
+//! Code that the benchmarks share: brokers, random checkpoints of published shapes, comments, and a CPU-time clock.
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
 pub mod brokers;
+pub mod comments;
 pub mod random_gemma;
 
 use std::time::Duration;
@@ -20,7 +21,12 @@ pub fn comment_lengths() -> Vec<usize> {
 
 /// Returns the CPU time of all threads of this process, which other processes affect less than the wall clock.
 pub fn cpu_time() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    cpu_time_of("self")
+}
+
+/// Returns the CPU time of all threads of a process.
+pub fn cpu_time_of(process: &str) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     // These are the fields after the parenthesised name. utime and stime are the 14th and 15th fields of the line, in
     // hundredths of a second on every Linux.
     let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();

@@ -201,6 +201,7 @@ pub(super) fn assemble(
             max_tokens,
             ..config.batch.clone()
         },
+        cache: config.cache,
         limits: config.limits,
     };
     let model = Model {

@@ -44,6 +44,8 @@ pub struct Config {
     pub prompt: PromptConfig,
     /// The limits of a micro-batch.
     pub batch: BatchConfig,
+    /// The cache of margins.
+    pub cache: CacheConfig,
     /// The maximum amount of data in flight.
     pub limits: LimitsConfig,
     /// The thresholds on the probability that a comment is hateful.
@@ -96,6 +98,7 @@ struct OtherSections {
     delivery: Delivery,
     input: InputConfig,
     batch: BatchConfig,
+    cache: CacheConfig,
     limits: LimitsConfig,
     policy: PolicyConfig,
     registry: RegistryConfig,
@@ -122,8 +125,8 @@ impl ConfigDraft {
         let mut reader = SettingsReader::new(root, sources.file.as_deref(), faults);
         let (kafka, model) = (kafka::read(&mut reader), sections::model(&mut reader));
         let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
-        let (batch, policy) = (sections::batch(&mut reader), sections::policy(&mut reader));
-        let limits = sections::limits(&mut reader);
+        let (batch, cache) = (sections::batch(&mut reader), sections::cache(&mut reader));
+        let (policy, limits) = (sections::policy(&mut reader), sections::limits(&mut reader));
         let (registry, retrain) = (retrain::registry(&mut reader), retrain::retrain(&mut reader));
         let (http, shutdown) = (sections::http(&mut reader), sections::shutdown(&mut reader));
         let log = sections::log(&mut reader);
@@ -137,6 +140,7 @@ impl ConfigDraft {
                 delivery,
                 input: input?,
                 batch: batch?,
+                cache: cache?,
                 limits: limits?,
                 policy: policy?,
                 registry: registry?,
@@ -182,6 +186,7 @@ impl ConfigDraft {
                 delivery: other.delivery,
                 input: other.input,
                 batch: other.batch,
+                cache: other.cache,
                 limits: other.limits,
                 policy: other.policy,
                 registry: other.registry,
@@ -293,6 +298,13 @@ pub struct BatchConfig {
     pub max_tokens: usize,
     /// How long a comment may wait for others to fill its micro-batch.
     pub linger: Duration,
+}
+
+/// The cache of margins, through which identical comments are scored once.
+#[derive(Debug, Clone, Copy)]
+pub struct CacheConfig {
+    /// The maximum number of texts whose margins are remembered; 0 turns the cache off.
+    pub entries: usize,
 }
 
 /// The maximum amount of data in flight, that is, read but not yet committed.

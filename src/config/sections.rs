@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::reader::{SettingValue, SettingsReader};
 use super::{
-    BatchConfig, DeviceChoice, DtypeChoice, HttpConfig, InputConfig, InputFields, LimitsConfig, LogConfig, LogFormat,
-    LogLevel, ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
+    BatchConfig, CacheConfig, DeviceChoice, DtypeChoice, HttpConfig, InputConfig, InputFields, LimitsConfig, LogConfig,
+    LogFormat, LogLevel, ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
 };
 use crate::message::Thresholds;
 
@@ -124,6 +124,11 @@ pub(super) fn batch(reader: &mut SettingsReader) -> Option<BatchConfig> {
         max_tokens: max_tokens?,
         linger: linger?,
     })
+}
+
+pub(super) fn cache(reader: &mut SettingsReader) -> Option<CacheConfig> {
+    let entries = reader.integer("cache.entries", 0..=1 << 24)?;
+    Some(CacheConfig { entries })
 }
 
 pub(super) fn limits(reader: &mut SettingsReader) -> Option<LimitsConfig> {

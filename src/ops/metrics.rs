@@ -23,6 +23,11 @@ pub const BATCH_TOKENS: &str = "moderatord_batch_tokens";
 pub const BATCH_BUDGET: &str = "moderatord_batch_budget_tokens";
 /// Records the number of rows in each micro-batch.
 pub const BATCH_ROWS: &str = "moderatord_batch_rows";
+/// Counts comments that were looked up in the cache of margins by `result`: hit, coalesced (with a comment that was being
+/// scored) or miss.
+pub const CACHE_LOOKUPS: &str = "moderatord_cache_lookups_total";
+/// The number of texts whose margins are remembered.
+pub const CACHE_ENTRIES: &str = "moderatord_cache_entries";
 /// Records the time that a batch spends in each `stage`: encode, wait, score, emit or commit.
 pub const STAGE_SECONDS: &str = "moderatord_stage_seconds";
 /// The number of events waiting in each `queue`: read, batch, commit, and in_flight, which is all of them together with
@@ -237,6 +242,12 @@ fn describe() {
         BATCH_BUDGET,
         "Token budget of a micro-batch in own tokens, as chosen at startup."
     );
+    describe_counter!(
+        CACHE_LOOKUPS,
+        "Number of comments looked up in the cache of margins, by result: hit, coalesced (with a comment that was being \
+         scored) or miss."
+    );
+    describe_gauge!(CACHE_ENTRIES, "Number of texts whose margins are remembered.");
     describe_histogram!(BATCH_ROWS, "Number of rows in a micro-batch.");
     describe_histogram!(
         STAGE_SECONDS,

@@ -168,14 +168,26 @@ impl Prompter {
     /// # Errors
     /// Returns an error if the text cannot be tokenised. No model with this tokenizer can score such a text.
     pub fn encode(&self, text: &str) -> Result<Prompt, PromptError> {
-        let text = match &self.normalizer {
+        self.encode_normalized(&self.normalize(text))
+    }
+
+    /// Returns the text as it is tokenised. The rows of a comment depend on nothing else of it.
+    pub(crate) fn normalize<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        match &self.normalizer {
             Some(normalizer) => Cow::Owned(normalizer.normalize(text)),
             None => Cow::Borrowed(text),
-        };
-        if text.len() > self.spread_bytes() && self.exceeds_windows(&text)? {
-            return self.encode_spread(&text);
         }
-        self.encode_whole(&text)
+    }
+
+    /// Returns the rows of a text that [`Prompter::normalize`] has returned.
+    ///
+    /// # Errors
+    /// Fails like [`Prompter::encode`].
+    pub(crate) fn encode_normalized(&self, text: &str) -> Result<Prompt, PromptError> {
+        if text.len() > self.spread_bytes() && self.exceeds_windows(text)? {
+            return self.encode_spread(text);
+        }
+        self.encode_whole(text)
     }
 
     /// Returns the rows of a normalised text, all of which is tokenised.

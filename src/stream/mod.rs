@@ -9,7 +9,9 @@
 pub mod control;
 mod ownership;
 mod in_flight;
+mod text_key;
 mod record;
+mod cache;
 mod offsets;
 mod committed;
 mod status;

@@ -19,17 +19,18 @@ use rdkafka::config::FromClientConfigAndContext;
 use tracing::info;
 
 use super::batch::Limits;
+use super::cache::ScoreCache;
 use super::committed::CommittedOffsets;
 use super::control::{Control, StreamError};
 use super::emit::{EmitStage, OutputProducer};
-use super::encode::EncodeStage;
+use super::encode::{EncodeStage, RecordEncoder};
 use super::group::{GroupConsumer, Membership, SharedConsumer};
 use super::in_flight::InFlight;
 use super::ingest::IngestStage;
 use super::ownership::Ownership;
 use super::score::{Replacement, ScoreStage};
 use super::status::{ClientStatus, StreamMonitor};
-use crate::config::{BatchConfig, InputConfig, LimitsConfig, StreamConfig};
+use crate::config::{BatchConfig, CacheConfig, InputConfig, LimitsConfig, StreamConfig};
 use crate::decide::CurrentJudge;
 use crate::kafka::client::{Role, Timeouts, client_id, config};
 use crate::kafka::topics::TopicFacts;
@@ -59,6 +60,8 @@ pub struct Settings {
     pub input: InputConfig,
     /// The limits of a micro-batch.
     pub batch: BatchConfig,
+    /// The cache of margins.
+    pub cache: CacheConfig,
     /// How many records and bytes may be in flight.
     pub limits: LimitsConfig,
 }
@@ -95,6 +98,7 @@ impl Pipeline {
         let committed = Arc::new(CommittedOffsets::default());
         let in_flight = Arc::new(InFlight::new(settings.limits.events, settings.limits.bytes));
         let client = Arc::new(ClientStatus::default());
+        let cache = Arc::new(ScoreCache::new(settings.cache.entries, Arc::clone(&model.judge)));
         let stream = &settings.stream;
         let topic = &stream.topics.comments;
 
@@ -148,8 +152,11 @@ impl Pipeline {
             emit_ended,
         };
         let encode = EncodeStage {
-            input: settings.input.clone(),
-            prompter: model.prompter,
+            encoder: RecordEncoder {
+                input: settings.input.clone(),
+                prompter: model.prompter,
+                cache: Arc::clone(&cache),
+            },
             ownership: Arc::clone(&ownership),
             control: Arc::clone(&control),
             limits: Limits {
@@ -164,6 +171,7 @@ impl Pipeline {
             scorer: model.scorer,
             canary: model.canary,
             judge: model.judge,
+            cache,
             swap: model.swap,
             health: Arc::clone(health),
             control: Arc::clone(&control),

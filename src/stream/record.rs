@@ -6,8 +6,10 @@ use std::time::SystemTime;
 
 use super::in_flight::InFlightGuard;
 use super::ownership::Epoch;
+use super::text_key::TextKey;
 use crate::decide::Judge;
 use crate::message::{Comment, CommentMargin};
+use crate::scorer::Row;
 
 /// The position of a record in the comments topic, and the epoch in which it was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,15 +56,53 @@ impl fmt::Debug for Record {
     }
 }
 
+/// A comment with the record that it was read from.
+#[derive(Debug)]
+pub struct CommentRecord {
+    pub record: Record,
+    pub comment: Comment,
+}
+
+impl CommentRecord {
+    /// Finishes a comment that was scored at `at`. The judge is that of the model that computed the margin.
+    pub fn scored(self, scored: CommentMargin, judge: Arc<Judge>, at: SystemTime) -> Finished {
+        let Self { record, comment } = self;
+        let outcome = Outcome::Scored {
+            comment,
+            scored,
+            judge,
+            at,
+        };
+        Finished { record, outcome }
+    }
+
+    /// Finishes a comment about which no decision can be made.
+    pub fn rejected(self, rejection: Rejection) -> Finished {
+        Finished {
+            record: self.record,
+            outcome: Outcome::Rejected(rejection),
+        }
+    }
+}
+
 /// A comment whose rows wait to be scored.
 #[derive(Debug)]
 pub struct Pending {
-    pub record: Record,
-    pub comment: Comment,
+    pub source: CommentRecord,
+    /// Set if other comments with the same text may wait for its margin.
+    pub first: Option<FirstOfText>,
     /// The number of its windows, each of which is one row.
     pub windows: usize,
     /// The text has more windows than are scored.
     pub truncated: bool,
+}
+
+/// The text of the first comment in flight that has it.
+#[derive(Debug)]
+pub struct FirstOfText {
+    pub key: TextKey,
+    /// Its rows, to score the comments that wait if this one cannot be scored.
+    pub rows: Vec<Row>,
 }
 
 /// A record with its outcome, ready to be written.
@@ -119,6 +159,45 @@ impl RejectionStage {
             Self::Decode => "VALUE_CONVERTER",
             Self::Score => "TRANSFORMATION",
             Self::Emit => "KAFKA_PRODUCE",
+        }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::super::in_flight::InFlight;
+    use super::*;
+
+    /// Returns a record with this value at the given position.
+    pub fn record(partition: i32, epoch: Epoch, sequence: u64, value: Option<Vec<u8>>) -> Record {
+        Record {
+            position: RecordPosition {
+                partition,
+                epoch,
+                sequence,
+                offset: sequence as i64,
+            },
+            key: None,
+            value,
+            headers: Vec::new(),
+            has_broken_headers: false,
+            timestamp: None,
+            _in_flight: Arc::new(InFlight::new(1, 1)).add(0, None, std::time::Instant::now()),
+        }
+    }
+
+    /// Returns the comment with this text at the given position, with its record.
+    pub fn comment(partition: i32, epoch: Epoch, sequence: u64, text: &str) -> CommentRecord {
+        CommentRecord {
+            record: record(partition, epoch, sequence, None),
+            comment: Comment {
+                event_id: None,
+                content_id: None,
+                revision: None,
+                op: crate::message::Op::Create,
+                community_id: None,
+                text: text.to_owned(),
+            },
         }
     }
 }

@@ -64,6 +64,7 @@ fn the_defaults_have_not_changed() {
     assert_eq!(config.input.fields.text, "/text");
     assert_eq!(config.input.max_bytes, 1 << 20);
     assert_eq!((config.batch.max_tokens, config.batch.linger), (16_384, Duration::ZERO));
+    assert_eq!(config.cache.entries, 65_536);
     assert_eq!(
         config.policy.thresholds,
         Thresholds {
@@ -233,6 +234,8 @@ text = "text"
 [batch]
 max_tokens = 100
 linger = "2h"
+[cache]
+entries = -1
 [policy]
 review = 0.95
 [policy.communities.garden]
@@ -257,6 +260,7 @@ grace = 20
     prompt.normalize = "true" (moderatord.toml): expected true or false
     prompt.max_windows = 0 (moderatord.toml): expected an integer from 1 to 1024
     batch.linger = "2h" (moderatord.toml): expected a duration from "0s" to "5s"
+    cache.entries = -1 (moderatord.toml): expected an integer from 0 to 16777216
     policy.review = 0.95 (moderatord.toml): review is 0.95 and block is 0.9, expected review <= block
     policy.communities.den.review = "high" (environment variable MODERATORD__POLICY__COMMUNITIES__den__REVIEW): expected a number from 0.0 to 1.0
     policy.communities.garden.blok (moderatord.toml): unknown key, expected `review` or `block`

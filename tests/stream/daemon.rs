@@ -5,7 +5,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use moderatord::classifier::canary;
-use moderatord::config::{BatchConfig, Config, Delivery, InputConfig, LimitsConfig, PolicyConfig, Sources};
+use moderatord::config::{
+    BatchConfig, CacheConfig, Config, Delivery, InputConfig, LimitsConfig, PolicyConfig, Sources,
+};
 use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
 use moderatord::kafka::topics;
 use moderatord::message::{ModelIdentity, Thresholds};
@@ -56,6 +58,8 @@ pub struct Setup {
     pub delivery: Delivery,
     pub variables: Vec<(String, String)>,
     pub limits: LimitsConfig,
+    /// The cache is off by default, because most tests count what the scorer is given.
+    pub cache_entries: usize,
     pub max_bytes: usize,
     pub max_windows: usize,
     /// Starts the stream as if it could not read the settings of the output topics.
@@ -72,6 +76,7 @@ impl Setup {
                 events: 10_000,
                 bytes: 64 << 20,
             },
+            cache_entries: 0,
             max_bytes: 1 << 20,
             max_windows: 8,
             hides_limits: false,
@@ -161,6 +166,9 @@ impl Setup {
             batch: BatchConfig {
                 max_tokens: 512,
                 linger: Duration::from_millis(5),
+            },
+            cache: CacheConfig {
+                entries: self.cache_entries,
             },
             limits: self.limits,
         };

@@ -14,6 +14,7 @@ mod cluster;
 mod daemon;
 
 mod apache;
+mod duplicates;
 mod failures;
 mod flow;
 mod limits;

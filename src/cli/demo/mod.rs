@@ -140,6 +140,8 @@ fn sources(brokers: &str, model: Option<&str>) -> Sources {
         flag("topics.decisions", DECISIONS),
         flag("topics.dead_letters", DEAD_LETTERS),
         flag("delivery", "at_least_once"),
+        // The samples repeat, so the demo would show the speed of the cache instead of the model's.
+        flag("cache.entries", "0"),
     ];
     Sources {
         flags: stream.into_iter().chain(model).collect(),

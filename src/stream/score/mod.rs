@@ -13,13 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use tracing::{error, warn};
 
 use super::batch::MicroBatch;
+use super::cache::ScoreCache;
 use super::control::{Control, StreamError};
-use super::record::{Finished, Outcome, Pending, Rejection, RejectionStage};
-use crate::decide::{CurrentJudge, Judge, JudgedModel};
+use super::record::{CommentRecord, Finished, FirstOfText, Pending, Rejection, RejectionStage};
+use crate::decide::{CurrentJudge, JudgedModel};
 use crate::message::CommentMargin;
 use crate::ops::health::Health;
 use crate::ops::metrics as names;
@@ -54,6 +55,8 @@ pub(crate) struct ScoreStage {
     pub canary: Vec<Row>,
     /// Every scored comment carries the judge that was current when it was scored.
     pub judge: Arc<CurrentJudge>,
+    /// Holds the comments that wait for the margin of another one with the same text.
+    pub cache: Arc<ScoreCache>,
     /// Delivers new scorers, which are taken between two batches.
     pub swap: Receiver<Replacement>,
     pub health: Arc<Health>,
@@ -85,6 +88,15 @@ impl BegunBatch {
             _ => true,
         }
     }
+}
+
+/// A text that could not be scored for the first comment that has it.
+struct FailedText {
+    first: FirstOfText,
+    /// Further comments with the text.
+    waiting: Vec<CommentRecord>,
+    windows: usize,
+    truncated: bool,
 }
 
 /// The state that the stage carries from one micro-batch to the next.
@@ -120,7 +132,7 @@ impl ScoreStage {
             {
                 self.scorer = replacement.scorer;
                 self.canary = replacement.canary;
-                self.judge.set_model(replacement.judged);
+                self.cache.replace_model(replacement.judged);
             }
             let (idle_since, timeout) = match in_progress {
                 Some(_) => (None, POLL_INTERVAL),
@@ -160,35 +172,115 @@ impl ScoreStage {
     fn finish(&mut self, in_progress: BegunBatch, state: &mut ScoreState) -> Result<bool, StreamError> {
         let BegunBatch { batch, begun, since } = in_progress;
         let first_attempt = begun.and_then(|begun| wait_checked(begun, batch.rows.len()));
-        let mut search = FailureSearch {
-            scorer: &mut *self.scorer,
-            canary: &self.canary,
-            failures: 0,
-        };
-        let margins = search.resolve(&batch.rows, first_attempt);
-        let failures = search.failures;
-        let margins = margins.map_err(|fault| device_error(&fault.0))?;
-        if failures > 0 {
-            counter!(names::SCORE_FAILURES, "verdict" => "record").increment(failures);
-        }
+        let margins = self.resolve(&batch.rows, first_attempt)?;
         let done = Instant::now();
         self.health.record_scored(done);
         histogram!(names::STAGE_SECONDS, "stage" => "score").record(done - since.max(state.free_since));
         let (at, judge) = (SystemTime::now(), self.judge.get());
         let mut margins = margins.into_iter();
-        let items = batch.items.into_iter();
-        let scored = items.map(|(pending, rows)| {
+        let (mut scored, mut failed) = (Vec::with_capacity(batch.items.len()), Vec::new());
+        for (pending, rows) in batch.items {
             let margin = with_carried(state.carried.take(), margins.by_ref().take(rows));
-            finished(pending, margin, &judge, at)
-        });
-        let scored = scored.collect();
+            let Pending {
+                source,
+                windows,
+                truncated,
+                first,
+            } = pending;
+            let result = margin_of_comment(margin).map(|margin| CommentMargin {
+                margin,
+                windows,
+                truncated,
+            });
+            if let Some(first) = first {
+                let waiting = self.cache.finish(first.key, result.as_ref().ok().copied());
+                match result {
+                    Ok(margin) => scored.extend(
+                        waiting
+                            .into_iter()
+                            .map(|one| one.scored(margin, Arc::clone(&judge), at)),
+                    ),
+                    Err(_) if waiting.is_empty() => {}
+                    Err(_) => failed.push(FailedText {
+                        first,
+                        waiting,
+                        windows,
+                        truncated,
+                    }),
+                }
+            }
+            scored.push(match result {
+                Ok(margin) => source.scored(margin, Arc::clone(&judge), at),
+                Err(reason) => rejected(source, reason),
+            });
+        }
         // The remaining margins belong to a comment that a later batch completes.
         if margins.len() > 0 {
             state.carried = with_carried(state.carried.take(), margins);
         }
-        let sent = self.send(scored);
+        gauge!(names::CACHE_ENTRIES).set(self.cache.len() as f64);
+        let mut is_open = self.send(scored)?;
+        for text in failed {
+            is_open = is_open && self.score_waiting(text)?;
+        }
         state.free_since = Instant::now();
-        sent
+        Ok(is_open)
+    }
+
+    /// Scores the comments that have waited for another one, which cannot be scored. Returns false if the stage should
+    /// end.
+    ///
+    /// They are scored one by one, because a failure must not reject a comment that was not scored itself. Once one of
+    /// them is scored, its margin is that of the others.
+    fn score_waiting(&mut self, text: FailedText) -> Result<bool, StreamError> {
+        let mut waiting = text.waiting.into_iter();
+        let mut finished = Vec::new();
+        while let Some(comment) = waiting.next() {
+            if self.control.must_stop(Instant::now()) {
+                return Ok(false);
+            }
+            let rows = &text.first.rows;
+            let first_attempt = score_checked(&mut *self.scorer, rows);
+            let margins = self.resolve(rows, first_attempt)?;
+            self.health.record_scored(Instant::now());
+            match margin_of_comment(with_carried(None, margins.into_iter())) {
+                Ok(margin) => {
+                    let margin = CommentMargin {
+                        margin,
+                        windows: text.windows,
+                        truncated: text.truncated,
+                    };
+                    let (judge, at) = (self.judge.get(), SystemTime::now());
+                    let later = self.cache.finish(text.first.key, Some(margin));
+                    let rest = std::iter::once(comment).chain(waiting).chain(later);
+                    finished.extend(rest.map(|one| one.scored(margin, Arc::clone(&judge), at)));
+                    break;
+                }
+                Err(reason) => finished.push(rejected(comment, reason)),
+            }
+        }
+        self.send(finished)
+    }
+
+    /// Returns the margin of each row, or the reason why that row cannot be scored, given the result of the first
+    /// attempt to score them together.
+    fn resolve(
+        &mut self,
+        rows: &[Row],
+        first_attempt: Result<Vec<f32>, ScoreError>,
+    ) -> Result<Vec<Result<f32, ScoreError>>, StreamError> {
+        let mut search = FailureSearch {
+            scorer: &mut *self.scorer,
+            canary: &self.canary,
+            failures: 0,
+        };
+        let margins = search.resolve(rows, first_attempt);
+        let failures = search.failures;
+        let margins = margins.map_err(|fault| device_error(&fault.0))?;
+        if failures > 0 {
+            counter!(names::SCORE_FAILURES, "verdict" => "record").increment(failures);
+        }
+        Ok(margins)
     }
 
     /// Passes scored comments to the emit stage. Returns false if the stage should end.
@@ -218,39 +310,23 @@ impl ScoreStage {
     }
 }
 
-fn finished(pending: Pending, margin: CarriedMargin, judge: &Arc<Judge>, at: SystemTime) -> Finished {
-    let Pending {
-        record,
-        comment,
-        windows,
-        truncated,
-    } = pending;
-    let outcome = match margin {
-        Some(Ok(margin)) => Outcome::Scored {
-            scored: CommentMargin {
-                margin,
-                windows,
-                truncated,
-            },
-            comment,
-            judge: Arc::clone(judge),
-            at,
-        },
-        failed => {
-            let (partition, offset) = (record.position.partition, record.position.offset);
-            let reason = match failed {
-                Some(Err(error)) => error.to_string(),
-                _ => "the comment has no window".to_owned(),
-            };
-            warn!(partition, offset, reason, "a comment cannot be scored");
-            Outcome::Rejected(Rejection {
-                reason: "unscorable",
-                message: reason,
-                stage: RejectionStage::Score,
-            })
-        }
-    };
-    Finished { record, outcome }
+/// Returns the margin of a comment, or the reason why it has none.
+fn margin_of_comment(margin: CarriedMargin) -> Result<f32, String> {
+    match margin {
+        Some(Ok(margin)) => Ok(margin),
+        Some(Err(error)) => Err(error.to_string()),
+        None => Err("the comment has no window".to_owned()),
+    }
+}
+
+fn rejected(comment: CommentRecord, reason: String) -> Finished {
+    let (partition, offset) = (comment.record.position.partition, comment.record.position.offset);
+    warn!(partition, offset, reason, "a comment cannot be scored");
+    comment.rejected(Rejection {
+        reason: "unscorable",
+        message: reason,
+        stage: RejectionStage::Score,
+    })
 }
 
 fn device_error(error: &ScoreError) -> StreamError {
@@ -270,7 +346,95 @@ fn with_carried(carried: CarriedMargin, margins: impl Iterator<Item = Result<f32
 
 #[cfg(test)]
 mod tests {
+    use crossbeam_channel::{bounded, never};
+
+    use super::super::cache::Lookup;
+    use super::super::cache::tests::current_judge;
+    use super::super::ownership::Ownership;
+    use super::super::record::Outcome;
+    use super::super::record::tests::comment;
+    use super::super::text_key::TextKey;
     use super::*;
+
+    /// A scorer that fails as often as it is told to, except for the canary, whose row is empty.
+    struct Failing {
+        failures: usize,
+    }
+
+    impl Scorer for Failing {
+        fn score(&mut self, rows: &[Row]) -> Result<Vec<f32>, ScoreError> {
+            let is_canary = rows.iter().all(|row| row.tokens.is_empty());
+            if !is_canary && self.failures > 0 {
+                self.failures -= 1;
+                return Err(ScoreError::NotFinite {
+                    row: 0,
+                    margin: f32::NAN,
+                });
+            }
+            Ok(vec![2.5; rows.len()])
+        }
+    }
+
+    /// Scores a comment for which three others wait. Returns how many of them are decided, with that margin, and how many
+    /// are rejected.
+    fn decided_and_rejected(failures: usize) -> (usize, usize) {
+        let (ownership, judge) = (Ownership::default(), Arc::new(current_judge("base")));
+        let cache = Arc::new(ScoreCache::new(10, Arc::clone(&judge)));
+        let (epoch, key) = (ownership.assign(0), TextKey::of("one"));
+        let row = Row {
+            tokens: vec![1].into(),
+            shared: 0,
+        };
+        let look_up = |sequence| cache.look_up(key, comment(0, epoch, sequence, "one"), SystemTime::now());
+        let Lookup::First(source) = look_up(0) else {
+            panic!("the first is not the first");
+        };
+        (1..4).for_each(|sequence| assert!(matches!(look_up(sequence), Lookup::Waits)));
+        let pending = Pending {
+            source,
+            first: Some(FirstOfText {
+                key,
+                rows: vec![row.clone()],
+            }),
+            windows: 1,
+            truncated: false,
+        };
+        let (batch, batches) = bounded(1);
+        let (finished, all) = bounded(10);
+        let stage = ScoreStage {
+            batches,
+            finished,
+            scorer: Box::new(Failing { failures }),
+            canary: vec![Row {
+                tokens: Vec::new().into(),
+                shared: 0,
+            }],
+            judge,
+            cache,
+            swap: never(),
+            health: Arc::new(Health::new(Duration::from_secs(60))),
+            control: Arc::default(),
+        };
+        let one = MicroBatch {
+            rows: vec![row],
+            items: vec![(pending, 1)],
+        };
+        batch.send(one).unwrap();
+        drop(batch);
+        stage.run().unwrap();
+        let outcomes = all.iter().flatten().map(|one| one.outcome);
+        let (decided, rejected): (Vec<_>, Vec<_>) =
+            outcomes.partition(|outcome| matches!(outcome, Outcome::Scored { scored, .. } if scored.margin == 2.5));
+        (decided.len(), rejected.len())
+    }
+
+    #[test]
+    fn a_failure_rejects_only_comments_that_were_scored_themselves() {
+        assert_eq!(decided_and_rejected(0), (4, 0));
+        assert_eq!(decided_and_rejected(1), (3, 1));
+        assert_eq!(decided_and_rejected(3), (1, 3));
+        assert_eq!(decided_and_rejected(100), (0, 4));
+    }
 
     #[test]
     fn the_largest_margin_is_used_unless_one_is_missing() {

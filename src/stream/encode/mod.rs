@@ -6,24 +6,23 @@
 //! while the scorer is busy, and is handed over as soon as the scorer is free. Beyond that micro-batch, at most
 //! [`CHUNK_BYTES`] and one more record are encoded ahead of the scorer.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+mod encoder;
+
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender};
-use metrics::{gauge, histogram};
+use metrics::{counter, gauge, histogram};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::batch::{Batcher, Limits, MicroBatch};
 use super::control::{Control, StreamError};
-use super::decode::{DecodeError, decode, require_content_id};
 use super::ownership::Ownership;
-use super::record::{Finished, Outcome, Pending, Record, Rejection, RejectionStage};
-use crate::config::InputConfig;
-use crate::message::{Comment, Op};
+use super::record::{Finished, Pending, Record};
 use crate::ops::metrics as names;
-use crate::prompt::{Prompt, Prompter};
+use encoder::Encoded;
+pub use encoder::RecordEncoder;
 
 /// The most records that are taken from the queue at once. A scorer that becomes free waits until they are encoded, which
 /// takes one thread about ten milliseconds.
@@ -41,8 +40,7 @@ const MAX_WAIT: Duration = Duration::from_millis(100);
 
 /// Turns records into micro-batches.
 pub struct EncodeStage {
-    pub input: InputConfig,
-    pub prompter: Arc<Prompter>,
+    pub encoder: RecordEncoder,
     /// Used to drop records of partitions that are no longer owned.
     pub ownership: Arc<Ownership>,
     pub control: Arc<Control>,
@@ -51,15 +49,24 @@ pub struct EncodeStage {
     pub records: Receiver<Record>,
     /// To the score stage.
     pub batches: Sender<MicroBatch<Pending>>,
-    /// To the emit stage: records that need no model.
+    /// To the emit stage: records that need no model, and comments whose margin is known.
     pub finished: Sender<Vec<Finished>>,
 }
 
-/// The result of encoding one record.
-enum Encoded {
-    Rows(Comment, Prompt),
-    /// The record needs no model.
-    Done(Outcome),
+/// Counts how comments were found in the cache.
+#[derive(Default)]
+struct LookupCounts {
+    hits: u64,
+    coalesced: u64,
+    misses: u64,
+}
+
+impl LookupCounts {
+    fn record(self) {
+        for (result, count) in [("hit", self.hits), ("coalesced", self.coalesced), ("miss", self.misses)] {
+            counter!(names::CACHE_LOOKUPS, "result" => result).increment(count);
+        }
+    }
 }
 
 impl EncodeStage {
@@ -134,75 +141,44 @@ impl EncodeStage {
     /// Encodes records and passes on those that need no model. Returns false if a later stage has ended.
     fn encode_chunk(&self, mut chunk: Vec<Record>, pool: Option<&ThreadPool>, batcher: &mut Batcher<Pending>) -> bool {
         chunk.retain(|record| self.ownership.owns(record.position.partition, record.position.epoch));
-        let start = Instant::now();
+        let (start, now) = (Instant::now(), SystemTime::now());
         let encoded: Vec<Encoded> = match pool {
             Some(pool) if chunk.len() >= MIN_PARALLEL_RECORDS => {
-                pool.install(|| chunk.par_iter().map(|record| self.encode(record)).collect())
+                let encode = |record| self.encoder.encode(record, now);
+                pool.install(|| chunk.into_par_iter().map(encode).collect())
             }
-            _ => chunk.iter().map(|record| self.encode(record)).collect(),
+            _ => chunk
+                .into_iter()
+                .map(|record| self.encoder.encode(record, now))
+                .collect(),
         };
-        let mut done = Vec::new();
-        for (record, encoded) in chunk.into_iter().zip(encoded) {
+        let (mut done, mut counts) = (Vec::new(), LookupCounts::default());
+        for encoded in encoded {
             match encoded {
-                Encoded::Rows(comment, Prompt { rows, truncated }) => {
-                    let pending = Pending {
-                        record,
-                        comment,
-                        windows: rows.len(),
-                        truncated,
-                    };
+                Encoded::Rows(pending, rows) => {
+                    counts.misses += u64::from(pending.first.is_some());
                     batcher.push(pending, rows, start);
                 }
-                Encoded::Done(outcome) => done.push(Finished { record, outcome }),
+                Encoded::Waits => counts.coalesced += 1,
+                Encoded::Known(finished) => {
+                    counts.hits += 1;
+                    done.push(finished);
+                }
+                Encoded::Done(finished) => done.push(finished),
+                Encoded::Failed(comment, waiting, rejection) => {
+                    let all = std::iter::once(comment).chain(waiting);
+                    done.extend(all.map(|comment| comment.rejected(rejection.clone())));
+                }
             }
         }
         histogram!(names::STAGE_SECONDS, "stage" => "encode").record(start.elapsed());
+        if self.encoder.cache.is_on() {
+            counts.record();
+        }
         let (items, tokens) = batcher.waiting();
         gauge!(names::QUEUE_EVENTS, "queue" => "batch").set(items as f64);
         gauge!(names::QUEUE_BYTES, "queue" => "batch").set((tokens * size_of::<u32>()) as f64);
         done.is_empty() || self.finished.send(done).is_ok()
-    }
-
-    /// Encodes one record. A panic in a library turns that record into a dead letter, and the daemon continues.
-    fn encode(&self, record: &Record) -> Encoded {
-        catch_unwind(AssertUnwindSafe(|| self.encode_unguarded(record))).unwrap_or_else(|_| {
-            Encoded::Done(Outcome::Rejected(Rejection {
-                reason: "encoder_panicked",
-                message: "decoding or tokenising the event panicked, which is a bug".to_owned(),
-                stage: RejectionStage::Decode,
-            }))
-        })
-    }
-
-    fn encode_unguarded(&self, record: &Record) -> Encoded {
-        if record.has_broken_headers {
-            return Encoded::Done(Outcome::Rejected(Rejection {
-                reason: "bad_headers",
-                message: "the name of a header is not UTF-8".to_owned(),
-                stage: RejectionStage::Decode,
-            }));
-        }
-        let Some(value) = &record.value else {
-            return Encoded::Done(Outcome::Tombstone);
-        };
-        let fields = &self.input.fields;
-        let decoded = decode(value, fields, self.input.max_bytes)
-            .and_then(|comment| require_content_id(&comment, fields).map(|()| comment));
-        let comment = match decoded {
-            Ok(comment) => comment,
-            Err(error) => return Encoded::Done(Outcome::Rejected(undecodable(&error))),
-        };
-        if comment.op == Op::Delete {
-            return Encoded::Done(Outcome::Deleted(comment));
-        }
-        match self.prompter.encode(&comment.text) {
-            Ok(prompt) => Encoded::Rows(comment, prompt),
-            Err(error) => Encoded::Done(Outcome::Rejected(Rejection {
-                reason: "unscorable",
-                message: error.to_string(),
-                stage: RejectionStage::Score,
-            })),
-        }
     }
 }
 
@@ -216,27 +192,61 @@ fn encoding_threads() -> Option<ThreadPool> {
         .flatten()
 }
 
-fn undecodable(error: &DecodeError) -> Rejection {
-    Rejection {
-        reason: error.reason(),
-        message: error.to_string(),
-        stage: RejectionStage::Decode,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use crossbeam_channel::bounded;
 
-    use super::super::in_flight::InFlight;
-    use super::super::record::RecordPosition;
+    use super::super::cache::ScoreCache;
+    use super::super::cache::tests::current_judge;
+    use super::super::record::Outcome;
+    use super::super::record::tests::record;
     use super::*;
-    use crate::config::{InputFields, PromptConfig};
+    use crate::config::{InputConfig, InputFields, PromptConfig};
+    use crate::message::CommentMargin;
+    use crate::prompt::Prompter;
 
-    /// Returns a stage whose queue holds this many comments with a text, and the other ends of its channels.
-    fn stage(text: &str, count: usize) -> (EncodeStage, Receiver<Record>, Receiver<MicroBatch<Pending>>) {
+    /// The time limit of everything that a test waits for.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// The other ends of a stage's channels, and what it shares.
+    struct Ends {
+        record: Sender<Record>,
+        records: Receiver<Record>,
+        batches: Receiver<MicroBatch<Pending>>,
+        finished: Receiver<Vec<Finished>>,
+        ownership: Arc<Ownership>,
+        cache: Arc<ScoreCache>,
+        next: u64,
+    }
+
+    impl Ends {
+        /// Sends the next record to the stage, with a comment on this text.
+        fn send(&mut self, partition: i32, text: &str) {
+            self.send_event(partition, serde_json::json!({"content_id": "c", "text": text}));
+        }
+
+        /// Sends a deletion, and waits until it is passed on. Everything that was sent before is in the batcher then.
+        fn send_deletion(&mut self, partition: i32) {
+            self.send_event(partition, serde_json::json!({"content_id": "c", "op": "delete"}));
+            self.finished.recv_timeout(PATIENCE).unwrap();
+        }
+
+        fn send_event(&mut self, partition: i32, event: serde_json::Value) {
+            let epoch = self.ownership.epoch(partition).unwrap();
+            let value = Some(serde_json::to_vec(&event).unwrap());
+            self.record.send(record(partition, epoch, self.next, value)).unwrap();
+            self.next += 1;
+        }
+
+        fn receive(&self) -> MicroBatch<Pending> {
+            self.batches.recv_timeout(PATIENCE).unwrap()
+        }
+    }
+
+    /// Returns a stage that owns two partitions, and the ends of its channels. The cache is for so many texts.
+    fn stage(max_texts: usize) -> (EncodeStage, Ends) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3/tokenizer.json");
         let prompt = PromptConfig {
             labels: ["Positive".into(), "Negative".into()],
@@ -250,59 +260,64 @@ mod tests {
         let prompter = Prompter::new(&path, &std::fs::read(&path).unwrap(), &prompt, 1024, 8192).unwrap();
         let field = |name: &str| format!("/{name}");
         let ownership = Arc::new(Ownership::default());
-        let (epoch, in_flight) = (ownership.assign(0), Arc::new(InFlight::new(count + 1, usize::MAX)));
-        let (record, records) = bounded(count);
-        let event = serde_json::json!({"event_id": "e", "content_id": "c", "text": text});
-        for sequence in 0..count {
-            let record_with_text = Record {
-                position: RecordPosition {
-                    partition: 0,
-                    epoch,
-                    sequence: sequence as u64,
-                    offset: sequence as i64,
-                },
-                key: None,
-                value: Some(serde_json::to_vec(&event).unwrap()),
-                headers: Vec::new(),
-                has_broken_headers: false,
-                timestamp: None,
-                _in_flight: in_flight.add(0, None, std::time::Instant::now()),
-            };
-            record.send(record_with_text).unwrap();
+        for partition in 0..2 {
+            ownership.assign(partition);
         }
+        let cache = Arc::new(ScoreCache::new(max_texts, Arc::new(current_judge("base"))));
+        let (record, records) = bounded(1000);
         let (batch, batches) = bounded(0);
-        let (finished, _) = bounded(1);
+        let (finish, finished) = bounded(1000);
         let stage = EncodeStage {
-            input: InputConfig {
-                fields: InputFields {
-                    event_id: field("event_id"),
-                    content_id: field("content_id"),
-                    revision: field("revision"),
-                    op: field("op"),
-                    community_id: field("community_id"),
-                    text: field("text"),
+            encoder: RecordEncoder {
+                input: InputConfig {
+                    fields: InputFields {
+                        event_id: field("event_id"),
+                        content_id: field("content_id"),
+                        revision: field("revision"),
+                        op: field("op"),
+                        community_id: field("community_id"),
+                        text: field("text"),
+                    },
+                    max_bytes: 1 << 20,
                 },
-                max_bytes: 1 << 20,
+                prompter: Arc::new(prompter),
+                cache: Arc::clone(&cache),
             },
-            prompter: Arc::new(prompter),
-            ownership,
+            ownership: Arc::clone(&ownership),
             control: Arc::default(),
             limits: Limits {
                 max_tokens: 256,
-                linger: Duration::from_millis(20),
+                linger: Duration::ZERO,
             },
             records: records.clone(),
             batches: batch,
-            finished,
+            finished: finish,
         };
-        (stage, records, batches)
+        let ends = Ends {
+            record,
+            records,
+            batches,
+            finished,
+            ownership,
+            cache,
+            next: 0,
+        };
+        (stage, ends)
     }
 
     #[test]
     fn encoding_stays_close_ahead_of_the_scorer() {
         let text = "this is a fine day and we all like it. ".repeat(2500);
         let count = 120;
-        let (stage, records, batches) = stage(&text, count);
+        let (stage, mut ends) = stage(0);
+        (0..count).for_each(|_| ends.send(0, &text));
+        let Ends {
+            record,
+            records,
+            batches,
+            ..
+        } = ends;
+        drop(record);
         let thread = std::thread::spawn(|| stage.run());
         // A chunk, and one record each in the batch that was received and in the one that fills up.
         let most_ahead = CHUNK_BYTES / text.len() + 1 + 2;
@@ -313,6 +328,79 @@ mod tests {
             scored += batch.items.len();
         }
         assert_eq!(scored, count);
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn what_arrives_while_the_scorer_is_busy_forms_one_batch() {
+        let (stage, mut ends) = stage(0);
+        let thread = std::thread::spawn(|| stage.run());
+        // No batch is asked for, as if the scorer were busy.
+        for _ in 0..5 {
+            ends.send(0, "hello");
+            ends.send_deletion(0);
+        }
+        assert_eq!(ends.receive().items.len(), 5);
+        // An idle scorer gets a single comment at once.
+        ends.send(0, "hello");
+        assert_eq!(ends.receive().items.len(), 1);
+        drop(ends);
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn of_identical_texts_only_the_first_reaches_the_scorer() {
+        let (stage, mut ends) = stage(100);
+        let thread = std::thread::spawn(|| stage.run());
+        // The last two differ only in what the normaliser removes.
+        for text in ["one", "two", "one", "one\u{200b}"] {
+            ends.send(0, text);
+        }
+        ends.send_deletion(0);
+        let batch = ends.receive();
+        let sequences = |items: &[(Pending, usize)]| -> Vec<u64> {
+            items
+                .iter()
+                .map(|(one, _)| one.source.record.position.sequence)
+                .collect()
+        };
+        assert_eq!(sequences(&batch.items), [0, 1]);
+        let margin = CommentMargin {
+            margin: 1.0,
+            windows: 1,
+            truncated: false,
+        };
+        let finish = |index: usize| {
+            let first = batch.items[index].0.first.as_ref().unwrap();
+            assert_eq!(first.rows, batch.rows[index..=index]);
+            ends.cache.finish(first.key, Some(margin))
+        };
+        assert_eq!((finish(0).len(), finish(1).len()), (2, 0));
+        // From then on, the margin is known.
+        ends.send(0, "one");
+        let known = ends.finished.recv_timeout(PATIENCE).unwrap();
+        assert!(matches!(known[0].outcome, Outcome::Scored { scored, .. } if scored == margin));
+        drop(ends);
+        thread.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_comment_is_scored_even_if_the_partition_of_the_first_with_its_text_is_revoked() {
+        let (stage, mut ends) = stage(100);
+        let thread = std::thread::spawn(|| stage.run());
+        ends.send(0, "one");
+        ends.send_deletion(1);
+        ends.ownership.revoke(&[0]);
+        ends.send(1, "one");
+        ends.send_deletion(1);
+        // The first one is still scored, although its decision will be dropped, and the other one waits for it.
+        let batch = ends.receive();
+        assert_eq!((batch.rows.len(), batch.items.len()), (1, 1));
+        let first = batch.items[0].0.first.as_ref().unwrap();
+        let waited = ends.cache.finish(first.key, None);
+        assert_eq!(waited.len(), 1);
+        assert_eq!(waited[0].record.position.partition, 1);
+        drop(ends);
         thread.join().unwrap().unwrap();
     }
 
@@ -330,16 +418,16 @@ mod tests {
                 let _ = released.recv();
             });
         }
-        let deadline = Duration::from_secs(60);
-        (0..threads).for_each(|_| starts.recv_timeout(deadline).unwrap());
+        (0..threads).for_each(|_| starts.recv_timeout(PATIENCE).unwrap());
         let count = 4 * MIN_PARALLEL_RECORDS;
-        let (stage, _records, batches) = stage("hello", count);
+        let (stage, mut ends) = stage(0);
+        (0..count).for_each(|_| ends.send(0, "hello"));
         let thread = std::thread::spawn(|| stage.run());
         let mut scored = 0;
         while scored < count {
-            scored += batches.recv_timeout(deadline).unwrap().items.len();
+            scored += ends.receive().items.len();
         }
-        drop(release);
+        drop((ends, release));
         thread.join().unwrap().unwrap();
     }
 }
