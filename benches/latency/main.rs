@@ -1,0 +1,222 @@
+//! Measures how long a comment waits for its decision, in the whole daemon with the bundled model: at a quarter, a half,
+//! three quarters and all of its capacity, and how it recovers from twice that.
+//!
+//! `./dev bench latency` starts an Apache Kafka node and measures on it and on the embedded broker. `cargo bench --bench
+//! latency` uses the node that `MODERATORD_TEST_BROKERS` or `--brokers ADDRESS` names, if any. Other arguments:
+//! `--seconds N` for the time at each load, `--duplicates SHARE` to measure a flood of identical comments instead,
+//! `--apache-only`, `--set KEY=VALUE` for a setting of the daemon in TOML. To compare builds or settings at the same rate,
+//! `--daemon PATH` runs another build, `--capacity RATE` is used instead of the measured one, and `--load SHARE` measures
+//! only that load and writes no results.
+//!
+//! Comments arrive at random, independently of one another (a Poisson process). They are sent when they are due, however
+//! slow the daemon is, and their latency counts from when they were due, so a daemon that falls behind cannot slow down
+//! the load (no coordinated omission). Quantiles are taken from the sorted latencies of all comments.
+//!
+//! Prints a table, and writes the figures and a plot to `benches/results/latency-CPU.json` and `.svg`.
+
+#![allow(clippy::unwrap_used, reason = "a benchmark that cannot run panics")]
+
+mod daemon;
+mod figures;
+mod load;
+mod plot;
+#[path = "../support/mod.rs"]
+mod support;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+
+use daemon::Daemon;
+use figures::{BrokerFigures, LevelFigures, Recovery};
+use load::{Load, Phase};
+use support::brokers::{Broker, serve_if_requested};
+
+/// The loads that are measured, relative to the capacity.
+const LOADS: [f64; 4] = [0.25, 0.5, 0.75, 1.0];
+
+/// How long the capacity is measured.
+const CAPACITY_TIME: Duration = Duration::from_secs(8);
+
+/// The load after an overload, relative to the capacity.
+const RECOVERY_LOAD: f64 = 0.5;
+
+fn main() {
+    if serve_if_requested() {
+        return;
+    }
+    let seconds: f64 = argument("--seconds").map_or(30.0, |value| value.parse().unwrap());
+    let settings: Vec<String> = arguments("--set");
+    let mut brokers = Vec::new();
+    if !has_flag("--apache-only") {
+        brokers.push(("embedded broker, at least once", Broker::embedded()));
+    }
+    match argument("--brokers").map(Broker::at).or_else(Broker::apache) {
+        Some(broker) => brokers.push(("Apache Kafka, exactly once", broker)),
+        None => print("Apache Kafka: not measured, because neither --brokers nor MODERATORD_TEST_BROKERS is set"),
+    }
+    if let Some(share) = argument("--duplicates") {
+        let share = share.parse().unwrap();
+        brokers
+            .into_iter()
+            .for_each(|(name, broker)| flood(name, broker, share, &settings));
+        return;
+    }
+    let time = Duration::from_secs_f64(seconds);
+    if let Some(share) = argument("--load") {
+        for (_, mut broker) in brokers {
+            drop(levels(&mut broker, time, &settings, &[share.parse().unwrap()]));
+        }
+        return;
+    }
+    let measured: Vec<BrokerFigures> = brokers
+        .into_iter()
+        .map(|(name, broker)| measure(name, broker, time, &settings))
+        .collect();
+    let (cpu, threads) = machine();
+    let results = json!({
+        "cpu": cpu,
+        "threads": threads,
+        "model": "bundled",
+        "settings": settings,
+        "seconds_per_load": seconds,
+        "brokers": measured.iter().map(BrokerFigures::json).collect::<Vec<_>>(),
+    });
+    let file = results_file(&cpu);
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(file.with_extension("json"), format!("{results:#}\n")).unwrap();
+    std::fs::write(file.with_extension("svg"), plot::svg(&measured, &cpu)).unwrap();
+    print(&format!("written: {} and .svg", file.with_extension("json").display()));
+}
+
+/// A daemon under measurement.
+struct Measured {
+    load: Load,
+    capacity: f64,
+    levels: Vec<LevelFigures>,
+    _daemon: Daemon,
+}
+
+/// Measures the capacity of a new daemon, and these shares of it.
+fn levels(broker: &mut Broker, time: Duration, settings: &[String], shares: &[f64]) -> Measured {
+    let daemon = Daemon::start(broker, settings);
+    let mut load = Load::start(broker, &daemon.topics, 0.0);
+    load.wait_until_ready();
+    let capacity = match argument("--capacity") {
+        Some(rate) => rate.parse().unwrap(),
+        None => load.capacity(CAPACITY_TIME),
+    };
+    print(LevelFigures::HEADER);
+    let mut levels = Vec::new();
+    for &share in shares {
+        let rate = capacity * share;
+        let before = daemon.cpu_time();
+        let samples = load.run(&[Phase { rate, time }]);
+        let cores = (daemon.cpu_time() - before).as_secs_f64() / time.as_secs_f64();
+        let level = LevelFigures::new(share, rate, cores, &samples);
+        print(&level.row());
+        levels.push(level);
+    }
+    Measured {
+        load,
+        capacity,
+        levels,
+        _daemon: daemon,
+    }
+}
+
+/// Measures everything on one broker.
+fn measure(name: &str, mut broker: Broker, time: Duration, settings: &[String]) -> BrokerFigures {
+    print(&format!("\n{name}, {} threads", machine().1));
+    let Measured {
+        mut load,
+        capacity,
+        levels,
+        _daemon,
+    } = levels(&mut broker, time, settings, &LOADS);
+    let normal = levels[1].visible.p99;
+    let overload = time / 3;
+    // What an overload leaves is worked off at half of the capacity while the other half is used, and with some reserve.
+    let phases = [
+        Phase {
+            rate: 2.0 * capacity,
+            time: overload,
+        },
+        Phase {
+            rate: RECOVERY_LOAD * capacity,
+            time: 3 * overload + Duration::from_secs(5),
+        },
+    ];
+    let recovery = Recovery::new(overload, normal, RECOVERY_LOAD, &load.run(&phases));
+    print(&recovery.line());
+    BrokerFigures {
+        name: name.to_owned(),
+        capacity,
+        levels,
+        recovery,
+    }
+}
+
+/// Compares the capacity for a flood of identical comments with and without the cache.
+fn flood(name: &str, mut broker: Broker, share: f64, settings: &[String]) {
+    let capacities = [0, 65_536].map(|entries| {
+        let settings: Vec<String> = settings
+            .iter()
+            .cloned()
+            .chain([format!("cache.entries={entries}")])
+            .collect();
+        let daemon = Daemon::start(&mut broker, &settings);
+        let mut load = Load::start(&broker, &daemon.topics, share);
+        load.wait_until_ready();
+        load.capacity(CAPACITY_TIME)
+    });
+    let [without, with] = capacities;
+    print(&format!(
+        "{name}: with {:.0} % duplicates, the cache raises the throughput {:.1} times",
+        share * 100.0,
+        with / without
+    ));
+}
+
+fn print(line: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").unwrap();
+}
+
+fn argument(name: &str) -> Option<String> {
+    arguments(name).pop()
+}
+
+/// Returns the values of an argument that may be given several times.
+fn arguments(name: &str) -> Vec<String> {
+    let all: Vec<String> = std::env::args().collect();
+    let given = all.windows(2).filter(|pair| pair[0] == name);
+    given.map(|pair| pair[1].clone()).collect()
+}
+
+fn has_flag(name: &str) -> bool {
+    std::env::args().any(|argument| argument == name)
+}
+
+/// Returns the model of the CPU and the number of its threads.
+fn machine() -> (String, usize) {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find_map(|line| line.strip_prefix("model name"));
+    let model = model.map_or("unknown", |line| line.trim_start_matches([' ', '\t', ':']));
+    (
+        model.to_owned(),
+        std::thread::available_parallelism().map_or(1, usize::from),
+    )
+}
+
+/// Returns the path of the results of a machine, without an extension.
+fn results_file(cpu: &str) -> PathBuf {
+    let slug: String = cpu
+        .to_lowercase()
+        .replace(|character: char| !character.is_ascii_alphanumeric(), "-");
+    let words: Vec<&str> = slug.split('-').filter(|word| !word.is_empty()).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
+    folder.join(format!("latency-{}", words.join("-")))
+}
