@@ -1,7 +1,7 @@
 //! Turns a comment's text into rows: the frame around each window of the text, as token ids.
 //!
 //! A row has the ids of the whole prompt, because tokens can merge across the edges of the frame. Only what a text can
-//! change is tokenised for it ([`frame`]). The tokens that a row shares with the cached prefix are found by comparing ids. A
+//! change is tokenised for it (`frame`). The tokens that a row shares with the cached prefix are found by comparing ids. A
 //! long text is cut into overlapping windows, and each
 //! window becomes a complete prompt, so no limit on the length ever cuts the frame.
 //!
