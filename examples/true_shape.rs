@@ -1,10 +1,10 @@
 //! Writes a checkpoint with the shape and layout of a published Gemma and random weights, then loads it, scores with it
 //! and trains for one step, as the daemon does. Prints the peak memory after each of these.
 //!
-//!     cargo run --release --example true_shape -- SHAPE FOLDER [q8_0]
+//!     cargo run --release --example true_shape -- SHAPE FOLDER [int8]
 //!
 //! SHAPE is one of gemma-2b, gemma-2-2b, gemma-3-270m, gemma-3-1b. The folder takes two bytes per parameter and is not
-//! deleted. It gets the tokenizer of the bundled model. With q8_0, the weights are quantised for scoring, and training
+//! deleted. It gets the tokenizer of the bundled model. With int8, the weights are quantised for scoring, and training
 //! is skipped because it needs f32.
 
 #![allow(
@@ -46,8 +46,8 @@ fn main() {
     };
     let quantize = match arguments.get(2).map(String::as_str) {
         None => Quantize::None,
-        Some("q8_0") => Quantize::Q8_0,
-        Some(other) => panic!("third argument is `{other}`, expected q8_0 or nothing"),
+        Some("int8") => Quantize::Int8,
+        Some(other) => panic!("third argument is `{other}`, expected int8 or nothing"),
     };
     let Some(json) = random_gemma::config(shape) else {
         panic!(
@@ -83,6 +83,7 @@ fn main() {
         lora: LoraMode::Unmerged,
         quantize,
         placement: Placement::cpu(),
+        for_training: true,
     };
     let gemma = Gemma::load(&checkpoint, None, options).unwrap();
     let rows = TEXTS.map(|(text, hateful)| TrainingRow {

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use moderatord::cli::{Cli, Exit};
-use moderatord::ops::{log, process};
+use moderatord::ops::{log, memory, process};
 
 fn main() -> ExitCode {
     process::ignore_file_size_signal();
+    memory::keep_freed_memory();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(message) => {

@@ -110,6 +110,7 @@ impl RandomCheckpoint {
             lora: LoraMode::Merged,
             quantize: Quantize::None,
             placement: placement.clone(),
+            for_training: false,
         };
         Gemma::load(&self.checkpoint, adapter.as_ref(), options).unwrap()
     }

@@ -10,13 +10,11 @@ use serde_json::{Value, json};
 /// Measures the checkpoint in `folder`, which has been written or read before.
 pub fn measure(folder: &Path, model: &ModelConfig) -> Value {
     let settings = Config::load(&Sources::default()).unwrap();
-    let source = ModelSource {
-        model: ModelConfig {
-            path: Some(folder.to_owned()),
-            ..model.clone()
-        },
-        prompt: settings.prompt.clone(),
+    let model = ModelConfig {
+        path: Some(folder.to_owned()),
+        ..model.clone()
     };
+    let source = ModelSource::new(model, settings.prompt.clone());
     let start = Instant::now();
     let loaded = source.load_version(None, None).unwrap();
     let load = start.elapsed().as_secs_f64();

@@ -52,6 +52,7 @@ fn check(checkpoint: &Checkpoint, data: &[u8]) {
         lora: LoraMode::Merged,
         quantize: Quantize::None,
         placement: Placement::cpu(),
+        for_training: false,
     };
     match Gemma::load(checkpoint, None, options) {
         Ok(model) => {

@@ -9,22 +9,24 @@ use super::Classifier;
 use crate::config::{ModelConfig, PromptConfig, Quantize};
 use crate::fault::{Fault, Faults};
 use crate::message::ModelIdentity;
-use crate::model::device::Placement;
+use crate::model::device::{self, Placement};
 use crate::model::files::bundled;
 use crate::model::files::checkpoint::Checkpoint;
 use crate::model::files::lora::Adapter;
 use crate::model::forward::gemma::Gemma;
 use crate::model::forward::linear::LoraMode;
 use crate::model::forward::load::LoadOptions;
+use crate::ops::memory;
 use crate::prompt::Prompter;
 
-/// The parts of a classifier, which loaded without a fault and fit together.
-struct LoadedParts {
+/// A base model with its device and frame, which fit together. Classifiers with different adapters can share it.
+#[derive(Clone)]
+pub struct Base {
+    settings: ModelConfig,
     /// The content hash of the checkpoint.
-    base: String,
+    hash: String,
     placement: Placement,
-    prompter: Prompter,
-    adapter: Option<Adapter>,
+    prompter: Arc<Prompter>,
     gemma: Gemma,
 }
 
@@ -42,18 +44,162 @@ impl Classifier {
     /// # Errors
     /// Returns every fault of the device, the checkpoint, the adapter and the frame.
     pub fn load_with(model: &ModelConfig, prompt: &PromptConfig, lora: LoraMode) -> Result<Self, Faults> {
-        match &model.path {
+        let (base, adapter) = Base::load_with(model, prompt, lora)?;
+        Ok(base.assemble(adapter.as_ref())?)
+    }
+}
+
+impl Base {
+    /// Loads the base model and the frame that the settings name. An adapter in the settings is ignored.
+    ///
+    /// # Errors
+    /// Returns every fault of the device, the checkpoint and the frame.
+    pub fn load(model: &ModelConfig, prompt: &PromptConfig) -> Result<Self, Faults> {
+        let settings = ModelConfig {
+            adapter: None,
+            ..model.clone()
+        };
+        Ok(Self::load_with(&settings, prompt, LoraMode::Unmerged)?.0)
+    }
+
+    /// Returns a classifier over this base model, with an adapter beside it or without one.
+    ///
+    /// # Errors
+    /// Returns every fault of the adapter, and an error if the device fails.
+    pub fn classifier(&self, adapter: Option<&Path>) -> Result<Classifier, Faults> {
+        let Some(folder) = adapter else {
+            return Ok(self.clone().assemble(None)?);
+        };
+        let adapter = Adapter::load(folder, self.gemma.config(), &self.hash)?;
+        let gemma = self.gemma.with_adapter(&adapter).map_err(|error| {
+            let text = device::message_without_backtrace(&error);
+            Fault::file(folder, format!("cannot prepare the adapter: {text}"))
+        })?;
+        let adapted = Self { gemma, ..self.clone() };
+        Ok(adapted.assemble(Some(&adapter))?)
+    }
+
+    /// Loads all parts, with the adapter of the settings, or returns the faults of all of them.
+    fn load_with(
+        settings: &ModelConfig,
+        prompt: &PromptConfig,
+        lora: LoraMode,
+    ) -> Result<(Self, Option<Adapter>), Faults> {
+        match &settings.path {
             Some(path) => info!(path = %path.display(), "loading model"),
             None => warn!(
                 name = bundled::NAME,
                 "model.path is not set: loading the small bundled model, which is not meant for production"
             ),
         }
-        let checkpoint = open_checkpoint(model)?;
-        let parts = LoadedParts::load(model, prompt, lora, &checkpoint)?;
-        let classifier = parts.assemble(model, &checkpoint)?;
+        let checkpoint = open_checkpoint(settings)?;
+        let config = checkpoint.config();
+        let mut faults = Faults::default();
+        let placement = faults.collect(Placement::for_checkpoint(settings, &checkpoint));
+        let (hash, prompter) = rayon::join(
+            || checkpoint.fingerprint(),
+            || {
+                Prompter::new(
+                    &checkpoint.tokenizer_path(),
+                    checkpoint.tokenizer(),
+                    prompt,
+                    config.vocab_size,
+                    config.max_position_embeddings,
+                )
+            },
+        );
+        let prompter = faults.collect(prompter);
+        let load_adapter = |folder: &Path| Adapter::load(folder, config, &hash);
+        let adapter = faults.collect(settings.adapter.as_deref().map(load_adapter).transpose());
+        let adapter = adapter.flatten();
+        let options = LoadOptions {
+            lora,
+            quantize: settings.quantize,
+            // If the device cannot be used, the weights are still checked, on the CPU.
+            placement: placement.clone().unwrap_or_else(Placement::cpu),
+            for_training: false,
+        };
+        let gemma = faults.collect(Gemma::load(&checkpoint, adapter.as_ref(), options));
+        match (placement, prompter, gemma) {
+            (Some(placement), Some(prompter), Some(gemma)) if faults.is_empty() => {
+                let base = Self {
+                    settings: settings.clone(),
+                    hash,
+                    placement,
+                    prompter: Arc::new(prompter),
+                    gemma,
+                };
+                Ok((base, adapter))
+            }
+            _ => Err(faults),
+        }
+    }
+
+    /// Caches the prefix and the labels' weights of the model, which has this adapter, and describes the result.
+    fn assemble(self, adapter: Option<&Adapter>) -> Result<Classifier, Fault> {
+        let name = match &self.settings.path {
+            Some(path) => path.display().to_string(),
+            None => bundled::NAME.to_owned(),
+        };
+        let fault = |what: &str, error: &candle_core::Error| {
+            Fault::other(format!(
+                "{name}: cannot {what}: {}",
+                device::message_without_backtrace(error)
+            ))
+        };
+        let prefix = self.gemma.cache_prefix(self.prompter.prefix());
+        let prefix = prefix.map_err(|error| fault("compute the prefix", &error))?;
+        let labels = self.gemma.unembedding_rows(&self.prompter.label_ids());
+        let labels = labels.map_err(|error| fault("read the labels' rows", &error))?;
+        let classifier = Classifier {
+            identity: self.identity(adapter),
+            description: self.description(adapter),
+            prefix,
+            labels,
+            model: self.gemma,
+            prompter: self.prompter,
+            placement: self.placement,
+        };
+        // Weights were converted and packed, which needed as much memory again.
+        memory::release_freed_memory();
         info!(description = %classifier.description, "loaded model");
         Ok(classifier)
+    }
+
+    /// Returns the identity without a calibration, which belongs to the version and not to the model.
+    fn identity(&self, adapter: Option<&Adapter>) -> ModelIdentity {
+        ModelIdentity {
+            base: self.hash.clone(),
+            adapter: adapter.map_or("none", Adapter::fingerprint).to_owned(),
+            adapter_version: adapter.and_then(Adapter::version).map(str::to_owned),
+            prompt: self.prompter.content_hash().to_owned(),
+            calibration: "identity".to_owned(),
+            normalizer: self.prompter.normalizer().to_owned(),
+            device: self.placement.name(),
+            dtype: self.placement.dtype_name().to_owned(),
+            quantization: quantization(&self.settings).to_owned(),
+        }
+    }
+
+    fn description(&self, adapter: Option<&Adapter>) -> String {
+        let bundled = match self.settings.path {
+            Some(_) => String::new(),
+            None => format!("{} (bundled), ", bundled::NAME),
+        };
+        let quantized = match self.settings.quantize {
+            Quantize::None => String::new(),
+            Quantize::Int8 => format!(" over {}", quantization(&self.settings)),
+        };
+        let config = self.gemma.config();
+        format!(
+            "{bundled}{}, {} layers, {:.1} M parameters, {} {}{quantized}, adapter {}",
+            config.family.model_type(),
+            config.num_layers(),
+            self.gemma.parameters() as f64 / 1e6,
+            self.placement.name(),
+            self.placement.dtype_name(),
+            adapter.map_or("none", Adapter::description),
+        )
     }
 }
 
@@ -68,112 +214,10 @@ fn open_checkpoint(model: &ModelConfig) -> Result<Checkpoint, Faults> {
     })
 }
 
-impl LoadedParts {
-    /// Loads all parts, and returns the faults of all of them if there are any.
-    fn load(
-        model: &ModelConfig,
-        prompt: &PromptConfig,
-        lora: LoraMode,
-        checkpoint: &Checkpoint,
-    ) -> Result<Self, Faults> {
-        let config = checkpoint.config();
-        let mut faults = Faults::default();
-        let placement = faults.collect(Placement::for_checkpoint(model, checkpoint));
-        let (base, prompter) = rayon::join(
-            || checkpoint.fingerprint(),
-            || {
-                Prompter::new(
-                    &checkpoint.tokenizer_path(),
-                    checkpoint.tokenizer(),
-                    prompt,
-                    config.vocab_size,
-                    config.max_position_embeddings,
-                )
-            },
-        );
-        let prompter = faults.collect(prompter);
-        let load_adapter = |folder: &Path| Adapter::load(folder, config, &base);
-        let adapter = faults.collect(model.adapter.as_deref().map(load_adapter).transpose());
-        let adapter = adapter.flatten();
-        let options = LoadOptions {
-            lora,
-            quantize: model.quantize,
-            // If the device cannot be used, the weights are still checked, on the CPU.
-            placement: placement.clone().unwrap_or_else(Placement::cpu),
-        };
-        let gemma = faults.collect(Gemma::load(checkpoint, adapter.as_ref(), options));
-        match (placement, prompter, gemma) {
-            (Some(placement), Some(prompter), Some(gemma)) if faults.is_empty() => Ok(Self {
-                base,
-                placement,
-                prompter,
-                adapter,
-                gemma,
-            }),
-            _ => Err(faults),
-        }
-    }
-
-    /// Caches the prefix and the labels' weights, and describes the result.
-    fn assemble(self, model: &ModelConfig, checkpoint: &Checkpoint) -> Result<Classifier, Fault> {
-        let fault = |text: String| Fault::file(checkpoint.folder(), text);
-        let prefix = self.gemma.cache_prefix(self.prompter.prefix());
-        let prefix = prefix.map_err(|error| fault(format!("cannot compute the prefix: {error}")))?;
-        let labels = self.gemma.unembedding_rows(&self.prompter.label_ids());
-        let labels = labels.map_err(|error| fault(format!("cannot read the labels' rows: {error}")))?;
-        Ok(Classifier {
-            identity: self.identity(model),
-            description: self.description(model, checkpoint),
-            prefix,
-            labels,
-            model: self.gemma,
-            prompter: Arc::new(self.prompter),
-            placement: self.placement,
-        })
-    }
-
-    /// Returns the identity without a calibration, which belongs to the version and not to the model.
-    fn identity(&self, model: &ModelConfig) -> ModelIdentity {
-        let adapter = self.adapter.as_ref();
-        ModelIdentity {
-            base: self.base.clone(),
-            adapter: adapter.map_or("none", Adapter::fingerprint).to_owned(),
-            adapter_version: adapter.and_then(Adapter::version).map(str::to_owned),
-            prompt: self.prompter.content_hash().to_owned(),
-            calibration: "identity".to_owned(),
-            normalizer: self.prompter.normalizer().to_owned(),
-            device: self.placement.name(),
-            dtype: self.placement.dtype_name().to_owned(),
-            quantization: quantization(model).to_owned(),
-        }
-    }
-
-    fn description(&self, model: &ModelConfig, checkpoint: &Checkpoint) -> String {
-        let bundled = match model.path {
-            Some(_) => String::new(),
-            None => format!("{} (bundled), ", bundled::NAME),
-        };
-        let quantized = match model.quantize {
-            Quantize::None => String::new(),
-            Quantize::Q8_0 => format!(" over {}", quantization(model)),
-        };
-        let config = checkpoint.config();
-        format!(
-            "{bundled}{}, {} layers, {:.1} M parameters, {} {}{quantized}, adapter {}",
-            config.family.model_type(),
-            config.num_layers(),
-            self.gemma.parameters() as f64 / 1e6,
-            self.placement.name(),
-            self.placement.dtype_name(),
-            self.adapter.as_ref().map_or("none", Adapter::description),
-        )
-    }
-}
-
 /// Returns the name by which decisions record how the weights are quantised.
 fn quantization(model: &ModelConfig) -> &'static str {
     match model.quantize {
         Quantize::None => "none",
-        Quantize::Q8_0 => "q8_0",
+        Quantize::Int8 => "int8",
     }
 }

@@ -13,6 +13,8 @@ use std::sync::Arc;
 use candle_core::{Result as CandleResult, Tensor};
 use tracing::warn;
 
+pub use load::Base;
+
 use crate::message::ModelIdentity;
 use crate::model::device;
 use crate::model::device::Placement;

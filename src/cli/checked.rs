@@ -83,7 +83,7 @@ pub(super) fn check(
         _ => None,
     };
     let model = match (model, prompt) {
-        (Some(model), Some(prompt)) => Some(load(ModelSource { model, prompt }, registry.as_ref())),
+        (Some(model), Some(prompt)) => Some(load(ModelSource::new(model, prompt), registry.as_ref())),
         _ => None,
     };
     let mut faults = Faults::default();
@@ -130,10 +130,7 @@ pub(super) fn check(
 /// Returns [`Faults`] if the model cannot be loaded, or an error if the registry does not answer or the version cannot
 /// enter service.
 pub(super) fn model(config: &Config) -> anyhow::Result<CheckedModel> {
-    let source = ModelSource {
-        model: config.model.clone(),
-        prompt: config.prompt.clone(),
-    };
+    let source = ModelSource::new(config.model.clone(), config.prompt.clone());
     let model = match load(source, Some(&config.registry)) {
         Ok(model) => model,
         Err(ServingError::Load(faults)) => bail!(faults),

@@ -168,12 +168,12 @@ fn page(champion: &EvaluatedAdapter, challenger: &EvaluatedAdapter, args: &EvalA
 
 /// Loads the given version, folder or `base`, or the version in service if none is given.
 fn load(adapter: Option<&str>, config: &Config) -> anyhow::Result<LoadedModel> {
-    let source_with = |adapter: Option<PathBuf>| ModelSource {
-        model: ModelConfig {
+    let source_with = |adapter: Option<PathBuf>| {
+        let model = ModelConfig {
             adapter,
             ..config.model.clone()
-        },
-        prompt: config.prompt.clone(),
+        };
+        ModelSource::new(model, config.prompt.clone())
     };
     match adapter {
         Some("base") => return Ok(source_with(None).load_version(None, None)?),

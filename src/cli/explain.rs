@@ -8,7 +8,7 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{Exit, SettingsArgs};
-use crate::classifier::tolerance::{EXPLAIN_BF16, EXPLAIN_F32, EXPLAIN_Q8_0};
+use crate::classifier::tolerance::{EXPLAIN_BF16, EXPLAIN_F32, EXPLAIN_INT8};
 use crate::config::{Config, ModelConfig, PromptConfig, Quantize};
 use crate::hash::hex;
 use crate::kafka::snapshot;
@@ -103,7 +103,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     let tolerance = match scoring.model.quantization.as_str() {
         "none" if is_bf16 => EXPLAIN_BF16,
         "none" => EXPLAIN_F32,
-        _ => EXPLAIN_Q8_0,
+        _ => EXPLAIN_INT8,
     };
     let difference = (margin - scoring.margin).abs();
     // A comparison with NaN is false, so a difference of NaN fails too.
@@ -198,23 +198,24 @@ fn find_model(
             None => missing.push(format!("the adapter {}", identity.adapter)),
         }
     }
-    let quantize = if identity.quantization == "q8_0" {
-        Quantize::Q8_0
-    } else {
-        Quantize::None
+    let quantize = match identity.quantization.as_str() {
+        "none" => Quantize::None,
+        "int8" => Quantize::Int8,
+        other => {
+            missing.push(format!("the quantisation {other}, which this build does not have"));
+            return Ok(None);
+        }
     };
-    let source = ModelSource {
-        model: ModelConfig {
-            adapter: config.model.adapter.clone().filter(|_| identity.adapter != "none"),
-            quantize,
-            ..config.model.clone()
-        },
-        prompt: PromptConfig {
-            normalize: identity.normalizer != "none",
-            ..prompt
-        },
+    let model = ModelConfig {
+        adapter: config.model.adapter.clone().filter(|_| identity.adapter != "none"),
+        quantize,
+        ..config.model.clone()
     };
-    Ok(Some((source, registry, version)))
+    let prompt = PromptConfig {
+        normalize: identity.normalizer != "none",
+        ..prompt
+    };
+    Ok(Some((ModelSource::new(model, prompt), registry, version)))
 }
 
 /// Returns the prompt with the recorded hash, from the settings or else from the registry.

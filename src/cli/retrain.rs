@@ -67,10 +67,7 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     let golden_texts = read_golden_texts(&config.retrain)?;
     let display = ProgressDisplay::new();
     let mut progress = |progress: TrainingProgress| display.update(progress);
-    let source = ModelSource {
-        model: config.model.clone(),
-        prompt: config.prompt.clone(),
-    };
+    let source = ModelSource::new(config.model.clone(), config.prompt.clone());
     let session = Session {
         source,
         config: &config.retrain,

@@ -241,8 +241,8 @@ pub enum DeviceChoice {
 pub enum Quantize {
     /// In the data type of the arithmetic.
     None,
-    /// In blocks of 32 eight-bit integers that share one scale.
-    Q8_0,
+    /// As 8-bit integers with a scale for each output; inputs are quantised row by row.
+    Int8,
 }
 
 /// The data type of the arithmetic in linear layers; all other arithmetic uses f32.

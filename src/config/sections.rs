@@ -21,7 +21,7 @@ const MAX_GRACE: Duration = Duration::from_secs(600);
 pub(super) fn model(reader: &mut SettingsReader) -> Option<ModelConfig> {
     let path = reader.optional_path("model.path");
     let adapter = reader.optional_path("model.adapter");
-    let quantize = reader.choice("model.quantize", &[("none", Quantize::None), ("q8_0", Quantize::Q8_0)]);
+    let quantize = reader.choice("model.quantize", &[("none", Quantize::None), ("int8", Quantize::Int8)]);
     let device = device(reader);
     let dtypes = [
         ("auto", DtypeChoice::Auto),

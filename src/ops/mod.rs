@@ -5,6 +5,7 @@ pub(crate) mod announce;
 pub mod health;
 pub(crate) mod http;
 pub mod log;
+pub mod memory;
 pub mod metrics;
 pub mod work;
 pub(crate) mod notify;

@@ -8,15 +8,18 @@ pub(crate) mod report;
 pub(crate) mod tracked;
 pub(crate) mod watch;
 
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use crate::classifier::Classifier;
 use crate::classifier::canary;
 use crate::classifier::golden::{self, Arithmetic, GOLDEN_FILE, GoldenCase};
 use crate::classifier::warm_up::{MeasuredBudget, check_budget, warm_up};
+use crate::classifier::{Base, Classifier};
 use crate::config::{ModelConfig, PromptConfig};
 use crate::decide::{Calibration, DerivedThresholds, JudgedModel};
 use crate::fault::Faults;
+use crate::model::device::Placement;
 use crate::prompt::PromptError;
 use crate::registry::{AdapterVersion, LostRegistry, Pointer, Registry, RegistryError};
 use crate::scorer::{Row, ScoreError};
@@ -96,12 +99,14 @@ impl From<Faults> for ServingError {
 }
 
 /// The settings from which a model is loaded.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct ModelSource {
     /// Base model, device and quantisation. The adapter is used only if there is no registry.
     pub model: ModelConfig,
     /// The prompt template and its labels.
     pub prompt: PromptConfig,
+    /// The base model on the CPU, which the versions of a registry share.
+    base: Arc<OnceLock<Base>>,
 }
 
 /// A model that has been verified and warmed up, so that it can enter service.
@@ -125,6 +130,20 @@ pub struct LoadedModel {
 }
 
 impl ModelSource {
+    /// Describes a model to load.
+    pub fn new(model: ModelConfig, prompt: PromptConfig) -> Self {
+        Self {
+            model,
+            prompt,
+            base: Arc::default(),
+        }
+    }
+
+    /// Frees the base model, once no classifier uses it any more.
+    pub(crate) fn release_base(&mut self) {
+        self.base = Arc::default();
+    }
+
     /// Loads the version that a pointer names, or the bare base model if there is none, and verifies it.
     ///
     /// # Errors
@@ -155,11 +174,10 @@ impl ModelSource {
         let folder = registry
             .zip(version)
             .and_then(|(registry, version)| registry.version_folder(&version.manifest.version));
-        let model = ModelConfig {
-            adapter: folder.or_else(|| self.model.adapter.clone().filter(|_| registry.is_none())),
-            ..self.model.clone()
+        let mut classifier = match registry {
+            Some(_) => self.load_with_adapter(folder.as_deref())?,
+            None => Classifier::load(&self.model, &self.prompt)?,
         };
-        let mut classifier = Classifier::load(&model, &self.prompt)?;
         let Some(AdapterVersion { manifest, files }) = version else {
             return Ok(LoadedModel {
                 classifier,
@@ -195,6 +213,29 @@ impl ModelSource {
             calibration: manifest.facts.calibration,
             thresholds: manifest.facts.thresholds,
         })
+    }
+
+    /// Loads the model with the adapter in a folder, or without one, as it is served from a registry.
+    ///
+    /// On the CPU, the base model is loaded once, and a version costs the memory and time of its adapter only. On a GPU,
+    /// a layer with a delta is a copy of the base's, so the base would be a third copy during a swap.
+    ///
+    /// # Errors
+    /// Returns every fault of the base model, the adapter and the prompt.
+    pub(crate) fn load_with_adapter(&self, adapter: Option<&Path>) -> Result<Classifier, Faults> {
+        if let Some(base) = self.base.get() {
+            return base.classifier(adapter);
+        }
+        let is_cpu = Placement::from_settings(&self.model).is_ok_and(|placement| placement.device.is_cpu());
+        if is_cpu {
+            let base = Base::load(&self.model, &self.prompt)?;
+            return self.base.get_or_init(|| base).classifier(adapter);
+        }
+        let model = ModelConfig {
+            adapter: adapter.map(Path::to_path_buf),
+            ..self.model.clone()
+        };
+        Classifier::load(&model, &self.prompt)
     }
 
     /// Warms up a loaded model and chooses its token budget, which is at most `limit` own tokens.

@@ -131,6 +131,7 @@ fn training_on_the_gpu_follows_the_cpu() {
             lora: LoraMode::Unmerged,
             quantize: model.quantize,
             placement: Placement::from_settings(model).unwrap(),
+            for_training: true,
         };
         let gemma = Gemma::load(&Checkpoint::from_settings(model).unwrap(), None, options).unwrap();
         let rows: Vec<TrainingRow> = (0..24)

@@ -9,6 +9,7 @@ mod common;
 // The shape of the source tree.
 mod layers;
 // The alerts, the dashboard and the operator's guide.
+mod figures;
 mod monitoring;
 
 // Settings and the command line.

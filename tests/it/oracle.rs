@@ -1,7 +1,7 @@
 //! The model agrees with candle-transformers, an independent implementation, on the same files.
 
 use crate::common::{fixture, model_config, prompt_config, reference_cases};
-use moderatord::classifier::tolerance::{QUANTISED_Q8_0, REFERENCE_SHORT_F32};
+use moderatord::classifier::tolerance::{QUANTISED_INT8, REFERENCE_SHORT_F32};
 use moderatord::classifier::{Classifier, oracle};
 use moderatord::config::{ModelConfig, PromptConfig, Quantize};
 use moderatord::scorer::Scorer;
@@ -68,7 +68,7 @@ fn a_model_that_the_oracle_cannot_express_is_rejected() {
     }
 }
 
-/// q8_0 changes margins by its rounding error only, and does not quantise the adapter.
+/// int8 changes margins by its rounding error only, and does not quantise the adapter.
 #[test]
 fn quantised_margins_differ_by_rounding_only() {
     let prompt = PromptConfig {
@@ -88,13 +88,13 @@ fn quantised_margins_differ_by_rounding_only() {
         let mut exact = Classifier::load(&model, &prompt).unwrap();
         let mut quantised = Classifier::load(
             &ModelConfig {
-                quantize: Quantize::Q8_0,
+                quantize: Quantize::Int8,
                 ..model
             },
             &prompt,
         )
         .unwrap();
-        assert_eq!(quantised.identity().quantization, "q8_0");
+        assert_eq!(quantised.identity().quantization, "int8");
         let mut largest = 0f32;
         for case in reference_cases(family) {
             let rows = exact.prompter().encode(&case.text).unwrap().rows;
@@ -103,7 +103,7 @@ fn quantised_margins_differ_by_rounding_only() {
         }
         println!("{family} {adapter:?}: largest margin difference {largest:.4}");
         assert!(
-            largest > 0.0 && largest < QUANTISED_Q8_0,
+            largest > 0.0 && largest < QUANTISED_INT8,
             "{family} {adapter:?}: {largest}"
         );
     }

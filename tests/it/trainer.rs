@@ -28,6 +28,7 @@ fn base() -> Gemma {
             lora: LoraMode::Unmerged,
             quantize: Quantize::None,
             placement: Placement::cpu(),
+            for_training: true,
         },
     )
     .unwrap()

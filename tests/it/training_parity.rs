@@ -59,6 +59,7 @@ fn trainable(family: &str, adapter: &str, prefix: &[u32]) -> Trainable {
         lora: LoraMode::Unmerged,
         quantize: Quantize::None,
         placement: Placement::cpu(),
+        for_training: true,
     };
     let model = Gemma::load(&checkpoint, None, options).unwrap();
     Trainable::new(model, variables, prefix, [NEGATIVE, POSITIVE], EOS)

@@ -90,10 +90,7 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         )?;
         out.flush()?;
     }
-    let source = ModelSource {
-        model: config.model.clone(),
-        prompt: config.prompt.clone(),
-    };
+    let source = ModelSource::new(config.model.clone(), config.prompt.clone());
     let loaded = match source.load_version(None, None) {
         Ok(loaded) => loaded,
         Err(ServingError::Load(error)) => bail!(error),

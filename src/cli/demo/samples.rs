@@ -90,7 +90,8 @@ pub(super) fn sample(number: u64) -> SampleComment {
 mod tests {
     use super::*;
     use crate::classifier::Classifier;
-    use crate::config::{Config, Sources};
+    use crate::classifier::tolerance::QUANTISED_PROBABILITY;
+    use crate::config::{Config, ModelConfig, Quantize, Sources};
     use crate::scorer::Scorer;
 
     #[test]
@@ -100,17 +101,20 @@ mod tests {
         assert_eq!(sample(7).value, sample(7).value);
     }
 
+    /// Returns the probabilities that the bundled model gives to texts.
+    fn probabilities(classifier: &mut Classifier, texts: &[&str]) -> Vec<f32> {
+        let prompter = classifier.prompter();
+        let rows = texts.iter().map(|text| prompter.encode(text).unwrap().rows.remove(0));
+        let margins = classifier.score(&rows.collect::<Vec<_>>()).unwrap();
+        margins.iter().map(|margin| 1.0 / (1.0 + (-margin).exp())).collect()
+    }
+
     #[test]
     fn the_bundled_model_scores_every_hateful_sample_above_every_friendly_one() {
         let config = Config::load(&Sources::default()).unwrap();
         let mut classifier = Classifier::load(&config.model, &config.prompt).unwrap();
-        let prompter = classifier.prompter();
-        let mut probabilities = |texts: &[&str]| -> Vec<f32> {
-            let rows = texts.iter().map(|text| prompter.encode(text).unwrap().rows.remove(0));
-            let margins = classifier.score(&rows.collect::<Vec<_>>()).unwrap();
-            margins.iter().map(|margin| 1.0 / (1.0 + (-margin).exp())).collect()
-        };
-        let (friendly, hateful) = (probabilities(&FRIENDLY), probabilities(&HATEFUL));
+        let friendly = probabilities(&mut classifier, &FRIENDLY);
+        let hateful = probabilities(&mut classifier, &HATEFUL);
         let highest = friendly.iter().copied().fold(0.0, f32::max);
         let lowest = hateful.iter().copied().fold(1.0, f32::min);
         assert!(
@@ -118,5 +122,24 @@ mod tests {
             "friendly up to {highest}, hateful from {lowest}"
         );
         assert!(friendly[0] < 0.1, "`{}` has {}", FRIENDLY[0], friendly[0]);
+    }
+
+    #[test]
+    fn eight_bit_weights_hardly_change_the_bundled_models_probabilities() {
+        let config = Config::load(&Sources::default()).unwrap();
+        let texts = [&FRIENDLY[..], &RUDE[..], &HATEFUL[..]].concat();
+        let [exact, quantised] = [Quantize::None, Quantize::Int8].map(|quantize| {
+            let model = ModelConfig {
+                quantize,
+                ..config.model.clone()
+            };
+            let mut classifier = Classifier::load(&model, &config.prompt).unwrap();
+            probabilities(&mut classifier, &texts)
+        });
+        assert_ne!(exact, quantised);
+        for ((text, exact), quantised) in texts.iter().zip(exact).zip(quantised) {
+            let difference = (exact - quantised).abs();
+            assert!(difference <= QUANTISED_PROBABILITY, "`{text}`: {difference}");
+        }
     }
 }

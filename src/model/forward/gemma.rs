@@ -4,21 +4,24 @@
 //! computed again, rows are laid end to end without padding, and in the last layer only the last position of each row
 //! goes through the queries, the output projection and the MLP.
 
+use std::sync::Arc;
+
 use candle_core::{DType, Device, Result, Tensor, bail};
 
-use super::linear::Linear;
+use super::linear::{Linear, LinearInput};
 pub use super::packing::PackedRow;
 use super::packing::{OutputPositions, PackedRows, PassInputs, PassOutput, SharedPrefix, last_queries};
 use super::rope::RopeTables;
 use crate::config::Projection;
 use crate::model::config::{GemmaConfig, LayerConfig};
+use crate::model::files::lora::Adapter;
 use crate::model::kernels::{
     CachedKeysValues, PackedAttention, PackedSpans, RopeAngles, Spans, add_rms_norm, geglu, norm_rope, rms_norm,
 };
 use crate::model::transfer::{PendingLogits, Transfer, UploadBuffer};
 
-/// The weights of one layer. Fields have the checkpoint's names, except where families differ.
-#[derive(Debug)]
+/// The weights of one layer, which layers with other adapters can share. Fields have the checkpoint's names, except where families differ.
+#[derive(Debug, Clone)]
 pub(in crate::model) struct DecoderLayer {
     pub(in crate::model) config: LayerConfig,
     pub(in crate::model) q_proj: Linear,
@@ -53,8 +56,8 @@ impl DecoderLayer {
     }
 }
 
-/// A decoder whose weights are on the device that computes.
-#[derive(Debug)]
+/// A decoder whose weights are on the device that computes. A clone shares the weights.
+#[derive(Debug, Clone)]
 pub struct Gemma {
     pub(in crate::model) config: GemmaConfig,
     /// (vocabulary, hidden), in the file's dtype. Rows are converted to f32 when they are used.
@@ -63,8 +66,8 @@ pub struct Gemma {
     pub(in crate::model) lm_head: Option<Tensor>,
     pub(in crate::model) layers: Vec<DecoderLayer>,
     pub(in crate::model) norm: Tensor,
-    pub(in crate::model) ropes: RopeTables,
-    pub(in crate::model) transfer: Transfer,
+    pub(in crate::model) ropes: Arc<RopeTables>,
+    pub(in crate::model) transfer: Arc<Transfer>,
     pub(in crate::model) device: Device,
     /// The dtype of linear layers and their deltas. The residual stream, norms and logits are f32.
     pub(in crate::model) dtype: DType,
@@ -98,6 +101,23 @@ impl Gemma {
     /// Returns the dtype of linear layers and hidden states.
     pub fn dtype(&self) -> DType {
         self.dtype
+    }
+
+    /// Returns a decoder with the same base weights, which the two share, and with an adapter beside them.
+    ///
+    /// # Errors
+    /// Returns an error if this decoder has an adapter, or if the device fails.
+    pub fn with_adapter(&self, adapter: &Adapter) -> Result<Self> {
+        let mut adapted = self.clone();
+        for (index, layer) in adapted.layers.iter_mut().enumerate() {
+            for projection in Projection::ALL {
+                if let Some(lora) = adapter.get(index, projection) {
+                    let linear = layer.projection_mut(projection);
+                    *linear = linear.with_delta(lora)?;
+                }
+            }
+        }
+        Ok(adapted)
     }
 
     /// Returns the number of parameters. A tied embedding counts once.
@@ -273,8 +293,10 @@ impl Gemma {
         for (index, layer) in self.layers.iter().enumerate() {
             #[cfg(test)]
             super::memory_limit::check(index, residual.dim(0)?, &self.device)?;
+            let last_normed;
             let mut layer_angles = angles.of(&layer.config.rope).clone();
-            let (k, v) = self.keys_values(layer, &normed, &layer_angles)?;
+            let mut input = LinearInput::new(&normed);
+            let (k, v) = self.keys_values(layer, &input, &layer_angles)?;
             observe(&residual, &k, &v);
             if index + 1 == self.layers.len() {
                 if let OutputPositions::KeysValues = outputs {
@@ -283,21 +305,25 @@ impl Gemma {
                 if let Some((last, ends)) = &last {
                     spans = last.clone();
                     residual = residual.index_select(ends, 0)?;
-                    normed = normed.index_select(ends, 0)?;
+                    last_normed = normed.index_select(ends, 0)?;
+                    input = LinearInput::new(&last_normed);
                     layer_angles = layer_angles.select(ends)?;
                 }
             }
             let norm = layer.qk_norm.as_ref().map(|(q_norm, _)| (q_norm, eps));
-            let q = norm_rope(&layer.q_proj.forward(&normed)?, &layer_angles, norm)?;
+            let q = norm_rope(&layer.q_proj.forward(&input)?, &layer_angles, norm)?;
             let prefix = prefix.keys_values(index, rows, &k, &v)?;
             let attention = self.attention(layer, &spans, prefix.as_ref());
-            let y = layer.o_proj.forward(&attention.forward(&q, &k, &v)?)?;
+            let y = layer
+                .o_proj
+                .forward(&LinearInput::new(&attention.forward(&q, &k, &v)?))?;
             // Memory use peaks in the MLP, so these are freed before it.
             drop((q, k, v, prefix));
             let post = layer.post_attention_norm.as_ref();
             (residual, normed) = add_rms_norm(&residual, &y, post, &layer.pre_feedforward_norm, eps)?;
-            let hidden = geglu(&layer.gate_proj.forward(&normed)?, &layer.up_proj.forward(&normed)?)?;
-            let y = layer.down_proj.forward(&hidden)?;
+            let input = LinearInput::new(&normed);
+            let hidden = geglu(&layer.gate_proj.forward(&input)?, &layer.up_proj.forward(&input)?)?;
+            let y = layer.down_proj.forward(&LinearInput::new(&hidden))?;
             let next = self
                 .layers
                 .get(index + 1)
@@ -308,13 +334,18 @@ impl Gemma {
     }
 
     /// Computes the keys and values of a layer: (tokens, kv_heads * head_dim) each.
-    fn keys_values(&self, layer: &DecoderLayer, normed: &Tensor, angles: &RopeAngles) -> Result<(Tensor, Tensor)> {
+    fn keys_values(
+        &self,
+        layer: &DecoderLayer,
+        input: &LinearInput<'_>,
+        angles: &RopeAngles,
+    ) -> Result<(Tensor, Tensor)> {
         let norm = layer
             .qk_norm
             .as_ref()
             .map(|(_, k_norm)| (k_norm, self.config.rms_norm_eps));
-        let k = norm_rope(&layer.k_proj.forward(normed)?, angles, norm)?;
-        Ok((k, layer.v_proj.forward(normed)?))
+        let k = norm_rope(&layer.k_proj.forward(input)?, angles, norm)?;
+        Ok((k, layer.v_proj.forward(input)?))
     }
 
     pub(in crate::model) fn attention<'a>(

@@ -1,16 +1,15 @@
-//! A frozen linear layer, dense or quantised, with an optional low-rank delta.
+//! A frozen linear layer with an optional low-rank delta.
 
-use candle_core::quantized::{GgmlDType, QMatMul, QTensor};
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Module, Result, Shape, Tensor, bail};
+use std::cell::OnceCell;
+use std::sync::Arc;
 
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::delta::{Delta, PackedDelta, WeightWithDelta};
+use super::frozen::{FrozenDenseProduct, FrozenProduct};
+use crate::config::Quantize;
 use crate::model::files::lora::LoraWeights;
-
-/// candle's VNNI kernels for Q8_0 need rows of whole 256-element blocks. Other rows take a path that is three to six
-/// times slower, so rows are padded with zeros.
-const QUANTIZED_WIDTH: usize = 256;
-
-/// Half-precision matrix products are fast if rows are multiples of 16 bytes, which are eight elements.
-const RANK_MULTIPLE: usize = 8;
+use crate::model::products::{DenseWeight, Int8Rows, Int8Weight, PackedWeight, with_rows};
 
 /// How a delta is combined with the frozen weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,231 +21,167 @@ pub enum LoraMode {
     Unmerged,
 }
 
-/// A linear layer without bias: `y = x W'`, plus the unmerged delta if there is one.
-#[derive(Debug)]
-pub(crate) struct Linear {
-    weight: Weight,
-    lora: Option<LoraWeights>,
+/// The input of linear layers, (tokens, inputs), which layers with 8-bit weights quantise only once.
+pub(in crate::model) struct LinearInput<'a> {
+    x: &'a Tensor,
+    int8: OnceCell<Int8Rows>,
 }
 
-#[derive(Debug)]
-enum Weight {
-    /// (outputs, inputs)
+impl<'a> LinearInput<'a> {
+    pub(crate) fn new(x: &'a Tensor) -> Self {
+        Self {
+            x,
+            int8: OnceCell::new(),
+        }
+    }
+
+    fn int8(&self) -> Result<&Int8Rows> {
+        match self.int8.get() {
+            Some(rows) => Ok(rows),
+            None => {
+                let rows = Int8Rows::new(self.x)?;
+                Ok(self.int8.get_or_init(|| rows))
+            }
+        }
+    }
+}
+
+/// A weight that never changes, in the form in which it is multiplied.
+#[derive(Debug, Clone)]
+pub(in crate::model) enum FrozenWeight {
+    /// On a GPU: (outputs, inputs).
     Dense(Tensor),
-    /// A weight that is not f32, together with its delta.
+    /// On the CPU, in f32.
+    Packed(Arc<PackedWeight>),
+    /// On the CPU, in f32 and with gradients.
+    Training(Arc<DenseWeight>),
+    /// On the CPU, in 8-bit integers.
+    Int8(Arc<Int8Weight>),
+}
+
+impl FrozenWeight {
+    /// Prepares a weight, (outputs, inputs), for products on its device. On the CPU, it is f32.
+    pub(in crate::model) fn new(weight: Tensor, quantize: Quantize) -> Result<Self> {
+        Ok(match quantize {
+            _ if !weight.device().is_cpu() => Self::Dense(weight),
+            Quantize::None => Self::Packed(Arc::new(PackedWeight::new(&weight)?)),
+            Quantize::Int8 => Self::Int8(Arc::new(Int8Weight::new(&weight)?)),
+        })
+    }
+
+    /// Prepares an f32 weight for training on the CPU: (outputs, inputs).
+    pub(in crate::model) fn training(weight: &Tensor) -> Result<Self> {
+        DenseWeight::new(weight).map(Arc::new).map(Self::Training)
+    }
+}
+
+/// A linear layer without bias: `y = x W'`, plus the delta if there is one. A clone shares both.
+#[derive(Debug, Clone)]
+pub(in crate::model) struct Linear {
+    weight: Weight,
+    delta: Option<Delta>,
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    Frozen(FrozenWeight),
+    /// On a GPU, a weight that is not f32, together with its delta.
     WithDelta(WeightWithDelta),
-    /// A Q8_0 weight with rows padded to a multiple of [`QUANTIZED_WIDTH`].
-    Quantized { matmul: QMatMul, padding: usize },
 }
 
 impl Linear {
-    /// Creates a dense layer from a weight (outputs, inputs) and an optional delta, which is copied to the weight's
-    /// device.
+    /// Creates a layer from a frozen weight and an optional delta, which stays beside the weight.
     ///
-    /// If the weight is not f32, `mode` has no effect and the delta is not merged, because rounding the sum would lose
-    /// a small delta. The delta is converted to the weight's dtype, which rounds it relative to its own size.
-    pub(crate) fn dense(weight: Tensor, lora: Option<&LoraWeights>, mode: LoraMode) -> Result<Self> {
-        let lora = lora.map(|lora| lora.to_device(weight.device())).transpose()?;
-        match (lora, mode) {
-            (Some(lora), LoraMode::Merged) if weight.dtype() == DType::F32 => {
-                let delta = (lora.b.matmul(&lora.a)? * lora.scale)?;
-                Ok(Self {
-                    weight: Weight::Dense((weight + delta)?),
-                    lora: None,
-                })
-            }
-            (Some(lora), _) if weight.dtype() != DType::F32 => Ok(Self {
-                weight: Weight::WithDelta(WeightWithDelta::new(&weight, &lora)?),
-                lora: None,
-            }),
-            (lora, _) => Ok(Self {
-                weight: Weight::Dense(weight),
-                lora,
-            }),
-        }
-    }
-
-    /// Creates a Q8_0 layer from a weight (outputs, inputs) and an optional delta. The delta is not merged and stays
-    /// in f32, because quantising the sum would lose a small delta.
-    pub(crate) fn quantized(weight: &Tensor, lora: Option<&LoraWeights>) -> Result<Self> {
-        let inputs = weight.dims()[1];
-        let padding = inputs.next_multiple_of(QUANTIZED_WIDTH) - inputs;
-        let padded = if padding == 0 {
-            weight.clone()
-        } else {
-            weight.pad_with_zeros(1, 0, padding)?
+    /// The delta of a weight that is not f32 is not merged either, because rounding the sum would lose a small delta.
+    /// It is converted to the dtype of a weight on a GPU, which rounds it relative to its own size.
+    pub(in crate::model) fn new(weight: FrozenWeight, lora: Option<&LoraWeights>) -> Result<Self> {
+        let frozen = |weight, delta| Self {
+            weight: Weight::Frozen(weight),
+            delta,
         };
-        let matmul = QMatMul::from_qtensor(QTensor::quantize(&padded, GgmlDType::Q8_0)?)?;
-        Ok(Self {
-            weight: Weight::Quantized { matmul, padding },
-            lora: lora.cloned(),
+        Ok(match (weight, lora) {
+            (weight, None) => frozen(weight, None),
+            (FrozenWeight::Dense(weight), Some(lora)) => {
+                let lora = lora.to_device(weight.device())?;
+                if weight.dtype() == DType::F32 {
+                    frozen(FrozenWeight::Dense(weight), Some(Delta::Tensors(lora)))
+                } else {
+                    Self {
+                        weight: Weight::WithDelta(WeightWithDelta::new(&weight, &lora)?),
+                        delta: None,
+                    }
+                }
+            }
+            (weight, Some(lora)) => frozen(weight, Some(Delta::Packed(Arc::new(PackedDelta::new(lora)?)))),
         })
     }
 
-    /// Computes the outputs (tokens, outputs) for `x` (tokens, inputs).
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        if let (Weight::Dense(weight), Some(lora)) = (&self.weight, &self.lora)
-            && weight.dtype() != DType::F32
-        {
-            return WeightWithDelta::new(weight, lora)?.forward(x);
-        }
-        let y = match &self.weight {
-            Weight::Dense(weight) => x.matmul(&weight.t()?)?,
-            Weight::WithDelta(weight) => weight.forward(x)?,
-            Weight::Quantized { matmul, padding: 0 } => matmul.forward(x)?,
-            Weight::Quantized { matmul, padding } => matmul.forward(&x.pad_with_zeros(1, 0, *padding)?)?,
-        };
-        match &self.lora {
-            None => Ok(y),
-            Some(lora) => y + lora.forward(x)?,
+    /// Returns a layer that shares the weight of this one and has a delta beside it. Fails if this one has a delta.
+    pub(in crate::model) fn with_delta(&self, lora: &LoraWeights) -> Result<Self> {
+        match (&self.weight, &self.delta) {
+            (Weight::Frozen(weight), None) => Self::new(weight.clone(), Some(lora)),
+            _ => bail!("the layer already has a delta"),
         }
     }
 
-    /// Sets the unmerged delta. If its tensors are variables, later updates of them take effect.
+    /// Computes the outputs: (tokens, outputs).
+    pub(crate) fn forward(&self, input: &LinearInput<'_>) -> Result<Tensor> {
+        let x = input.x;
+        match &self.weight {
+            Weight::WithDelta(weight) => weight.forward(x),
+            Weight::Frozen(FrozenWeight::Dense(weight)) => match &self.delta {
+                Some(Delta::Tensors(lora)) if weight.dtype() != DType::F32 => {
+                    WeightWithDelta::new(weight, lora)?.forward(x)
+                }
+                _ => self.add_tensors(x.matmul(&weight.t()?)?, x),
+            },
+            Weight::Frozen(FrozenWeight::Packed(weight)) => {
+                self.on_cpu(x, || with_rows(x, weight.inputs(), |rows, x| weight.multiply(rows, x)))
+            }
+            Weight::Frozen(FrozenWeight::Training(weight)) => {
+                self.on_cpu(x, || with_rows(x, weight.inputs(), |rows, x| weight.multiply(rows, x)))
+            }
+            Weight::Frozen(FrozenWeight::Int8(weight)) => self.on_cpu(x, || weight.multiply(input.int8()?)),
+        }
+    }
+
+    /// Computes the outputs for a weight on the CPU.
+    fn on_cpu(&self, x: &Tensor, multiply: impl FnOnce() -> Result<Vec<f32>>) -> Result<Tensor> {
+        let (rows, inputs) = x.dims2()?;
+        let mut y = multiply()?;
+        if let Some(Delta::Packed(delta)) = &self.delta {
+            with_rows(x, inputs, |rows, x| delta.add(rows, x, &mut y))?;
+        }
+        let outputs = y.len().checked_div(rows).unwrap_or_default();
+        self.add_tensors(Tensor::from_vec(y, (rows, outputs), x.device())?, x)
+    }
+
+    /// Adds the delta to `y` if it consists of tensors.
+    fn add_tensors(&self, y: Tensor, x: &Tensor) -> Result<Tensor> {
+        match &self.delta {
+            Some(Delta::Tensors(lora)) => y + lora.forward(x)?,
+            _ => Ok(y),
+        }
+    }
+
+    /// Sets the delta. If its tensors are variables, later updates of them take effect.
     pub(crate) fn attach(&mut self, lora: LoraWeights) {
-        self.lora = Some(lora);
+        self.delta = Some(Delta::Tensors(lora));
     }
 
     /// Computes the same as [`Linear::forward`], with gradients for `x` and the delta but not for the weight. Fails if
-    /// the weight is quantised or was loaded with a delta.
+    /// the layer was not loaded for training.
     pub(crate) fn differentiable(&self, x: &Tensor) -> Result<Tensor> {
-        let Weight::Dense(weight) = &self.weight else {
-            bail!("training needs weights that are not quantised and were loaded without an adapter")
+        let y = match &self.weight {
+            Weight::Frozen(FrozenWeight::Training(weight)) => x.apply_op1(FrozenDenseProduct {
+                weight: Arc::clone(weight),
+            })?,
+            Weight::Frozen(FrozenWeight::Dense(weight)) => x.apply_op1(FrozenProduct { weight: weight.clone() })?,
+            _ => bail!("training needs weights that were loaded for training"),
         };
-        let y = x.apply_op1(FrozenProduct { weight: weight.clone() })?;
-        match &self.lora {
-            None => Ok(y),
-            Some(lora) => y + lora.forward(x)?,
+        if let Some(Delta::Packed(_)) = &self.delta {
+            bail!("training needs a delta that consists of tensors");
         }
-    }
-}
-
-/// A weight and its delta, concatenated so that one product computes both: `[x, x A'] [W, scale B]'`, in the weight's
-/// dtype.
-///
-/// The product is summed in f32 and rounded once. If the delta were added to outputs that are already rounded, it would
-/// vanish wherever it is smaller than half a unit in their last place.
-#[derive(Debug)]
-struct WeightWithDelta {
-    /// (outputs, inputs + rank)
-    weight: Tensor,
-    /// (rank, inputs), where the rank is padded with zeros to a multiple of [`RANK_MULTIPLE`].
-    a: Tensor,
-}
-
-impl WeightWithDelta {
-    fn new(weight: &Tensor, lora: &LoraWeights) -> Result<Self> {
-        let rank = lora.a.dim(0)?;
-        let padding = rank.next_multiple_of(RANK_MULTIPLE) - rank;
-        let a = lora.a.pad_with_zeros(0, 0, padding)?.to_dtype(weight.dtype())?;
-        let b = (&lora.b * lora.scale)?.pad_with_zeros(1, 0, padding)?;
-        Ok(Self {
-            weight: Tensor::cat(&[weight, &b.to_dtype(weight.dtype())?], 1)?,
-            a,
-        })
-    }
-
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let low = x.matmul(&self.a.t()?)?;
-        Tensor::cat(&[x, &low], 1)?.matmul(&self.weight.t()?)
-    }
-}
-
-/// Computes `x W'` in f32 for a weight of any dtype. Its backward pass returns only the gradient of `x`, because the
-/// gradient of the weight would be as large as the weight and is not needed.
-struct FrozenProduct {
-    weight: Tensor,
-}
-
-impl FrozenProduct {
-    /// Returns the numbers of rows, outputs and inputs.
-    fn sizes(&self, x: &Layout) -> Result<(usize, usize, usize)> {
-        let (m, k) = x.shape().dims2()?;
-        let (n, inputs) = self.weight.dims2()?;
-        if k != inputs {
-            bail!("a linear layer has {inputs} inputs, but was given {k}");
-        }
-        Ok((m, n, k))
-    }
-}
-
-impl CustomOp1 for FrozenProduct {
-    fn name(&self) -> &'static str {
-        "frozen-linear"
-    }
-
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
-        let (m, n, k) = self.sizes(layout)?;
-        let weight = self.weight.t()?;
-        let (weight, weight_layout) = weight.storage_and_layout();
-        let candle_core::Storage::Cpu(weight) = &*weight else {
-            bail!("the weight is not on the CPU")
-        };
-        Ok((
-            storage.matmul(weight, (1, m, n, k), layout, weight_layout)?,
-            Shape::from((m, n)),
-        ))
-    }
-
-    #[cfg(feature = "cuda")]
-    fn cuda_fwd(
-        &self,
-        storage: &candle_core::CudaStorage,
-        layout: &Layout,
-    ) -> Result<(candle_core::CudaStorage, Shape)> {
-        use candle_core::backend::BackendStorage;
-        let (m, n, k) = self.sizes(layout)?;
-        let weight = self.weight.t()?;
-        let (weight, weight_layout) = weight.storage_and_layout();
-        let candle_core::Storage::Cuda(weight) = &*weight else {
-            bail!("the weight is not on the GPU")
-        };
-        let x = storage.to_dtype(layout, self.weight.dtype())?;
-        let y = x.matmul(weight, (1, m, n, k), &Layout::contiguous((m, k)), weight_layout)?;
-        let shape = Shape::from((m, n));
-        Ok((y.to_dtype(&Layout::contiguous(&shape), DType::F32)?, shape))
-    }
-
-    fn bwd(&self, _x: &Tensor, _y: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.to_dtype(self.weight.dtype())?.contiguous()?;
-        Ok(Some(grad.matmul(&self.weight)?.to_dtype(DType::F32)?))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::kernels::tests::random;
-
-    /// The delta is a thousandth of the weight, so rounding their sum to bf16 would lose it.
-    #[test]
-    fn a_small_delta_of_a_bf16_weight_takes_effect() -> Result<()> {
-        for (outputs, inputs, rank) in [(96, 64, 4), (64, 96, 8), (64, 64, 3)] {
-            let bf16 = |x: Tensor| x.to_dtype(DType::BF16);
-            let weight = bf16(random((outputs, inputs), 1)?)?;
-            let lora = LoraWeights {
-                a: random((rank, inputs), 2)?,
-                b: random((outputs, rank), 3)?,
-                scale: 1e-3,
-            };
-            let x = bf16(random((500, inputs), 4)?)?;
-            let wide = x.to_dtype(DType::F32)?;
-            let delta = lora.forward(&wide)?;
-            let expected = (wide.matmul(&weight.to_dtype(DType::F32)?.t()?)? + &delta)?;
-            let found = Linear::dense(weight, Some(&lora), LoraMode::Merged)?.forward(&x)?;
-            assert_eq!(found.dtype(), DType::BF16);
-            let error = (found.to_dtype(DType::F32)? - expected)?;
-            // Rounding errors have no common direction, so their projection on the delta must be small.
-            let along =
-                (&error * &delta)?.sum_all()?.to_scalar::<f32>()? / delta.sqr()?.sum_all()?.to_scalar::<f32>()?;
-            assert!(
-                along.abs() < 0.1,
-                "{outputs} x {inputs}: {along} of the delta is missing"
-            );
-            let worst = error.abs()?.max_all()?.to_scalar::<f32>()?;
-            assert!(worst < 0.06, "{outputs} x {inputs}: {worst}");
-        }
-        Ok(())
+        self.add_tensors(y, x)
     }
 }

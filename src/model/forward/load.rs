@@ -1,26 +1,31 @@
 //! Loads a decoder from an open checkpoint and adapter. Reports every tensor that is missing or misshapen.
 
-use candle_core::{Result as CandleResult, Tensor};
+use std::sync::Arc;
+
+use candle_core::{DType, Result as CandleResult, Tensor};
 
 use super::gemma::{DecoderLayer, Gemma};
-use super::linear::{Linear, LoraMode};
+use super::linear::{FrozenWeight, Linear, LoraMode};
 use super::rope::RopeTables;
 use crate::config::{Projection, Quantize};
 use crate::fault::{Fault, Faults};
 use crate::model::device::Placement;
 use crate::model::files::checkpoint::Checkpoint;
-use crate::model::files::lora::Adapter;
+use crate::model::files::lora::{Adapter, LoraWeights};
 use crate::model::transfer::Transfer;
 
 /// How to load weights.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// How the adapter is combined with the base. Weights that are not f32 are never merged.
+    /// How the adapter is combined with the base. It is never merged into weights that are not f32.
     pub lora: LoraMode,
     /// Whether the frozen weights are quantised.
     pub quantize: Quantize,
     /// The device, and the dtype of linear layers.
     pub placement: Placement,
+    /// Whether an adapter will be trained. On the CPU, the weights are then not packed, because training multiplies by
+    /// them in both directions. They are never quantised.
+    pub for_training: bool,
 }
 
 impl Gemma {
@@ -58,8 +63,8 @@ impl Gemma {
             lm_head: lm_head.flatten(),
             layers: layers.into_iter().flatten().collect(),
             norm,
-            ropes: RopeTables::new(config),
-            transfer: Transfer::new(&device),
+            ropes: Arc::new(RopeTables::new(config)),
+            transfer: Arc::new(Transfer::new(&device)),
             device,
             dtype: loader.options.placement.dtype,
         })
@@ -132,11 +137,34 @@ impl Loader<'_> {
         let shape = projection.shape(self.checkpoint.config());
         let weight = self.weight(&format!("{name}.weight"), &shape)?;
         let lora = self.adapter.and_then(|adapter| adapter.get(layer, projection));
-        let linear = match self.options.quantize {
-            Quantize::None => Linear::dense(weight, lora, self.options.lora),
-            Quantize::Q8_0 => Linear::quantized(&weight, lora),
-        };
+        let linear = self.prepare(weight, lora);
         self.collect_computed(&name, linear)
+    }
+
+    /// Brings a weight and its delta into the form in which they are multiplied.
+    fn prepare(&self, weight: Tensor, lora: Option<&LoraWeights>) -> CandleResult<Linear> {
+        let LoadOptions {
+            lora: mode,
+            quantize,
+            placement,
+            for_training,
+        } = &self.options;
+        if *for_training && placement.device.is_cpu() {
+            let mut layer = Linear::new(FrozenWeight::training(&weight)?, None)?;
+            if let Some(lora) = lora {
+                layer.attach(lora.clone());
+            }
+            return Ok(layer);
+        }
+        match (lora, quantize, mode) {
+            (Some(lora), Quantize::None, LoraMode::Merged) if weight.dtype() == DType::F32 => {
+                let lora = lora.to_device(weight.device())?;
+                let delta = (lora.b.matmul(&lora.a)? * lora.scale)?;
+                Linear::new(FrozenWeight::new((weight + delta)?, *quantize)?, None)
+            }
+            // Rounding the sum of other weights would lose a small delta.
+            (lora, quantize, _) => Linear::new(FrozenWeight::new(weight, *quantize)?, lora),
+        }
     }
 
     /// Loads the weight of a linear layer onto the device and converts it to the dtype of the placement.

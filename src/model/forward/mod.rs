@@ -1,5 +1,7 @@
 //! The forward pass over packed rows, and the loading of its weights.
 
+mod delta;
+mod frozen;
 pub mod linear;
 pub(crate) mod rope;
 pub(crate) mod packing;

@@ -18,13 +18,15 @@ use candle_core::{CpuStorage, Layout, Result, bail};
 pub use attention::{CachedKeysValues, PackedAttention};
 pub use geglu::geglu;
 pub use norm::add_rms_norm;
+pub(super) use norm::cpu_elements;
 pub(crate) use norm::rms_norm;
 pub use norm_rope::{RopeAngles, norm_rope};
+pub(super) use simd::dispatch;
 pub(super) use spans::PackedSpans;
 pub use spans::{Span, Spans};
 
 /// Returns the elements of a contiguous f32 tensor on the CPU; `op` names the operation in errors.
-fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(super) fn elements<'a>(op: &'static str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else {
         bail!("{op} expects a contiguous tensor")
     };

@@ -167,7 +167,7 @@ impl CustomOp2 for AddRmsNorm {
 }
 
 /// Returns the elements of a contiguous f32 tensor that the operation `op` holds as a parameter.
-pub(super) fn cpu_elements<'a>(
+pub(in crate::model) fn cpu_elements<'a>(
     op: &'static str,
     storage: &'a candle_core::Storage,
     layout: &Layout,

@@ -38,14 +38,6 @@ pub fn dot(x: &[f32], y: &[f32]) -> f32 {
     sums[0]
 }
 
-/// Adds `factor * x` to `y`, element by element.
-#[inline(always)]
-pub fn axpy(factor: f32, x: &[f32], y: &mut [f32]) {
-    for (y, x) in y.iter_mut().zip(x) {
-        *y = factor.mul_add(*x, *y);
-    }
-}
-
 /// Returns `e^x` within 2 units in the last place. `x` is clamped to the range in which the result is a normal number.
 ///
 /// This is `expf` from Cephes (Moshier, 1992): `2^n * p(r)`, where `x = n ln 2 + r`. The constant `ln 2` is split into

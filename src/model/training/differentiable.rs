@@ -186,6 +186,7 @@ mod tests {
                 lora: LoraMode::Unmerged,
                 quantize: Quantize::None,
                 placement: Placement::cpu(),
+                for_training: true,
             };
             let model = Gemma::load(&checkpoint, Some(&adapter), options).unwrap();
             let tokens: Vec<u32> = (0..70).map(|index| 100 + 11 * index).collect();

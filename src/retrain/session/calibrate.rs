@@ -3,7 +3,7 @@
 use anyhow::{Context, anyhow};
 
 use crate::classifier::Classifier;
-use crate::config::{ModelConfig, RetrainConfig};
+use crate::config::RetrainConfig;
 use crate::prompt::Prompter;
 use crate::registry::ADAPTER_FILES;
 use crate::retrain::data::dataset::LabelledRow;
@@ -48,12 +48,8 @@ fn read_back(files: &AdapterFiles, source: &ModelSource) -> anyhow::Result<Class
     let [config, weights] = ADAPTER_FILES.map(|name| folder.path().join(name));
     std::fs::write(&config, &files.config).context("cannot write the adapter to a temporary folder")?;
     std::fs::write(&weights, &files.weights).context("cannot write the adapter to a temporary folder")?;
-    let model = ModelConfig {
-        adapter: Some(folder.path().to_path_buf()),
-        ..source.model.clone()
-    };
     // These faults are not the operator's: the files were written a moment ago.
-    let loaded = Classifier::load(&model, &source.prompt);
+    let loaded = source.load_with_adapter(Some(folder.path()));
     loaded.map_err(|faults| anyhow!("cannot load the trained adapter: {}", faults.on_one_line()))
 }
 

@@ -103,6 +103,9 @@ impl Champion {
         let prompter = loaded.classifier.prompter();
         let test_prompts = measure::prompts(&prompter, test)?;
         let margins = measure::margins(&mut loaded.classifier, &test_prompts)?;
+        // Training loads the base model in another form.
+        drop(loaded.classifier);
+        source.release_base();
         let measured = settings.measure(test, margins, loaded.calibration, loaded.thresholds)?;
         Ok(MeasuredChampion {
             prompter,

@@ -48,6 +48,7 @@ impl Challenger {
             lora: LoraMode::Unmerged,
             quantize: Quantize::None,
             placement: Placement::for_checkpoint(model, &checkpoint).map_err(Faults::from)?,
+            for_training: true,
         };
         let gemma = Gemma::load(&checkpoint, None, options)?;
         let Some(eos) = prompter.eos_id() else {

@@ -4,12 +4,18 @@
 //! and the prefix is stored once for any number of rows. Grouped heads, the sliding window and the soft-cap work as in
 //! Gemma 2 (`transformers/models/gemma2/modeling_gemma2.py`, `eager_attention_forward`).
 
+mod tile;
+
+use std::ops::Range;
+
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+
+use self::tile::{HeadRows, KeysValues, PAIRS, ScoreRule};
 
 use super::elements;
 use super::norm::cpu_elements;
-use super::simd::{axpy, dispatch, dot, exp, tanh};
 use super::spans::{Span, Spans};
 
 /// The keys and values of the prefix in one layer.
@@ -93,7 +99,8 @@ impl PackedAttention<'_> {
 }
 
 /// The elements of all keys and values that queries attend to.
-struct KeysValues<'a> {
+struct Elements<'a> {
+    queries: &'a [f32],
     keys: &'a [f32],
     values: &'a [f32],
     prefix_keys: &'a [f32],
@@ -141,97 +148,128 @@ impl CustomOp3 for PackedAttention<'_> {
             l3.dims(),
             prefix_keys.len() / (self.kv_heads * self.head_dim),
         )?;
-        let q = elements(name, s1, l1)?;
-        let view = KeysValues {
+        let elements = Elements {
+            queries: elements(name, s1, l1)?,
             keys: elements(name, s2, l2)?,
             values: elements(name, s3, l3)?,
             prefix_keys,
             prefix_values,
         };
         let width = self.heads * self.head_dim;
-        let mut out = vec![0f32; q.len()];
-        out.par_chunks_mut(QUERIES_PER_TASK * width)
-            .enumerate()
-            .for_each(|(chunk, out)| {
-                let first = chunk * QUERIES_PER_TASK;
-                dispatch(
-                    #[inline(always)]
-                    || {
-                        let mut scores = Vec::new();
-                        for (index, out) in out.chunks_exact_mut(width).enumerate() {
-                            let query = first + index;
-                            // Spans cover the queries in order, so this is the last one that starts at or before the
-                            // query.
-                            let span = self.spans[self.spans.partition_point(|span| span.query_start <= query) - 1];
-                            self.attend(&span, query, &q[query * width..][..width], &view, &mut scores, out);
-                        }
-                    },
-                );
-            });
+        let mut out = vec![0f32; elements.queries.len()];
+        let mut tasks = Vec::new();
+        let mut rest = &mut out[..];
+        for span in self.spans.iter() {
+            for first in (0..span.queries).step_by(QUERIES_PER_TASK) {
+                let queries = first..(first + QUERIES_PER_TASK).min(span.queries);
+                let (out, after) = rest.split_at_mut(queries.len() * width);
+                rest = after;
+                tasks.push((span, queries, out));
+            }
+        }
+        tasks.into_par_iter().for_each(|(span, queries, out)| {
+            let task = Task {
+                attention: self,
+                span,
+                queries,
+                elements: &elements,
+                out,
+            };
+            Arch::new().dispatch(task);
+        });
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 }
 
-impl PackedAttention<'_> {
-    /// Adds the output of all heads of one query to `out`, which is zero. `scores` is scratch space.
-    #[inline(always)]
-    fn attend(
-        &self,
-        span: &Span,
-        query: usize,
-        q: &[f32],
-        view: &KeysValues<'_>,
-        scores: &mut Vec<f32>,
-        out: &mut [f32],
-    ) {
-        let kv_width = self.kv_heads * self.head_dim;
-        // The number of own keys up to and including the query itself.
-        let own = span.keys - span.queries + (query - span.query_start) + 1;
-        let position = span.shared + own - 1;
-        let first = self.window.map_or(0, |window| (position + 1).saturating_sub(window));
-        let own_first = first.saturating_sub(span.shared);
-        let (prefix_range, own_range) = (first.min(span.shared)..span.shared, own_first..own);
-        let group = self.heads / self.kv_heads;
-        for (head, out) in out.chunks_exact_mut(self.head_dim).enumerate() {
-            let q = &q[head * self.head_dim..][..self.head_dim];
-            let column = head / group * self.head_dim;
-            let at = |index: usize| index * kv_width + column..index * kv_width + column + self.head_dim;
-            scores.clear();
-            for index in prefix_range.clone() {
-                scores.push(self.score(dot(q, &view.prefix_keys[at(index)])));
-            }
-            for index in own_range.clone() {
-                scores.push(self.score(dot(q, &view.keys[at(span.key_start + index)])));
-            }
-            let inverse = exponentiate(scores);
-            let (prefix_weights, own_weights) = scores.split_at(prefix_range.len());
-            for (index, weight) in prefix_range.clone().zip(prefix_weights) {
-                axpy(weight * inverse, &view.prefix_values[at(index)], out);
-            }
-            for (index, weight) in own_range.clone().zip(own_weights) {
-                axpy(weight * inverse, &view.values[at(span.key_start + index)], out);
-            }
-        }
-    }
+/// All heads of some queries of a row.
+struct Task<'a> {
+    attention: &'a PackedAttention<'a>,
+    span: &'a Span,
+    /// The queries, of which the row's first is number 0.
+    queries: Range<usize>,
+    elements: &'a Elements<'a>,
+    /// The outputs of these queries.
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Task<'_> {
+    type Output = ();
 
     #[inline(always)]
-    fn score(&self, dot: f32) -> f32 {
-        let score = dot * self.scale as f32;
-        match self.softcap {
-            None => score,
-            Some(cap) => cap as f32 * tanh(score / cap as f32),
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self {
+            attention,
+            span,
+            queries,
+            elements,
+            out,
+        } = self;
+        let PackedAttention {
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *attention;
+        let group = heads / kv_heads;
+        let (width, stride) = (heads * head_dim, kv_heads * head_dim);
+        let rule = ScoreRule {
+            scale: attention.scale as f32,
+            softcap: attention.softcap.map(|cap| cap as f32),
+        };
+        let mut scores = Vec::new();
+        for kv_head in 0..kv_heads {
+            // The pairs of a query and a head that read the keys of this kv-head, query by query.
+            let pairs = queries.len() * group;
+            let (query_of, column_of) = (
+                |pair: usize| pair / group,
+                |pair: usize| (kv_head * group + pair % group) * head_dim,
+            );
+            for first in (0..pairs).step_by(PAIRS) {
+                // The last pair fills up an incomplete tile.
+                let tile: [usize; PAIRS] = std::array::from_fn(|index| (first + index).min(pairs - 1));
+                let visible = tile.map(|pair| attention.visible(span, queries.start + query_of(pair)));
+                let (from, to) = (visible[0].start, visible[PAIRS - 1].end);
+                let rows =
+                    |elements, start: usize| HeadRows::new(elements, start * stride + kv_head * head_dim, stride);
+                let own = |elements| rows(elements, span.key_start);
+                let context = KeysValues {
+                    keys: [rows(elements.prefix_keys, 0), own(elements.keys)],
+                    values: [rows(elements.prefix_values, 0), own(elements.values)],
+                    parts: [
+                        from.min(span.shared)..span.shared,
+                        from.saturating_sub(span.shared)..to - span.shared,
+                    ],
+                };
+                let queries_of_tile = tile.map(|pair| {
+                    let query = span.query_start + queries.start + query_of(pair);
+                    &elements.queries[query * width + column_of(pair)..][..head_dim]
+                });
+                scores.resize(PAIRS * context.len(), 0.0);
+                let visible = visible.map(|visible| visible.start - from..visible.end - from);
+                tile::attend(
+                    simd,
+                    rule,
+                    queries_of_tile,
+                    &visible,
+                    &context,
+                    &mut scores,
+                    |index, column, sums| {
+                        let pair = tile[index];
+                        out[query_of(pair) * width + column_of(pair) + column..][..sums.len()].copy_from_slice(sums);
+                    },
+                );
+            }
         }
     }
 }
 
-/// Replaces each score by `e^(score - max)`, the numerator of its softmax, and returns one over their sum.
-#[inline(always)]
-fn exponentiate(scores: &mut [f32]) -> f32 {
-    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    for score in scores.iter_mut() {
-        *score = exp(*score - max);
+impl PackedAttention<'_> {
+    /// Returns the positions that a query of a row attends to. The first query is number 0.
+    #[inline(always)]
+    fn visible(&self, span: &Span, query: usize) -> Range<usize> {
+        let end = span.shared + span.keys - span.queries + query + 1;
+        self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
-    1.0 / scores.iter().sum::<f32>()
 }
 
 #[cfg(test)]
