@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Scores the same comments with PyTorch and Hugging Face transformers on the CPU, one round for each line of input.
 
-    pytorch.py CHECKPOINT WORK.json [--threads N] [--variants f32,bf16,int8]
+    pytorch.py CHECKPOINT WORK.json [--threads N]
 
 CHECKPOINT is a Hugging Face folder. WORK.json has `prefix` (token ids), `comments` (lists of token ids) and `labels` (two
 token ids). The keys and values of the prefix are computed once, comments run in sorted, padded batches, and only the
@@ -114,17 +114,16 @@ def main():
     parser.add_argument("checkpoint")
     parser.add_argument("work")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--variants", default="f32,bf16,int8")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
     with open(arguments.work, encoding="utf-8") as file:
         work = json.load(file)
     variants = {}
-    for name in arguments.variants.split(","):
+    for name in ("f32", "bf16", "int8"):
         variants[name] = Variant(name, arguments.checkpoint, work["prefix"], work["labels"])
         variants[name].choose_batch(work["comments"])
-    print(json.dumps({"torch": torch.__version__, "variants": list(variants)}), flush=True)
+    print(json.dumps({"torch": torch.__version__}), flush=True)
     for line in sys.stdin:
         name = line.strip()
         if name == "products":

@@ -13,7 +13,6 @@
     reason = "a benchmark prints its results and panics if it cannot run"
 )]
 
-mod peer;
 mod products;
 mod results;
 #[path = "../support/mod.rs"]
@@ -31,8 +30,8 @@ use moderatord::model::forward::gemma::{Gemma, PackedRow, PrefixCache};
 use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use moderatord::ops::memory;
-use peer::PyTorch;
 use results::{Figures, Measured};
+use support::peer::Peer;
 use support::{Random, comment_lengths, cpu_time, random_gemma};
 
 const PREFIX: usize = 24;
@@ -59,7 +58,13 @@ fn main() {
         (0..rounds).for_each(|_| drop(ours.score(&work).unwrap()));
         return;
     }
-    let mut pytorch = PyTorch::start(&python, folder.path(), &work.write(folder.path()), threads);
+    let mut pytorch = Peer::start(
+        &python,
+        "pytorch.py",
+        folder.path(),
+        &work.write(folder.path()),
+        threads,
+    );
     if let Err(reason) = &pytorch {
         say(&format!("PyTorch is not measured: {reason}"));
     }
@@ -80,16 +85,13 @@ fn main() {
             figures.add(&format!("moderatord, {}", ours.name), time, logits);
         }
         if let Ok(pytorch) = &mut pytorch {
-            for variant in pytorch.variants.clone() {
-                let answer = pytorch.ask(&variant);
+            let version = pytorch.ready["torch"].as_str().unwrap().to_owned();
+            for variant in ["f32", "bf16", "int8"] {
+                let answer = pytorch.ask(variant);
                 let logits = serde_json::from_value(answer["logits"].clone()).unwrap();
                 let time = Measured::new(answer["wall"].as_f64().unwrap(), answer["cpu"].as_f64().unwrap());
-                let batch = &answer["batch"];
-                figures.add(
-                    &format!("PyTorch {}, {variant}, batches of {batch}", pytorch.version),
-                    time,
-                    logits,
-                );
+                let name = format!("PyTorch {version}, {variant}, batches of {}", answer["batch"]);
+                figures.add(&name, time, logits);
             }
             for (dtype, rate) in pytorch.ask("products").as_object().unwrap() {
                 figures.rate(dtype, "PyTorch", rate.as_f64().unwrap());

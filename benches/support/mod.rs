@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
 pub mod brokers;
+pub mod peer;
 pub mod comments;
 pub mod random_gemma;
 

@@ -21,7 +21,7 @@ pub use norm::add_rms_norm;
 pub(super) use norm::cpu_elements;
 pub(crate) use norm::rms_norm;
 pub use norm_rope::{RopeAngles, norm_rope};
-pub(super) use simd::dispatch;
+pub(super) use simd::{dispatch, dot};
 pub(super) use spans::PackedSpans;
 pub use spans::{Span, Spans};
 

@@ -7,6 +7,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::unembedding;
 use crate::model::forward::gemma::Gemma;
 
 /// A target distribution over a few tokens, for one hidden state.
@@ -80,9 +81,17 @@ impl Gemma {
         Ok((loss, gradient.matmul(&rows)?))
     }
 
+    /// Returns whether products with the whole unembedding are those for a few hidden states.
+    fn multiplies_few(&self, positions: usize) -> bool {
+        self.device.is_cpu() && positions <= unembedding::FEW
+    }
+
     /// Returns the logits of the whole vocabulary before the soft-cap: (positions, vocabulary), row by row.
     fn all_logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
         let (positions, vocabulary) = (hidden.dim(0)?, self.config.vocab_size);
+        if self.multiplies_few(positions) {
+            return unembedding::logits(&hidden.flatten_all()?.to_vec1::<f32>()?, self.unembedding());
+        }
         let mut logits = vec![0f32; positions * vocabulary];
         for start in (0..vocabulary).step_by(VOCABULARY_CHUNK) {
             let count = VOCABULARY_CHUNK.min(vocabulary - start);
@@ -99,6 +108,11 @@ impl Gemma {
     /// respect to the logits, (positions, vocabulary).
     fn unembedding_backward(&self, gradient: &Tensor) -> Result<Tensor> {
         let (positions, vocabulary) = gradient.dims2()?;
+        if self.multiplies_few(positions) {
+            let factors = gradient.flatten_all()?.to_vec1::<f32>()?;
+            let sums = unembedding::weighted_rows(&factors, self.unembedding())?;
+            return Tensor::from_vec(sums, (positions, self.config.hidden_size), &self.device);
+        }
         let mut sum = Tensor::zeros((positions, self.config.hidden_size), DType::F32, &self.device)?;
         for start in (0..vocabulary).step_by(VOCABULARY_CHUNK) {
             let count = VOCABULARY_CHUNK.min(vocabulary - start);
@@ -134,9 +148,9 @@ impl Gemma {
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let sum: f64 = row.par_iter().map(|&logit| f64::from(logit - max).exp()).sum();
             let log_sum = f64::from(max) + sum.ln();
-            for (gradient, &logit) in gradient.iter_mut().zip(row) {
+            gradient.par_iter_mut().zip(row).for_each(|(gradient, &logit)| {
                 *gradient += target.weight * (f64::from(logit) - log_sum).exp() as f32;
-            }
+            });
             for &(id, probability) in &target.distribution {
                 let Some(&logit) = row.get(id as usize) else {
                     bail!("target {id} is outside the {width} logits")

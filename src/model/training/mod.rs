@@ -6,6 +6,7 @@
 //! 2016). Frozen weights get no gradients. Rows share the prompt's prefix in training too: it is computed once per
 //! batch, and gradients flow through its keys and values.
 
+mod unembedding;
 mod cross_entropy;
 mod differentiable;
 

@@ -1,4 +1,4 @@
-//! PyTorch as a peer: a process that scores the same comments when it is told to, so that the two sides take turns.
+//! A peer in Python: a process that does one round of work when it is told to, so that the two sides take turns.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
@@ -6,22 +6,21 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
-/// A running `benches/peers/pytorch.py`.
-pub struct PyTorch {
+/// A running script of `benches/peers`.
+pub struct Peer {
     process: Child,
     input: ChildStdin,
     output: BufReader<ChildStdout>,
-    /// Its version.
-    pub version: String,
-    pub variants: Vec<String>,
+    /// What it said once it was ready.
+    pub ready: Value,
 }
 
-impl PyTorch {
-    /// Starts the peer and waits until it has loaded its models. Returns an error if Python lacks what it needs.
-    pub fn start(python: &str, checkpoint: &Path, work: &Path, threads: usize) -> Result<Self, String> {
-        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/pytorch.py");
+impl Peer {
+    /// Starts a script and waits until it is ready. Returns an error if Python lacks what it needs.
+    pub fn start(python: &str, script: &str, checkpoint: &Path, work: &Path, threads: usize) -> Result<Self, String> {
+        let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers");
         let mut process = Command::new(python)
-            .arg(script)
+            .arg(peers.join(script))
             .args([checkpoint, work])
             .args(["--threads", &threads.to_string()])
             .env("TRANSFORMERS_VERBOSITY", "error")
@@ -35,13 +34,9 @@ impl PyTorch {
             process,
             input,
             output,
-            version: String::new(),
-            variants: Vec::new(),
+            ready: Value::Null,
         };
-        let ready = peer.answer()?;
-        peer.version = ready["torch"].as_str().unwrap().to_owned();
-        let variants = ready["variants"].as_array().unwrap().iter();
-        peer.variants = variants.map(|name| name.as_str().unwrap().to_owned()).collect();
+        peer.ready = peer.answer()?;
         Ok(peer)
     }
 
@@ -60,7 +55,7 @@ impl PyTorch {
     }
 }
 
-impl Drop for PyTorch {
+impl Drop for Peer {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
