@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod labels;
+pub mod process;
 pub mod registry;
 
 use std::path::{Path, PathBuf};

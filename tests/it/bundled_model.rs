@@ -5,6 +5,8 @@ use std::path::Path;
 use moderatord::config::Projection;
 use moderatord::model::files::checkpoint::Checkpoint;
 
+use crate::common::process::Start;
+
 fn folder() -> &'static Path {
     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/models/moderatord-mini"))
 }
@@ -33,7 +35,7 @@ fn a_friendly_comment_is_clearly_allowed_without_settings() {
     let mut command = crate::common::without_settings(env!("CARGO_BIN_EXE_moderatord"));
     let output = command
         .args(["score", "--text", "you look very nice today"])
-        .output()
+        .finish()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let decision: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();

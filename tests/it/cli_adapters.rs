@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 
 use crate::common::fixture;
 use crate::common::labels::label;
+use crate::common::process::Start;
 use crate::common::registry::create_with_fixed_split;
 use moderatord::hash::content_hash;
 
@@ -143,7 +144,7 @@ fn finish(command: &mut Command, workspace: &Workspace, arguments: &[&str]) -> (
         .arg("--config")
         .arg(workspace.path("moderatord.toml"))
         .args(arguments);
-    let Output { status, stdout, stderr } = command.output().unwrap();
+    let Output { status, stdout, stderr } = command.finish().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (status.code(), text(stdout), text(stderr))
 }
@@ -161,7 +162,7 @@ fn the_settings_are_accepted_before_and_after_every_subcommand() {
     ] {
         let run = |arguments: &[&str]| {
             let mut command = workspace.plain(env!("CARGO_BIN_EXE_moderatord"));
-            let Output { status, stdout, stderr } = command.arg("adapters").args(arguments).output().unwrap();
+            let Output { status, stdout, stderr } = command.arg("adapters").args(arguments).finish().unwrap();
             let text = |bytes| String::from_utf8(bytes).unwrap();
             (status.code(), text(stdout), text(stderr))
         };

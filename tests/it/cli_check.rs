@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::process::Output;
 
+use crate::common::process::Start;
 use crate::common::{fixture, without_settings};
 
 fn check(settings: &str, args: &[&str]) -> (Option<i32>, String, String) {
@@ -21,7 +22,7 @@ fn check_with(settings: &str, args: &[&str], environment: &[(&str, &str)]) -> (O
         .arg("--config")
         .arg(&path)
         .args(args)
-        .output()
+        .finish()
         .unwrap();
     // The text without the paths of this machine.
     let redacted = |bytes: Vec<u8>| {

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::common::fixture;
+use crate::common::process::{Start, send_signal};
 use moderatord::kafka::embedded::EmbeddedBroker;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -106,11 +107,7 @@ pub(crate) struct Service(pub(crate) Child);
 
 impl Service {
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.0.id().to_string())
-            .status();
-        assert!(sent.unwrap().success());
+        send_signal(self.0.id(), name);
     }
 
     pub(crate) fn is_running(&mut self) -> bool {
@@ -197,7 +194,7 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
         .stdout(Stdio::null())
         // Not a pipe: it would fill up without a reader, and the daemon would block.
         .stderr(std::fs::File::create(&log).unwrap())
-        .spawn()
+        .start()
         .unwrap();
     let service = Service(child);
     let first = notifications.state();
@@ -312,7 +309,7 @@ fn an_invalid_client_setting_ends_the_daemon_at_startup() {
     let config = folder.path().join("moderatord.toml");
     let text = settings(&broker.address(), 0).replace("[topics]\n", "\"sasl.mechanizm\" = \"PLAIN\"\n[topics]\n");
     std::fs::write(&config, text).unwrap();
-    let output = moderatord().args(["run", "--config"]).arg(&config).output().unwrap();
+    let output = moderatord().args(["run", "--config"]).arg(&config).finish().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(78), "{error}");
     assert!(
@@ -327,7 +324,7 @@ fn a_check_describes_the_topics() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("moderatord.toml");
     std::fs::write(&config, settings(&broker.address(), 0)).unwrap();
-    let output = moderatord().args(["check", "--config"]).arg(&config).output().unwrap();
+    let output = moderatord().args(["check", "--config"]).arg(&config).finish().unwrap();
     let (out, error) = (
         String::from_utf8(output.stdout).unwrap(),
         String::from_utf8(output.stderr).unwrap(),
@@ -349,7 +346,7 @@ fn a_check_fails_if_no_broker_answers() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("moderatord.toml");
     std::fs::write(&config, settings("127.0.0.1:1", 0)).unwrap();
-    let output = moderatord().args(["check", "--config"]).arg(&config).output().unwrap();
+    let output = moderatord().args(["check", "--config"]).arg(&config).finish().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{error}");
     assert!(error.contains("cannot query the brokers 127.0.0.1:1: "), "{error}");
@@ -359,7 +356,7 @@ fn a_check_fails_if_no_broker_answers() {
 fn a_demo_counts_everything_once() {
     let mut demo = moderatord();
     let demo = demo.args(["demo", "--events", "100", "--rate", "200", "--json"]);
-    let output = demo.output().unwrap();
+    let output = demo.finish().unwrap();
     let error = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(0), "{error}");
     let summary: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -381,7 +378,7 @@ fn a_demo_counts_everything_once() {
 fn a_demo_prints_its_broker_and_a_summary() {
     let output = moderatord()
         .args(["demo", "--events", "40", "--rate", "0"])
-        .output()
+        .finish()
         .unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.starts_with("broker    127.0.0.1:"), "{text}");

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use crate::common::fixture;
+use crate::common::process::Start;
 use moderatord::classifier::tolerance::BATCH_F32;
 use serde_json::Value;
 
@@ -26,7 +27,7 @@ fn finish(command: &mut Command, stdin: &[u8]) -> Output {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()
+        .start()
         .unwrap();
     // A command that ends early closes the pipe, and the caller asserts on its output.
     let _ = child.stdin.take().unwrap().write_all(stdin);
@@ -248,7 +249,7 @@ fn a_line_is_answered_before_the_next_one_arrives() {
         .args(["--input", "-"])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .spawn()
+        .start()
         .unwrap();
     let mut stdin = child.stdin.take().unwrap();
     let mut stdout = child.stdout.take().unwrap();
@@ -279,7 +280,7 @@ fn a_closed_output_is_not_a_failure() {
         .env("MODERATORD__BATCH__MAX_TOKENS", "64")
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .spawn()
+        .start()
         .unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cli_run::*;
+use crate::common::process::{Start, broker_down};
 
 /// Returns the command of [`run_command`], run by a shell after it has set limits.
 fn limited_command(limits: &str, config: &Path, log: &Path) -> Command {
@@ -81,7 +82,7 @@ fn a_daemon_that_is_starting_answers_and_remembers_a_reload() {
     std::fs::write(&config, settings(&gate.address(), port)).unwrap();
     let notifications = Notifications::bind(&folder.path().join("notify"));
     let mut command = run_command(&config, &log);
-    let child = command.env("NOTIFY_SOCKET", folder.path().join("notify")).spawn();
+    let child = command.env("NOTIFY_SOCKET", folder.path().join("notify")).start();
     let mut service = Service(child.unwrap());
     await_port(&mut service, port, &log);
     // The daemon waits for the broker, so it stays in this phase until the gate is opened.
@@ -127,7 +128,7 @@ fn a_daemon_that_is_starting_stops_at_once_on_a_signal() {
             folder.path().join("log"),
         );
         std::fs::write(&config, settings(&gate.address(), port)).unwrap();
-        let mut service = Service(run_command(&config, &log).spawn().unwrap());
+        let mut service = Service(run_command(&config, &log).start().unwrap());
         await_port(&mut service, port, &log);
         service.signal(signal);
         // The gate stays closed. Without the signal, the daemon would report that no broker answers, and exit with 1.
@@ -158,7 +159,7 @@ fn a_port_that_is_in_use_is_reported_with_the_other_problems() {
         ),
     ] {
         std::fs::write(&config, settings).unwrap();
-        let output = moderatord().args(["run", "--config"]).arg(&config).output().unwrap();
+        let output = moderatord().args(["run", "--config"]).arg(&config).finish().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(code), "{error}");
         assert!(error.contains(&listen), "{error}");
@@ -182,7 +183,7 @@ fn clients_of_the_http_port_leave_file_descriptors_for_the_broker() {
     let notifications = Notifications::bind(&folder.path().join("notify"));
     let mut command = limited_command("ulimit -Sn 64 && ulimit -Hn 128", &config, &log);
     command.env("NOTIFY_SOCKET", folder.path().join("notify"));
-    let service = Service(command.spawn().unwrap());
+    let service = Service(command.start().unwrap());
     notifications.await_ready();
     let reader = reader(&address);
     produce(&address, "before");
@@ -192,7 +193,7 @@ fn clients_of_the_http_port_leave_file_descriptors_for_the_broker() {
         .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
         .collect();
     // The daemon has to connect again, for which it needs file descriptors.
-    broker.cluster().broker_down(1).unwrap();
+    broker_down(broker.cluster(), 1);
     broker.cluster().broker_up(1).unwrap();
     produce(&address, "after");
     assert_eq!(next_decision(&reader)["content_id"], "after");
@@ -235,7 +236,7 @@ fn a_log_that_cannot_be_written_does_not_stop_the_daemon() {
             drop(unread);
             command.stderr(pipe);
         }
-        let service = Service(command.spawn().unwrap());
+        let service = Service(command.start().unwrap());
         notifications.await_ready();
         let reader = reader(&address);
         produce(&address, "unlogged");

@@ -10,6 +10,7 @@ use crate::cli_run::{
 };
 use crate::common::fixture;
 use crate::common::labels::label;
+use crate::common::process::Start;
 use crate::common::registry::servable_draft;
 use moderatord::config::{Config, Sources};
 use moderatord::kafka::embedded::EmbeddedBroker;
@@ -97,7 +98,7 @@ impl Workspace {
         let mut command = moderatord();
         command.args(arguments).arg("--config").arg(self.config());
         command.env("STATE_DIRECTORY", self.path("state")).stdin(Stdio::null());
-        let Output { status, stdout, stderr } = command.output().unwrap();
+        let Output { status, stdout, stderr } = command.finish().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (status.code(), text(stdout), text(stderr))
     }
@@ -114,7 +115,7 @@ impl Workspace {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(self.path("log")).unwrap())
-            .spawn()
+            .start()
             .unwrap();
         let daemon = Daemon {
             workspace: self,

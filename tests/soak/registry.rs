@@ -4,6 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::common::labels::label;
+use crate::common::process::Start;
 use crate::common::registry::create_with_fixed_split;
 use crate::common::without_settings;
 
@@ -92,7 +93,7 @@ impl SharedRegistry {
             .arg(&self.settings)
             .args(rest)
             .env("MODERATORD__RETRAIN__SEED", seed)
-            .output()
+            .finish()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let errors = String::from_utf8_lossy(&output.stderr);

@@ -16,6 +16,8 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 
+use crate::common::process::Start;
+
 /// The longest wait for anything in these tests.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -71,7 +73,7 @@ pub fn script(name: &str, arguments: &[&str]) -> String {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("tests/kafka")
         .join(name);
-    let output = std::process::Command::new(path).args(arguments).output().unwrap();
+    let output = std::process::Command::new(path).args(arguments).finish().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),

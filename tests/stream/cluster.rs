@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use crate::broker::{Broker, script};
+use crate::common::process::Start;
 
 /// A cluster that `tests/kafka/broker` runs. Its nodes are numbered from 1, and killed when the test ends.
 pub struct Cluster {
@@ -49,7 +50,7 @@ impl Cluster {
             .arg(node.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .spawn()
+            .start()
             .unwrap()
     }
 }
@@ -58,6 +59,6 @@ impl Drop for Cluster {
     fn drop(&mut self) {
         // Not a check of the result: a second panic would hide the reason for the first.
         let broker = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kafka/broker");
-        let _ = Command::new(broker).arg("kill").arg(self.folder.path()).status();
+        let _ = Command::new(broker).arg("kill").arg(self.folder.path()).finish();
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::broker::{Broker, OutputRecord};
+use crate::common::process::broker_down;
 use crate::daemon::{Names, Scripted, Setup, margin};
 use crate::flow::{assert_each_once, await_committed, comment};
 
@@ -76,7 +77,7 @@ fn a_broker_outage_loses_nothing() {
     crate::daemon::eventually("some are committed", || {
         broker.committed(&names.group, &names.comments, 2).iter().sum::<i64>() > 100
     });
-    embedded.cluster().broker_down(1).unwrap();
+    broker_down(embedded.cluster(), 1);
     std::thread::sleep(Duration::from_secs(2));
     embedded.cluster().broker_up(1).unwrap();
     await_committed(&broker, &names, &[1000, 1000]);

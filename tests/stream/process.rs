@@ -1,10 +1,11 @@
 //! Kills, stops and continues the daemon as a process; a separate Kafka client checks its outputs.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::broker::{Broker, PATIENCE, script, variable};
+use crate::common::process::{Start, send_signal};
 use crate::common::{fixture, without_settings};
 use crate::daemon::{Names, eventually};
 
@@ -67,7 +68,7 @@ impl Process {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
-            .spawn()
+            .start()
             .unwrap();
         Self { child, log }
     }
@@ -77,11 +78,7 @@ impl Process {
     }
 
     pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.child.id().to_string())
-            .status();
-        assert!(sent.unwrap().success(), "{name}");
+        send_signal(self.child.id(), name);
     }
 
     pub fn is_running(&mut self) -> bool {

@@ -10,6 +10,7 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
 use crate::broker::{Broker, PATIENCE, unique};
+use crate::common::process::broker_down;
 use crate::daemon::{Daemon, Names, Scripted, Setup, eventually, is_canary, margin};
 use crate::flow::{await_committed, comment};
 
@@ -128,7 +129,7 @@ fn a_daemon_is_not_ready_while_no_broker_is_reachable() {
     eventually("the daemon is ready", || problem(&daemon.health).is_none());
     eventually("the lag is known", || lags(&daemon) == no_lag(&[0, 1]));
 
-    embedded.cluster().broker_down(1).unwrap();
+    broker_down(embedded.cluster(), 1);
     eventually("the daemon is not ready", || {
         problem(&daemon.health).is_some_and(|reason| reason.starts_with("no broker reachable for "))
     });

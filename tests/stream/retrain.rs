@@ -9,6 +9,7 @@ use serde_json::Value;
 use crate::broker::{Broker, OutputRecord};
 use crate::common::fixture;
 use crate::common::labels::label;
+use crate::common::process::{Start, send_signal};
 use crate::common::registry::create_with_fixed_split;
 use crate::daemon::{Names, eventually};
 use crate::flow::{assert_each_once, comment};
@@ -64,7 +65,7 @@ impl Workspace {
     }
 
     fn run(&self, arguments: &[&str]) -> (Option<i32>, String, String) {
-        let Output { status, stdout, stderr } = self.command(arguments).output().unwrap();
+        let Output { status, stdout, stderr } = self.command(arguments).finish().unwrap();
         let text = |bytes| String::from_utf8(bytes).unwrap();
         (status.code(), text(stdout), text(stderr))
     }
@@ -83,7 +84,7 @@ impl Service {
         let child = command
             .stdout(Stdio::null())
             .stderr(std::fs::File::create(&log).unwrap())
-            .spawn()
+            .start()
             .unwrap();
         Self(child, log)
     }
@@ -93,8 +94,7 @@ impl Service {
     }
 
     fn stop(mut self) {
-        let sent = Command::new("kill").arg("-TERM").arg(self.0.id().to_string()).status();
-        assert!(sent.unwrap().success());
+        send_signal(self.0.id(), "TERM");
         eventually("the daemon ends", || self.0.try_wait().unwrap().is_some());
         assert_eq!(self.0.wait().unwrap().code(), Some(0), "{}", self.log());
     }
@@ -279,7 +279,7 @@ fn a_second_retraining_is_refused_and_bad_input_is_named() {
         let mut child = workspace
             .command(&["retrain", "--input", input])
             .stdout(Stdio::null())
-            .spawn()
+            .start()
             .unwrap();
         std::thread::sleep(Duration::from_millis(millis));
         was_running |= child.try_wait().unwrap().is_none();
