@@ -174,7 +174,7 @@ impl Checkpoint {
                     .file_name()
                     .map(|name| name.to_string_lossy().into_owned())
                     .unwrap_or_default();
-                format!("{name} {}\n", content_hash(file.bytes()))
+                format!("{name} {}\n", file.content_hash())
             })
             .collect();
         lines.push(format!("config.json {}\n", content_hash(self.config_text.as_bytes())));

@@ -9,15 +9,20 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
-use memmap2::Mmap;
+use memmap2::{Mmap, UncheckedAdvice};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
+use sha2::{Digest, Sha256};
 
 use crate::fault::Fault;
+use crate::hash::hex;
 
 /// The number of elements that one task converts. It is large enough to hide the cost of a task, and small enough to
 /// keep all cores busy.
 const CONVERT_CHUNK: usize = 1 << 16;
+
+/// How much of a file is hashed before its pages are released.
+const HASHED_PIECE: usize = 16 << 20;
 
 /// An open safetensors file with a valid header.
 ///
@@ -109,6 +114,16 @@ impl TensorFile {
         self.content.bytes()
     }
 
+    /// Returns the content hash of the file.
+    pub(super) fn content_hash(&self) -> String {
+        let mut hasher = Sha256::new();
+        for (index, piece) in self.bytes().chunks(HASHED_PIECE).enumerate() {
+            hasher.update(piece);
+            self.content.release(index * HASHED_PIECE, piece.len());
+        }
+        format!("sha256:{}", hex(&hasher.finalize()))
+    }
+
     /// Reads a tensor of the given shape on the CPU and converts it to f32.
     ///
     /// # Errors
@@ -116,6 +131,7 @@ impl TensorFile {
     /// is not finite.
     pub(crate) fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Tensor, Fault> {
         let (info, data) = self.find(name, shape)?;
+        let _release = Release::new(&self.content, data);
         let values = match info.dtype {
             Dtype::F32 => convert(data, f32::from_le_bytes),
             Dtype::F16 => convert(data, |bytes| f16::from_le_bytes(bytes).to_f32()),
@@ -137,6 +153,7 @@ impl TensorFile {
     /// Returns an error in the cases of [`TensorFile::read_f32`], and if the device has too little memory.
     pub(crate) fn read_as_stored(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Fault> {
         let (info, data) = self.find(name, shape)?;
+        let _release = Release::new(&self.content, data);
         let (dtype, width) = match info.dtype {
             Dtype::F32 => (DType::F32, 4),
             Dtype::F16 => (DType::F16, 2),
@@ -198,6 +215,41 @@ impl Content {
             Self::Embedded(bytes) => bytes,
         }
     }
+
+    /// Takes a part of a mapped file out of this process's memory. It is read from the file again if it is needed.
+    fn release(&self, start: usize, length: usize) {
+        if let Self::Mapped(map) = self {
+            #[expect(unsafe_code, reason = "a checkpoint would count twice, mapped and converted")]
+            // SAFETY: the map is read-only, so it has no changes that could be lost.
+            let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, length) };
+            // This is an advice: a system that refuses it keeps the pages until it needs the memory.
+            let _ = released;
+        }
+    }
+}
+
+/// Releases the bytes of a tensor when it has been read.
+struct Release<'a> {
+    content: &'a Content,
+    start: usize,
+    length: usize,
+}
+
+impl<'a> Release<'a> {
+    /// `data` is a part of the content.
+    fn new(content: &'a Content, data: &[u8]) -> Self {
+        Self {
+            content,
+            start: data.as_ptr().addr() - content.bytes().as_ptr().addr(),
+            length: data.len(),
+        }
+    }
+}
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        self.content.release(self.start, self.length);
+    }
 }
 
 /// Converts little-endian elements of `N` bytes to f32, in parallel.
@@ -212,4 +264,48 @@ fn convert<const N: usize>(data: &[u8], to_f32: impl Fn([u8; N]) -> f32 + Sync) 
             }
         });
     values
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::content_hash;
+
+    /// Writes a file with one tensor of ones and returns its path.
+    fn file(folder: &Path, elements: usize) -> PathBuf {
+        let path = folder.join("model.safetensors");
+        let bytes = bytemuck::cast_slice::<f32, u8>(&vec![1f32; elements]).to_vec();
+        let view = safetensors::tensor::TensorView::new(Dtype::F32, vec![elements], &bytes).unwrap();
+        safetensors::serialize_to_file([("ones", view)], None, &path).unwrap();
+        path
+    }
+
+    /// Returns how many bytes of the mapped file are in the memory of this process.
+    fn resident(path: &Path) -> usize {
+        let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let name = path.to_str().unwrap();
+        let mapping = maps.split(name).nth(1).expect("the file is mapped");
+        let line = mapping.lines().find_map(|line| line.strip_prefix("Rss:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+    }
+
+    /// A checkpoint that is read and converted does not count twice.
+    #[test]
+    fn what_has_been_read_leaves_the_memory() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file(folder.path(), 2_000_000);
+        let file = TensorFile::open(&path).unwrap();
+        let touched = file.bytes().iter().map(|&byte| u64::from(byte)).sum::<u64>();
+        assert!(touched > 0 && resident(&path) > 7_000_000, "{}", resident(&path));
+        let read = file.read_f32("ones", &[2_000_000]).unwrap();
+        assert_eq!(read.sum_all().unwrap().to_scalar::<f32>().unwrap(), 2_000_000.0);
+        assert!(resident(&path) < 100_000, "{}", resident(&path));
+
+        let stored = file.read_as_stored("ones", &[2_000_000], &Device::Cpu).unwrap();
+        assert_eq!(stored.dims(), [2_000_000]);
+        assert!(resident(&path) < 100_000, "{}", resident(&path));
+
+        assert_eq!(file.content_hash(), content_hash(&std::fs::read(&path).unwrap()));
+        assert!(resident(&path) < 100_000, "{}", resident(&path));
+    }
 }

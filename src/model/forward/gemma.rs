@@ -366,3 +366,47 @@ impl Gemma {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Quantize;
+    use crate::model::device::Placement;
+    use crate::model::files::checkpoint::Checkpoint;
+    use crate::model::forward::linear::LoraMode;
+    use crate::model::forward::load::LoadOptions;
+
+    /// During a swap, two versions serve at once. They hold one base between them.
+    #[test]
+    fn decoders_with_different_adapters_hold_one_base() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3");
+        let checkpoint = Checkpoint::open(&folder).unwrap();
+        for quantize in [Quantize::None, Quantize::Int8] {
+            let options = LoadOptions {
+                lora: LoraMode::Unmerged,
+                quantize,
+                placement: Placement::cpu(),
+                for_training: false,
+            };
+            let base = Gemma::load(&checkpoint, None, options).unwrap();
+            let adapted = |name: &str| {
+                let adapter = Adapter::load(&folder.join(name), base.config(), "sha256:0").unwrap();
+                base.with_adapter(&adapter).unwrap()
+            };
+            for (one, other) in [
+                (adapted("lora_qv"), adapted("lora_all_rslora")),
+                (base.clone(), adapted("lora_qv")),
+            ] {
+                assert_eq!(one.embed_tokens.id(), other.embed_tokens.id());
+                for (mut one, mut other) in one.layers.into_iter().zip(other.layers) {
+                    for projection in Projection::ALL {
+                        let (one, other) = (one.projection_mut(projection), other.projection_mut(projection));
+                        assert!(one.shares_weight_with(other), "{projection:?}, {quantize:?}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -124,6 +124,17 @@ impl Linear {
         }
     }
 
+    /// Returns whether two layers on the CPU hold one packed weight.
+    #[cfg(test)]
+    pub(super) fn shares_weight_with(&self, other: &Self) -> bool {
+        use FrozenWeight::{Int8, Packed};
+        match (&self.weight, &other.weight) {
+            (Weight::Frozen(Packed(one)), Weight::Frozen(Packed(other))) => Arc::ptr_eq(one, other),
+            (Weight::Frozen(Int8(one)), Weight::Frozen(Int8(other))) => Arc::ptr_eq(one, other),
+            _ => false,
+        }
+    }
+
     /// Computes the outputs: (tokens, outputs).
     pub(crate) fn forward(&self, input: &LinearInput<'_>) -> Result<Tensor> {
         let x = input.x;
