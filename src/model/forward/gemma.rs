@@ -16,7 +16,7 @@ use crate::config::Projection;
 use crate::model::config::{GemmaConfig, LayerConfig};
 use crate::model::files::lora::Adapter;
 use crate::model::kernels::{
-    CachedKeysValues, PackedAttention, PackedSpans, RopeAngles, Spans, add_rms_norm, geglu, norm_rope, rms_norm,
+    CachedKeysValues, PackedAttention, PackedSpans, RopeAngles, Spans, add_rms_norm, norm_rope, rms_norm,
 };
 use crate::model::transfer::{PendingLogits, Transfer, UploadBuffer};
 
@@ -321,9 +321,7 @@ impl Gemma {
             drop((q, k, v, prefix));
             let post = layer.post_attention_norm.as_ref();
             (residual, normed) = add_rms_norm(&residual, &y, post, &layer.pre_feedforward_norm, eps)?;
-            let input = LinearInput::new(&normed);
-            let hidden = geglu(&layer.gate_proj.forward(&input)?, &layer.up_proj.forward(&input)?)?;
-            let y = layer.down_proj.forward(&LinearInput::new(&hidden))?;
+            let y = layer.mlp(&normed)?;
             let next = self
                 .layers
                 .get(index + 1)

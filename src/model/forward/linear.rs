@@ -4,12 +4,13 @@ use std::cell::OnceCell;
 use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor, bail};
+use rayon::prelude::*;
 
 use super::delta::{Delta, PackedDelta, WeightWithDelta};
 use super::frozen::{FrozenDenseProduct, FrozenProduct};
 use crate::config::Quantize;
 use crate::model::files::lora::LoraWeights;
-use crate::model::products::{DenseWeight, Int8Rows, Int8Weight, PackedWeight, with_rows};
+use crate::model::products::{DenseWeight, Int8Rows, Int8Weight, PackedWeight, in_chunks, with_rows};
 
 /// How a delta is combined with the frozen weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +25,8 @@ pub enum LoraMode {
 /// The input of linear layers, (tokens, inputs), which layers with 8-bit weights quantise only once.
 pub(in crate::model) struct LinearInput<'a> {
     x: &'a Tensor,
-    int8: OnceCell<Int8Rows>,
+    /// The input in chunks of [`rows_per_chunk`] rows.
+    int8: OnceCell<Vec<Int8Rows>>,
 }
 
 impl<'a> LinearInput<'a> {
@@ -35,14 +37,55 @@ impl<'a> LinearInput<'a> {
         }
     }
 
-    fn int8(&self) -> Result<&Int8Rows> {
-        match self.int8.get() {
-            Some(rows) => Ok(rows),
-            None => {
-                let rows = Int8Rows::new(self.x)?;
-                Ok(self.int8.get_or_init(|| rows))
-            }
+    fn int8(&self) -> Result<&[Int8Rows]> {
+        if let Some(chunks) = self.int8.get() {
+            return Ok(chunks);
         }
+        let (rows, width) = self.x.dims2()?;
+        let chunks = with_rows(self.x, width, |_, x| {
+            let chunks = x.par_chunks((rows_per_chunk(rows) * width).max(1));
+            chunks.map(|x| Int8Rows::new(x.len() / width, width, x)).collect()
+        });
+        let chunks: Vec<Int8Rows> = chunks?;
+        Ok(self.int8.get_or_init(|| chunks))
+    }
+}
+
+/// Returns the number of rows that one task computes at a time.
+///
+/// What a task writes between two layers then stays in the cache of its core, and all threads get several tasks. The
+/// fewest rows are those that `rten-gemm` computes at once.
+pub(super) fn rows_per_chunk(rows: usize) -> usize {
+    let share = rows.div_ceil(4 * rayon::current_num_threads());
+    share.next_multiple_of(64).min(CHUNK)
+}
+
+/// The most rows of a chunk.
+const CHUNK: usize = 128;
+
+/// A few rows of the input of packed layers, (rows * width), which layers with 8-bit weights quantise only once.
+pub(super) struct RowsInput<'a> {
+    rows: usize,
+    x: &'a [f32],
+    int8: OnceCell<Int8Rows>,
+}
+
+impl<'a> RowsInput<'a> {
+    pub(super) fn new(rows: usize, x: &'a [f32]) -> Self {
+        Self {
+            rows,
+            x,
+            int8: OnceCell::new(),
+        }
+    }
+
+    fn int8(&self) -> Result<&Int8Rows> {
+        if let Some(quantised) = self.int8.get() {
+            return Ok(quantised);
+        }
+        let width = self.x.len().checked_div(self.rows).unwrap_or_default();
+        let quantised = Int8Rows::new(self.rows, width, self.x)?;
+        Ok(self.int8.get_or_init(|| quantised))
     }
 }
 
@@ -152,8 +195,35 @@ impl Linear {
             Weight::Frozen(FrozenWeight::Training(weight)) => {
                 self.on_cpu(x, || with_rows(x, weight.inputs(), |rows, x| weight.multiply(rows, x)))
             }
-            Weight::Frozen(FrozenWeight::Int8(weight)) => self.on_cpu(x, || weight.multiply(input.int8()?)),
+            Weight::Frozen(FrozenWeight::Int8(weight)) => self.on_cpu(x, || {
+                let (rows, chunks) = (x.dim(0)?, input.int8()?);
+                in_chunks(rows, weight.outputs(), rows_per_chunk(rows), |index| {
+                    weight.multiply(&chunks[index])
+                })
+            }),
         }
+    }
+
+    /// Returns whether [`Linear::forward_rows`] can compute the layer.
+    pub(super) fn is_packed(&self) -> bool {
+        let is_packed = matches!(
+            self.weight,
+            Weight::Frozen(FrozenWeight::Packed(_) | FrozenWeight::Int8(_))
+        );
+        is_packed && !matches!(self.delta, Some(Delta::Tensors(_)))
+    }
+
+    /// Computes the outputs of a packed layer for a few rows: (rows * outputs).
+    pub(super) fn forward_rows(&self, x: &RowsInput<'_>) -> Result<Vec<f32>> {
+        let mut y = match &self.weight {
+            Weight::Frozen(FrozenWeight::Packed(weight)) => weight.multiply(x.rows, x.x)?,
+            Weight::Frozen(FrozenWeight::Int8(weight)) => weight.multiply(x.int8()?)?,
+            _ => bail!("the layer is not packed"),
+        };
+        if let Some(Delta::Packed(delta)) = &self.delta {
+            delta.add(x.rows, x.x, &mut y)?;
+        }
+        Ok(y)
     }
 
     /// Computes the outputs for a weight on the CPU.

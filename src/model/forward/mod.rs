@@ -9,3 +9,4 @@ pub(crate) mod packing;
 pub(crate) mod memory_limit;
 pub mod gemma;
 pub mod load;
+mod mlp;

@@ -21,6 +21,18 @@ pub fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     gate.apply_op2_no_bwd(up, &Geglu)
 }
 
+/// Replaces each element of `gate` by `gelu_tanh(gate) * up`, on the CPU.
+pub(crate) fn geglu_rows(gate: &mut [f32], up: &[f32]) {
+    dispatch(
+        #[inline(always)]
+        || {
+            for (gate, &up) in gate.iter_mut().zip(up) {
+                *gate = gelu(*gate) * up;
+            }
+        },
+    );
+}
+
 struct Geglu;
 
 /// Number of elements that one parallel task computes.

@@ -17,6 +17,7 @@ use candle_core::{CpuStorage, Layout, Result, bail};
 
 pub use attention::{CachedKeysValues, PackedAttention};
 pub use geglu::geglu;
+pub(super) use geglu::geglu_rows;
 pub use norm::add_rms_norm;
 pub(super) use norm::cpu_elements;
 pub(crate) use norm::rms_norm;

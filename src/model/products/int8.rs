@@ -6,11 +6,11 @@
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
-use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedBMatrix};
+use rten_gemm::{GemmExecutor, GemmInputA, GemmInputB, GemmUninitOptions, PackedAMatrix, PackedBMatrix};
 use rten_tensor::NdTensorView;
 
 use super::super::kernels::dispatch;
-use super::{filled, product_error, with_rows};
+use super::{check_rows, filled, product_error, with_rows};
 
 thread_local! {
     /// The kernel of this processor. It can be shared by threads, but not be moved between them.
@@ -28,9 +28,6 @@ fn largest_weight() -> f32 {
     }
 }
 
-/// Number of rows that one parallel task quantises or scales.
-const ROWS_PER_TASK: usize = 16;
-
 /// A matrix W of 8-bit integers, with a scale for each output, packed for products `x W'`.
 pub(in crate::model) struct Int8Weight {
     packed: PackedBMatrix<i8>,
@@ -46,49 +43,46 @@ impl std::fmt::Debug for Int8Weight {
     }
 }
 
-/// The rows of an input as 8-bit integers, which can be multiplied by several weights.
+/// Rows of an input as 8-bit integers, packed for products, which can be multiplied by several weights.
 pub(in crate::model) struct Int8Rows {
-    values: Vec<u8>,
-    /// The scale of each row.
-    scales: Vec<f32>,
-    /// The integer that stands for zero in each row.
-    zeros: Vec<u8>,
-    width: usize,
+    packed: PackedAMatrix<u8>,
+    /// The scale of each row, and the integer that stands for zero.
+    parameters: Vec<(f32, u8)>,
+}
+
+impl std::fmt::Debug for Int8Rows {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            formatter,
+            "Int8Rows({} x {})",
+            self.parameters.len(),
+            self.packed.cols()
+        )
+    }
 }
 
 impl Int8Rows {
-    /// Quantises the rows of `x`: (rows, width), f32, contiguous, on the CPU.
+    /// Quantises the rows of `x`: (rows * width).
     ///
     /// # Errors
-    /// Returns an error if the tensor is of another kind.
-    pub(in crate::model) fn new(x: &Tensor) -> Result<Self> {
-        let (_, width) = x.dims2()?;
-        with_rows(x, width, |rows, x| {
-            let mut quantised = Self {
-                values: vec![0; rows * width],
-                scales: vec![0.0; rows],
-                zeros: vec![0; rows],
-                width,
-            };
-            let inputs = x.par_chunks(ROWS_PER_TASK * width);
-            let outputs = quantised.values.par_chunks_mut(ROWS_PER_TASK * width);
-            let parameters =
-                (quantised.scales.par_chunks_mut(ROWS_PER_TASK)).zip(quantised.zeros.par_chunks_mut(ROWS_PER_TASK));
-            inputs
-                .zip(outputs)
-                .zip(parameters)
-                .for_each(|((x, out), (scales, zeros))| {
-                    dispatch(
-                        #[inline(always)]
-                        || {
-                            let rows = x.chunks_exact(width).zip(out.chunks_exact_mut(width));
-                            for ((x, out), (scale, zero)) in rows.zip(scales.iter_mut().zip(zeros)) {
-                                (*scale, *zero) = quantise_row(x, out);
-                            }
-                        },
-                    );
-                });
-            Ok(quantised)
+    /// Returns an error if the length does not fit.
+    pub(in crate::model) fn new(rows: usize, width: usize, x: &[f32]) -> Result<Self> {
+        check_rows(rows, width, x)?;
+        let mut values = vec![0; x.len()];
+        let mut parameters = vec![(0.0, 0); rows];
+        dispatch(
+            #[inline(always)]
+            || {
+                let rows = x.chunks_exact(width).zip(values.chunks_exact_mut(width));
+                for ((x, out), parameters) in rows.zip(&mut parameters) {
+                    *parameters = quantise_row(x, out);
+                }
+            },
+        );
+        let view = NdTensorView::from_data([rows, width], &values[..]);
+        Ok(Self {
+            packed: EXECUTOR.with(|executor| executor.prepack_a(view)),
+            parameters,
         })
     }
 }
@@ -183,30 +177,26 @@ impl Int8Weight {
     /// # Errors
     /// Returns an error if the widths differ.
     pub(in crate::model) fn multiply(&self, x: &Int8Rows) -> Result<Vec<f32>> {
-        let (rows, inputs, outputs) = (x.scales.len(), self.packed.rows(), self.outputs());
-        if x.width != inputs {
-            bail!("a linear layer has {inputs} inputs, but was given {}", x.width);
+        let (inputs, outputs) = (self.packed.rows(), self.outputs());
+        if x.packed.cols() != inputs {
+            bail!("a linear layer has {inputs} inputs, but was given {}", x.packed.cols());
         }
-        let values = NdTensorView::from_data([rows, inputs], &x.values[..]);
-        let mut sums: Vec<i32> = filled(rows * outputs, |out| {
-            let (values, weight) = (GemmInputA::Unpacked(values), GemmInputB::Packed(&self.packed));
+        let sums = filled(x.parameters.len() * outputs, |out| {
+            let (x, weight) = (GemmInputA::Packed(&x.packed), GemmInputB::Packed(&self.packed));
             // `rten-gemm` 0.27 confuses the zeros of rows in different tiles, so they are subtracted below.
             EXECUTOR
-                .with(|executor| executor.gemm_uninit(out, values, weight, GemmUninitOptions::default()))
+                .with(|executor| executor.gemm_uninit(out, x, weight, GemmUninitOptions::default()))
                 .map_err(product_error)
-        })?;
-        let parameters = (x.scales.par_chunks(ROWS_PER_TASK)).zip(x.zeros.par_chunks(ROWS_PER_TASK));
-        let chunks = sums.par_chunks_mut(ROWS_PER_TASK * outputs).zip(parameters);
-        chunks.for_each(|(sums, (scales, zeros))| {
-            dispatch(
-                #[inline(always)]
-                || {
-                    for ((sums, scale), zero) in sums.chunks_exact_mut(outputs).zip(scales).zip(zeros) {
-                        self.scale_row(sums, *scale, i32::from(*zero));
-                    }
-                },
-            );
         });
+        let mut sums: Vec<i32> = sums?;
+        dispatch(
+            #[inline(always)]
+            || {
+                for (sums, (scale, zero)) in sums.chunks_exact_mut(outputs).zip(&x.parameters) {
+                    self.scale_row(sums, *scale, i32::from(*zero));
+                }
+            },
+        );
         Ok(bytemuck::cast_vec(sums))
     }
 
@@ -228,13 +218,18 @@ mod tests {
     use super::super::super::kernels::tests::random;
     use super::*;
 
+    fn quantised(x: &Tensor) -> Result<Int8Rows> {
+        let (_, width) = x.dims2()?;
+        with_rows(x, width, |rows, x| Int8Rows::new(rows, width, x))
+    }
+
     /// The error of a product is within what rounding each factor to its nearest integer can cause.
     #[test]
     fn products_are_within_the_error_of_rounding() -> Result<()> {
         for (rows, inputs, outputs) in [(1, 64, 48), (7, 33, 5), (41, 640, 256), (70, 300, 129)] {
             let (x, weight) = (random((rows, inputs), 1)?, random((outputs, inputs), 2)?);
             let exact = x.matmul(&weight.t()?)?.flatten_all()?.to_vec1::<f32>()?;
-            let found = Int8Weight::new(&weight)?.multiply(&Int8Rows::new(&x)?)?;
+            let found = Int8Weight::new(&weight)?.multiply(&quantised(&x)?)?;
             let (x, weight) = (x.to_vec2::<f32>()?, weight.to_vec2::<f32>()?);
             let sum = |row: &[f32]| row.iter().map(|value| value.abs()).sum::<f32>();
             for (index, (found, exact)) in found.iter().zip(&exact).enumerate() {
@@ -277,7 +272,7 @@ mod tests {
             let wide = |x: &Tensor| x.to_dtype(DType::F64);
             let exact = wide(&x)?.matmul(&wide(&weight)?.t()?)?;
             let exact = exact.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            let found = Int8Weight::new(&weight)?.multiply(&Int8Rows::new(&x)?)?;
+            let found = Int8Weight::new(&weight)?.multiply(&quantised(&x)?)?;
             assert_eq!(found, exact, "{rows} x {inputs} x {outputs}");
         }
         Ok(())
@@ -287,8 +282,8 @@ mod tests {
     fn rows_of_zeros_give_zero() -> Result<()> {
         let x = Tensor::zeros((2, 40), candle_core::DType::F32, &candle_core::Device::Cpu)?;
         let weight = Int8Weight::new(&random((3, 40), 1)?)?;
-        assert_eq!(weight.multiply(&Int8Rows::new(&x)?)?, [0.0; 6]);
-        assert!(weight.multiply(&Int8Rows::new(&random((1, 41), 1)?)?).is_err());
+        assert_eq!(weight.multiply(&quantised(&x)?)?, [0.0; 6]);
+        assert!(weight.multiply(&quantised(&random((1, 41), 1)?)?).is_err());
         Ok(())
     }
 
@@ -299,7 +294,7 @@ mod tests {
             let mut x = random((1, 64), 1)?.flatten_all()?.to_vec1::<f32>()?;
             x[40] = bad;
             let x = Tensor::from_vec(x, (1, 64), &candle_core::Device::Cpu)?;
-            let product = Int8Weight::new(&random((3, 64), 1)?)?.multiply(&Int8Rows::new(&x)?)?;
+            let product = Int8Weight::new(&random((3, 64), 1)?)?.multiply(&quantised(&x)?)?;
             assert!(product.iter().all(|value| !value.is_finite()), "{bad}: {product:?}");
         }
         Ok(())

@@ -11,6 +11,7 @@ mod packed;
 use std::mem::MaybeUninit;
 
 use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
 
 pub(super) use dense::DenseWeight;
 pub(super) use int8::{Int8Rows, Int8Weight};
@@ -26,6 +27,31 @@ pub(super) fn with_rows<T>(x: &Tensor, width: usize, work: impl FnOnce(usize, &[
     }
     let (storage, layout) = x.storage_and_layout();
     work(rows, cpu_elements("linear", &storage, layout)?)
+}
+
+/// Returns a vector of `rows * width` elements, made of chunks of rows that `work` computes in parallel. It gets the
+/// number of a chunk, and returns its elements.
+pub(super) fn in_chunks(
+    rows: usize,
+    width: usize,
+    rows_per_chunk: usize,
+    work: impl Fn(usize) -> Result<Vec<f32>> + Sync,
+) -> Result<Vec<f32>> {
+    filled(rows * width, |out| {
+        out.par_chunks_mut((rows_per_chunk * width).max(1))
+            .enumerate()
+            .try_for_each(|(index, out)| {
+                let values = work(index)?;
+                if values.len() != out.len() {
+                    bail!("a chunk has {} elements, expected {}", values.len(), out.len());
+                }
+                out.write_copy_of_slice(&values);
+                Ok(())
+            })?;
+        #[expect(unsafe_code, reason = "clearing the memory first takes time")]
+        // SAFETY: the chunks cover the memory, and each of them was written as a whole.
+        Ok(unsafe { out.assume_init_mut() })
+    })
 }
 
 /// Returns an error unless `x` has as many elements as these rows.
