@@ -1,14 +1,16 @@
 #!/usr/bin/env python3
 """Scores the same comments with PyTorch and Hugging Face transformers on the CPU, one round for each line of input.
 
-    pytorch.py CHECKPOINT WORK.json [--threads N]
+    pytorch.py CHECKPOINT WORK.json [--threads N] [--compile]
 
 CHECKPOINT is a Hugging Face folder. WORK.json has `prefix` (token ids), `comments` (lists of token ids) and `labels` (two
 token ids). The keys and values of the prefix are computed once, comments run in sorted, padded batches, and only the
-logits of the two labels at the last token are computed. `int8` is PyTorch's dynamic quantisation. The batch size is
-chosen for each variant at the start: the fastest of several.
+logits of the two labels at the last token are computed. `int8` is PyTorch's dynamic quantisation, and `torchao` that of
+torchao (weights per channel, inputs per token), which needs a compiler to be fast. With `--compile`, there are also
+variants that `torch.compile` has compiled for any shape, which takes minutes. The batch size is chosen for each variant
+at the start: the fastest of several.
 
-Each line of input names a variant, or `products`. The answer is one line of JSON: for a variant, `wall` and `cpu` in
+Each line of input names one of the `variants` that the script says it has, or `products`. The answer is one line of JSON: for a variant, `wall` and `cpu` in
 seconds, `batch`, and `logits` for each comment; for `products`, the rate of a matrix product in operations per second
 for each type that this machine's PyTorch multiplies.
 """
@@ -31,16 +33,23 @@ class Variant:
     """One model in one arithmetic, with the prefix's keys and values."""
 
     def __init__(self, name, folder, prefix, labels):
-        dtype = torch.bfloat16 if name == "bf16" else torch.float32
+        dtype = torch.bfloat16 if name.startswith("bf16") else torch.float32
         self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
         self.labels = self.model.get_input_embeddings().weight[labels].detach().clone()
         if name == "int8":
             self.model = torch.ao.quantization.quantize_dynamic(self.model, {torch.nn.Linear}, dtype=torch.qint8)
+        if "torchao" in name:
+            from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+            quantize_(self.model, Int8DynamicActivationInt8WeightConfig())
         with torch.inference_mode():
             cache = self.model.model(torch.tensor([prefix]), use_cache=True).past_key_values
         self.prefix = len(prefix)
         self.cached = [(layer.keys, layer.values) for layer in cache.layers]
         self.batch = BATCHES[0]
+        self.decoder = self.model.model
+        if "compiled" in name:
+            self.decoder = torch.compile(self.decoder, dynamic=True)
 
     @torch.inference_mode()
     def score(self, comments):
@@ -59,7 +68,7 @@ class Variant:
                 shape = (len(rows), -1, -1, -1)
                 cache.update(keys.expand(shape), values.expand(shape), layer)
             positions = torch.arange(self.prefix, self.prefix + longest)[None]
-            output = self.model.model(ids, attention_mask=mask, past_key_values=cache, position_ids=positions)
+            output = self.decoder(ids, attention_mask=mask, past_key_values=cache, position_ids=positions)
             last = output.last_hidden_state[torch.arange(len(rows)), lengths - 1]
             for row, pair in zip(rows, (last @ self.labels.T).float().tolist()):
                 logits[row] = pair
@@ -114,16 +123,21 @@ def main():
     parser.add_argument("checkpoint")
     parser.add_argument("work")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(arguments.threads)
     with open(arguments.work, encoding="utf-8") as file:
         work = json.load(file)
     variants = {}
-    for name in ("f32", "bf16", "int8"):
+    names = ["f32", "bf16", "int8"]
+    if arguments.compile:
+        names += ["f32, compiled", "bf16, compiled", "int8, torchao, compiled"]
+    for name in names:
+        print(f"preparing PyTorch, {name}", file=sys.stderr, flush=True)
         variants[name] = Variant(name, arguments.checkpoint, work["prefix"], work["labels"])
         variants[name].choose_batch(work["comments"])
-    print(json.dumps({"torch": torch.__version__}), flush=True)
+    print(json.dumps({"torch": torch.__version__, "variants": names}), flush=True)
     for line in sys.stdin:
         name = line.strip()
         if name == "products":

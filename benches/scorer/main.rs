@@ -1,10 +1,11 @@
 //! Compares our packed scorer on this machine's CPU with PyTorch and with candle-transformers, in turns.
 //!
-//! `cargo bench --bench scorer` (`-- --comments N --rounds N --python PATH --save`). The model is a Gemma 3 of the
+//! `cargo bench --bench scorer` (`-- --comments N --rounds N --python PATH --compile --save`). The model is a Gemma 3 of the
 //! published 270M shape with random weights. The workload is that of moderation: a shared prefix of 24 tokens, a comment
 //! of a realistic length, a suffix of 8 tokens, and two label logits. PyTorch runs in sorted, padded batches of its best
 //! size, with the prefix's keys and values computed in advance (`benches/peers/pytorch.py`); it is left out if Python
-//! lacks `torch` or `transformers`. candle-transformers runs in sorted, padded batches of 16. `--save` writes the
+//! lacks `torch` or `transformers`. `--compile` adds variants that `torch.compile` has compiled, one of them with torchao's
+//! 8-bit weights; compiling takes minutes. candle-transformers runs in sorted, padded batches of 16. `--save` writes the
 //! figures to `benches/results`, from where README's table comes.
 
 #![allow(
@@ -58,16 +59,15 @@ fn main() {
         (0..rounds).for_each(|_| drop(ours.score(&work).unwrap()));
         return;
     }
-    let mut pytorch = Peer::start(
-        &python,
-        "pytorch.py",
-        folder.path(),
-        &work.write(folder.path()),
-        threads,
-    );
+    let work_file = work.write(folder.path());
+    let thread_count = threads.to_string();
+    let mut options = vec!["--threads", &thread_count];
+    options.extend(flag("--compile").then_some("--compile"));
+    let mut pytorch = Peer::start(&python, "pytorch.py", folder.path(), &work_file, &options);
     if let Err(reason) = &pytorch {
         say(&format!("PyTorch is not measured: {reason}"));
     }
+    let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let mut candle = Oracle::load(&checkpoint, DType::F32).unwrap();
     say(&format!(
         "{comments} comments, {} own tokens after a prefix of {PREFIX}, {threads} threads, median of {rounds} rounds",
@@ -83,11 +83,14 @@ fn main() {
         for ours in &mut ours {
             let (time, logits) = timed(|| ours.score(&work).unwrap());
             figures.add(&format!("moderatord, {}", ours.name), time, logits);
+            let (time, _) = one_thread.install(|| timed(|| ours.score(&work).unwrap()));
+            figures.add_one_thread(&format!("moderatord, {}", ours.name), time);
         }
         if let Ok(pytorch) = &mut pytorch {
             let version = pytorch.ready["torch"].as_str().unwrap().to_owned();
-            for variant in ["f32", "bf16", "int8"] {
-                let answer = pytorch.ask(variant);
+            let variants: Vec<String> = serde_json::from_value(pytorch.ready["variants"].clone()).unwrap();
+            for variant in variants {
+                let answer = pytorch.ask(&variant);
                 let logits = serde_json::from_value(answer["logits"].clone()).unwrap();
                 let time = Measured::new(answer["wall"].as_f64().unwrap(), answer["cpu"].as_f64().unwrap());
                 let name = format!("PyTorch {version}, {variant}, batches of {}", answer["batch"]);
@@ -102,7 +105,7 @@ fn main() {
     }
     let table = figures.table();
     say(&table);
-    if std::env::args().any(|argument| argument == "--save") {
+    if flag("--save") {
         figures.save(&table);
     }
 }
@@ -114,6 +117,10 @@ fn say(line: &str) {
 
 fn argument(name: &str) -> Option<String> {
     std::env::args().skip_while(|argument| argument != name).nth(1)
+}
+
+fn flag(name: &str) -> bool {
+    std::env::args().any(|argument| argument == name)
 }
 
 fn write_checkpoint(folder: &Path) -> Checkpoint {

@@ -35,6 +35,8 @@ pub struct Figures {
     operations: f64,
     /// In the order in which they were first added.
     runs: Vec<(String, Vec<Measured>, Vec<[f32; 2]>)>,
+    /// Our runs with one thread.
+    one_thread: BTreeMap<String, Vec<Measured>>,
     /// The rates of products by type and library, in operations per second.
     rates: BTreeMap<(String, String), Vec<f64>>,
 }
@@ -48,6 +50,7 @@ impl Figures {
             threads,
             operations,
             runs: Vec::new(),
+            one_thread: BTreeMap::new(),
             rates: BTreeMap::new(),
         }
     }
@@ -58,6 +61,11 @@ impl Figures {
             Some((_, times, _)) => times.push(time),
             None => self.runs.push((name.to_owned(), vec![time], logits)),
         }
+    }
+
+    /// Adds one round of a scorer with one thread.
+    pub fn add_one_thread(&mut self, name: &str, time: Measured) {
+        self.one_thread.entry(name.to_owned()).or_default().push(time);
     }
 
     /// Adds a measurement of a library's matrix product.
@@ -106,6 +114,12 @@ impl Figures {
             .into_iter()
             .filter_map(|dtype| self.fastest(dtype).map(|(library, _)| format!("{dtype} {library}")));
         table += &(fastest.collect::<Vec<_>>().join(", ") + ".\n");
+        for ((name, ..), time) in self.runs.iter().zip(&medians) {
+            if let Some(alone) = self.one_thread.get(name) {
+                let ratio = Measured::median(alone).wall / time.wall;
+                table += &format!("{} threads of {name} are {ratio:.2}x as fast as one.\n", self.threads);
+            }
+        }
         for (name, largest, p99) in self.differences() {
             table += &format!(
                 "Margins of {name} differ from those in f32 by at most {largest:.1e} (99th percentile {p99:.1e}).\n"
@@ -138,14 +152,15 @@ impl Figures {
     /// Writes the figures and the table to `benches/results`.
     pub fn save(&self, table: &str) {
         let cpu = cpu_model();
+        let rounds = |times: &[Measured]| -> serde_json::Value {
+            let times = times.iter().map(|time| json!({"wall_s": time.wall, "cpu_s": time.cpu}));
+            times.collect()
+        };
         let runs: serde_json::Map<_, _> = (self.runs.iter())
-            .map(|(name, times, _)| {
-                let times: Vec<_> = times
-                    .iter()
-                    .map(|time| json!({"wall_s": time.wall, "cpu_s": time.cpu}))
-                    .collect();
-                (name.clone(), times.into())
-            })
+            .map(|(name, times, _)| (name.clone(), rounds(times)))
+            .collect();
+        let one_thread: serde_json::Map<_, _> = (self.one_thread.iter())
+            .map(|(name, times)| (name.clone(), rounds(times)))
             .collect();
         let rates: serde_json::Map<_, _> = (self.rates.iter())
             .map(|((dtype, library), rates)| (format!("{dtype} {library}"), rates.clone().into()))
@@ -159,6 +174,7 @@ impl Figures {
             "suffix_tokens": SUFFIX,
             "useful_operations": self.operations,
             "rounds": runs,
+            "rounds_with_one_thread": one_thread,
             "product_operations_per_second": rates,
         });
         let slug = cpu

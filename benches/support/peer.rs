@@ -17,12 +17,12 @@ pub struct Peer {
 
 impl Peer {
     /// Starts a script and waits until it is ready. Returns an error if Python lacks what it needs.
-    pub fn start(python: &str, script: &str, checkpoint: &Path, work: &Path, threads: usize) -> Result<Self, String> {
+    pub fn start(python: &str, script: &str, checkpoint: &Path, work: &Path, options: &[&str]) -> Result<Self, String> {
         let peers = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers");
         let mut process = Command::new(python)
             .arg(peers.join(script))
             .args([checkpoint, work])
-            .args(["--threads", &threads.to_string()])
+            .args(options)
             .env("TRANSFORMERS_VERBOSITY", "error")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -49,7 +49,13 @@ fn main() {
     let work = folder.path().join("work.json");
     let json = serde_json::json!({"rows": rows, "labels": LABELS, "rank": RANK});
     std::fs::write(&work, json.to_string()).unwrap();
-    let mut peer = Peer::start(&python, "peft_step.py", folder.path(), &work, threads);
+    let mut peer = Peer::start(
+        &python,
+        "peft_step.py",
+        folder.path(),
+        &work,
+        &["--threads", &threads.to_string()],
+    );
     if let Err(reason) = &peer {
         println!("PEFT is not measured: {reason}");
     }
