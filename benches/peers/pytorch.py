@@ -137,7 +137,7 @@ def main():
         print(f"preparing PyTorch, {name}", file=sys.stderr, flush=True)
         variants[name] = Variant(name, arguments.checkpoint, work["prefix"], work["labels"])
         variants[name].choose_batch(work["comments"])
-    print(json.dumps({"torch": torch.__version__, "variants": names}), flush=True)
+    print(json.dumps({"version": torch.__version__, "variants": names}), flush=True)
     for line in sys.stdin:
         name = line.strip()
         if name == "products":
@@ -145,7 +145,7 @@ def main():
         else:
             answer = timed(lambda: variants[name].score(work["comments"]))
             answer["logits"] = answer.pop("result")
-            answer["batch"] = variants[name].batch
+            answer["batch"] = str(variants[name].batch)
         print(json.dumps(answer), flush=True)
 
 

@@ -1,11 +1,12 @@
-//! Compares our packed scorer on this machine's CPU with PyTorch and with candle-transformers, in turns.
+//! Compares our packed scorer on this machine's CPU with PyTorch, llama.cpp and candle-transformers, in turns.
 //!
 //! `cargo bench --bench scorer` (`-- --comments N --rounds N --python PATH --compile --save`). The model is a Gemma 3 of the
 //! published 270M shape with random weights. The workload is that of moderation: a shared prefix of 24 tokens, a comment
 //! of a realistic length, a suffix of 8 tokens, and two label logits. PyTorch runs in sorted, padded batches of its best
 //! size, with the prefix's keys and values computed in advance (`benches/peers/pytorch.py`); it is left out if Python
 //! lacks `torch` or `transformers`. `--compile` adds variants that `torch.compile` has compiled, one of them with torchao's
-//! 8-bit weights; compiling takes minutes. candle-transformers runs in sorted, padded batches of 16. `--save` writes the
+//! 8-bit weights; compiling takes minutes. llama.cpp runs through its Python package, in f32 and Q8_0, with the prefix
+//! shared by packed sequences (`benches/peers/llama_cpp.py`). candle-transformers runs in sorted, padded batches of 16. `--save` writes the
 //! figures to `benches/results`, from where README's table comes.
 
 #![allow(
@@ -63,9 +64,13 @@ fn main() {
     let thread_count = threads.to_string();
     let mut options = vec!["--threads", &thread_count];
     options.extend(flag("--compile").then_some("--compile"));
-    let mut pytorch = Peer::start(&python, "pytorch.py", folder.path(), &work_file, &options);
-    if let Err(reason) = &pytorch {
-        say(&format!("PyTorch is not measured: {reason}"));
+    let mut peers = Vec::new();
+    for (name, script) in [("PyTorch", "pytorch.py"), ("llama.cpp", "llama_cpp.py")] {
+        let options = if name == "PyTorch" { &options[..] } else { &options[..2] };
+        match Peer::start(&python, script, folder.path(), &work_file, options) {
+            Ok(peer) => peers.push((name, peer)),
+            Err(reason) => say(&format!("{name} is not measured: {reason}")),
+        }
     }
     let one_thread = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     let mut candle = Oracle::load(&checkpoint, DType::F32).unwrap();
@@ -86,18 +91,21 @@ fn main() {
             let (time, _) = one_thread.install(|| timed(|| ours.score(&work).unwrap()));
             figures.add_one_thread(&format!("moderatord, {}", ours.name), time);
         }
-        if let Ok(pytorch) = &mut pytorch {
-            let version = pytorch.ready["torch"].as_str().unwrap().to_owned();
-            let variants: Vec<String> = serde_json::from_value(pytorch.ready["variants"].clone()).unwrap();
+        for (name, peer) in &mut peers {
+            let version = peer.ready["version"].as_str().unwrap().to_owned();
+            let variants: Vec<String> = serde_json::from_value(peer.ready["variants"].clone()).unwrap();
             for variant in variants {
-                let answer = pytorch.ask(&variant);
+                let answer = peer.ask(&variant);
                 let logits = serde_json::from_value(answer["logits"].clone()).unwrap();
                 let time = Measured::new(answer["wall"].as_f64().unwrap(), answer["cpu"].as_f64().unwrap());
-                let name = format!("PyTorch {version}, {variant}, batches of {}", answer["batch"]);
+                let batch = answer["batch"].as_str().unwrap();
+                let name = format!("{name} {version}, {variant}, batches of {batch}");
                 figures.add(&name, time, logits);
             }
-            for (dtype, rate) in pytorch.ask("products").as_object().unwrap() {
-                figures.rate(dtype, "PyTorch", rate.as_f64().unwrap());
+            if *name == "PyTorch" {
+                for (dtype, rate) in peer.ask("products").as_object().unwrap() {
+                    figures.rate(dtype, name, rate.as_f64().unwrap());
+                }
             }
         }
         let (time, logits) = timed(|| sorted_padded(&mut candle, &work).unwrap());
