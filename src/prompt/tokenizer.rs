@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde_json::Value;
 use tokenizers::{Model, Tokenizer};
+use tracing::info;
 
 use super::bpe::Bpe;
 use crate::fault::Fault;
@@ -94,6 +95,13 @@ impl SafeTokenizer {
         let differs = |text: &&str| tokenizer.encode(text).ok() != tokenizer.encode_by_crate(text).ok();
         if SAMPLES.iter().any(differs) {
             tokenizer.bpe = None;
+        }
+        if tokenizer.bpe.is_none() {
+            info!(
+                path = %path.display(),
+                "the tokenizer has rules that the fast encoder does not know: texts are tokenised by the `tokenizers` \
+                 library, which takes several times as long"
+            );
         }
         Ok(tokenizer)
     }
