@@ -6,7 +6,7 @@
 //! size, with the prefix's keys and values computed in advance (`benches/peers/pytorch.py`); it is left out if Python
 //! lacks `torch` or `transformers`. `--compile` adds variants that `torch.compile` has compiled, one of them with torchao's
 //! 8-bit weights; compiling takes minutes. llama.cpp runs through its Python package, in f32 and Q8_0, with the prefix
-//! shared by packed sequences (`benches/peers/llama_cpp.py`). candle-transformers runs in sorted, padded batches of 16. `--save` writes the
+//! shared by packed sequences (`benches/peers/llama.py`). candle-transformers runs in sorted, padded batches of 16. `--save` writes the
 //! figures to `benches/results`, from where README's table comes.
 
 #![allow(
@@ -65,7 +65,7 @@ fn main() {
     let mut options = vec!["--threads", &thread_count];
     options.extend(flag("--compile").then_some("--compile"));
     let mut peers = Vec::new();
-    for (name, script) in [("PyTorch", "pytorch.py"), ("llama.cpp", "llama_cpp.py")] {
+    for (name, script) in [("PyTorch", "pytorch.py"), ("llama.cpp", "llama.py")] {
         let options = if name == "PyTorch" { &options[..] } else { &options[..2] };
         match Peer::start(&python, script, folder.path(), &work_file, options) {
             Ok(peer) => peers.push((name, peer)),

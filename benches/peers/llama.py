@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Scores the same comments with llama.cpp on the CPU, one round for each line of input.
 
-    llama_cpp.py CHECKPOINT WORK.json [--threads N]
+    llama.py CHECKPOINT WORK.json [--threads N]
 
 Needs the packages `llama-cpp-python`, `gguf` and `safetensors`. CHECKPOINT is a Hugging Face folder of Gemma 3, which is
 converted to GGUF in f32, and quantised by llama.cpp to Q8_0. WORK.json is that of `pytorch.py`. The prefix is decoded
@@ -164,7 +164,7 @@ def timed(work):
 @llama_cpp.llama_log_callback
 def log_errors(level, text, _data):
     """Prints what llama.cpp logs as an error."""
-    if level >= 4:
+    if level == llama_cpp.GGML_LOG_LEVEL_ERROR:
         sys.stderr.write(text.decode(errors="replace"))
 
 
