@@ -90,6 +90,9 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
     let margins: Vec<String> = margins.iter().map(|margin| format!("{margin:.3}")).collect();
     let hateful = &config.prompt.hateful_label;
     writeln!(out, "model     {}", classifier.description())?;
+    for note in classifier.notes() {
+        writeln!(out, "note      {note}")?;
+    }
     writeln!(out, "base      {}", identity.base)?;
     writeln!(out, "adapter   {}", identity.adapter)?;
     if let Some(registry) = &model.registry {
@@ -105,12 +108,14 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
         writeln!(out, "warning   {lost}")?;
     }
     writeln!(out, "prompt    {}", identity.prompt)?;
-    writeln!(
-        out,
-        "labels    {}, hateful label {hateful}, normaliser {}",
-        config.prompt.labels.join(" and "),
-        identity.normalizer
-    )?;
+    let labels = match classifier.head() {
+        Some(head) => format!("head      {head}, text without a frame"),
+        None => format!(
+            "labels    {}, hateful label {hateful}",
+            config.prompt.labels.join(" and ")
+        ),
+    };
+    writeln!(out, "{labels}, normaliser {}", identity.normalizer)?;
     writeln!(
         out,
         "policy    review from {}, block from {}{communities}; {}",

@@ -224,7 +224,12 @@ async fn prompt(
     identity: &ModelIdentity,
     registry: Option<&Registry>,
 ) -> anyhow::Result<Option<PromptConfig>> {
-    if [config.prompt.content_hash(), config.prompt.earlier_hash()].contains(&identity.prompt) {
+    let hashes = [
+        config.prompt.content_hash(),
+        config.prompt.earlier_hash(),
+        config.prompt.unframed_hash(),
+    ];
+    if hashes.contains(&identity.prompt) {
         return Ok(Some(config.prompt.clone()));
     }
     let Some(registry) = registry else { return Ok(None) };

@@ -13,8 +13,10 @@ use tracing::info;
 use super::feedback;
 use super::{Exit, SettingsArgs};
 use crate::classifier::golden::GoldenText;
-use crate::config::{Config, RetrainConfig};
+use crate::config::{Config, ModelConfig, RetrainConfig};
+use crate::fault::{Fault, Faults};
 use crate::kafka::snapshot;
+use crate::model::files::checkpoint::Checkpoint;
 use crate::plural::Count;
 use crate::registry::Registry;
 use crate::retrain::data::feedback::FeedbackRules;
@@ -55,6 +57,21 @@ Examples:
   moderatord retrain --config /etc/moderatord/moderatord.toml
   moderatord retrain --config moderatord.toml --input labels.jsonl --no-promote"#;
 
+/// Refuses a base model with a classification head, because training computes the loss of labels of the vocabulary.
+fn require_language_model(model: &ModelConfig) -> Result<(), Faults> {
+    match &Checkpoint::from_settings(model)?.config().outputs.classifier {
+        None => Ok(()),
+        Some(name) => Err(Fault::setting(
+            "model.path",
+            format!(
+                "the model is a `{name}`, whose classification head cannot be retrained, expected a Gemma for causal \
+                 language modelling"
+            ),
+        )
+        .into()),
+    }
+}
+
 pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
     let config = args.settings.load()?;
     let mut tracked = TrackedRegistry::recall(config.require_registry()?, config.registry.state.as_deref())?;
@@ -64,6 +81,7 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     let _lock = registry.lock(SystemTime::now())?;
     let (gathered, origin) = gather(args.input.as_deref(), &config)?;
     print_feedback(&gathered, out, err)?;
+    require_language_model(&config.model)?;
     let golden_texts = read_golden_texts(&config.retrain)?;
     let display = ProgressDisplay::new();
     let mut progress = |progress: TrainingProgress| display.update(progress);

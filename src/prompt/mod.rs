@@ -112,26 +112,7 @@ impl Prompter {
         max_positions: usize,
     ) -> Result<Self, Faults> {
         let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer)?;
-        let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
-        let canonical = canonical_form(config, FORMAT);
-        let mut prompter = Self {
-            normalizer: config.normalize.then(|| Normalizer::new(&config.separator)),
-            frame: Frame::new(
-                format!("{instructions}{}Text:", config.separator),
-                format!("{}Prediction:", config.separator),
-                &tokenizer,
-            ),
-            prefix: Vec::new(),
-            frame_tokens: 0,
-            vocab_size,
-            max_window_tokens: config.max_window_tokens,
-            max_windows: config.max_windows,
-            label_ids: [0; 2],
-            content_hash: content_hash(canonical.as_bytes()),
-            earlier_hash: config.earlier_hash(),
-            canonical,
-            tokenizer,
-        };
+        let mut prompter = Self::around(config, tokenizer, vocab_size, IsFramed::Yes);
         let mut faults = Faults::default();
         faults.extend(separator_fault(config));
         faults.extend(prompter.control_token_faults(config));
@@ -140,27 +121,82 @@ impl Prompter {
             let id = faults.collect(prompter.label_id(tokenizer_path, &config.labels[label]));
             prompter.label_ids[index] = id.unwrap_or_default();
         }
+        faults.collect(prompter.measure(tokenizer_path, max_positions));
+        if faults.is_empty() { Ok(prompter) } else { Err(faults) }
+    }
+
+    /// Builds prompts that are the text alone, with `<bos>` in front, for a model with a classification head.
+    ///
+    /// # Errors
+    /// Returns every fault of the tokenizer file, and a fault if windows do not fit into `max_positions`.
+    pub fn without_frame(
+        tokenizer_path: &Path,
+        tokenizer: &[u8],
+        config: &PromptConfig,
+        vocab_size: usize,
+        max_positions: usize,
+    ) -> Result<Self, Faults> {
+        let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer)?;
+        let mut prompter = Self::around(config, tokenizer, vocab_size, IsFramed::No);
+        prompter.measure(tokenizer_path, max_positions)?;
+        Ok(prompter)
+    }
+
+    /// Creates a prompter whose frame has not been measured yet.
+    fn around(config: &PromptConfig, tokenizer: SafeTokenizer, vocab_size: usize, framed: IsFramed) -> Self {
+        let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
+        let canonical = canonical_form(config, FORMAT, framed);
+        let content_hash = content_hash(canonical.as_bytes());
+        let (separator, head, tail) = match framed {
+            IsFramed::Yes => (
+                config.separator.as_str(),
+                format!("{instructions}{}Text:", config.separator),
+                format!("{}Prediction:", config.separator),
+            ),
+            IsFramed::No => ("", String::new(), String::new()),
+        };
+        Self {
+            normalizer: config.normalize.then(|| Normalizer::new(separator)),
+            frame: Frame::new(head, tail, &tokenizer),
+            prefix: Vec::new(),
+            frame_tokens: 0,
+            vocab_size,
+            max_window_tokens: config.max_window_tokens,
+            max_windows: config.max_windows,
+            label_ids: [0; 2],
+            earlier_hash: match framed {
+                IsFramed::Yes => config.earlier_hash(),
+                IsFramed::No => content_hash.clone(),
+            },
+            content_hash,
+            canonical,
+            tokenizer,
+        }
+    }
+
+    /// Tokenises the frame alone and checks that the longest window fits into it.
+    fn measure(&mut self, tokenizer_path: &Path, max_positions: usize) -> Result<(), Faults> {
+        let mut faults = Faults::default();
         let encode = |text: &str| {
-            prompter
-                .ids(text)
+            self.ids(text)
                 .map_err(|error| Fault::file(tokenizer_path, error.to_string()))
         };
-        let prefix = faults.collect(encode(prompter.head()));
-        let frame = faults.collect(encode(&prompter.frame("")));
+        let prefix = faults.collect(encode(self.head()));
+        let frame = faults.collect(encode(&self.frame("")));
         if let (Some(prefix), Some(frame)) = (prefix, frame) {
-            if frame.len() + config.max_window_tokens > max_positions {
+            if frame.len() + self.max_window_tokens > max_positions {
                 faults.push(Fault::setting(
                     "prompt.max_window_tokens",
                     format!(
                         "{} tokens and a frame of {} do not fit into the checkpoint's {max_positions} positions",
-                        config.max_window_tokens,
+                        self.max_window_tokens,
                         frame.len()
                     ),
                 ));
             }
-            (prompter.prefix, prompter.frame_tokens) = (prefix, frame.len());
+            (self.prefix, self.frame_tokens) = (prefix, frame.len());
         }
-        if faults.is_empty() { Ok(prompter) } else { Err(faults) }
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
     /// Returns the rows of a comment's text.
@@ -395,9 +431,16 @@ fn tokenizer_error(bytes: usize, error: &tokenizers::Error) -> PromptError {
     }
 }
 
+/// Whether a prompt is a frame around the text, or the text alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IsFramed {
+    Yes,
+    No,
+}
+
 /// Returns the canonical JSON form of the settings that shape a prompt.
-fn canonical_form(config: &PromptConfig, format: u32) -> String {
-    serde_json::json!({
+fn canonical_form(config: &PromptConfig, format: u32, framed: IsFramed) -> String {
+    let mut canonical = serde_json::json!({
         "format": format,
         "labels": config.labels,
         "hateful_label": config.hateful_label,
@@ -406,19 +449,27 @@ fn canonical_form(config: &PromptConfig, format: u32) -> String {
         "max_window_tokens": config.max_window_tokens,
         "window_overlap_tokens": window::overlap(config.max_window_tokens),
         "max_windows": config.max_windows,
-    })
-    .to_string()
+    });
+    if framed == IsFramed::No {
+        canonical["frame"] = "none".into();
+    }
+    canonical.to_string()
 }
 
 impl PromptConfig {
     /// Returns the hash by which decisions refer to the prompt that these settings produce.
     pub fn content_hash(&self) -> String {
-        content_hash(canonical_form(self, FORMAT).as_bytes())
+        content_hash(canonical_form(self, FORMAT, IsFramed::Yes).as_bytes())
+    }
+
+    /// Returns the hash by which decisions of a classification head refer to the settings, which have no frame.
+    pub fn unframed_hash(&self) -> String {
+        content_hash(canonical_form(self, FORMAT, IsFramed::No).as_bytes())
     }
 
     /// Returns the hash by which decisions referred to this prompt in format 1.
     pub fn earlier_hash(&self) -> String {
-        content_hash(canonical_form(self, 1).as_bytes())
+        content_hash(canonical_form(self, 1, IsFramed::Yes).as_bytes())
     }
 
     /// Reads the settings back from their canonical form. The normaliser is off in the result, because it is not part

@@ -215,6 +215,28 @@ fn retraining_on_a_base_model_that_cannot_be_loaded_is_a_fault_of_the_settings()
 }
 
 #[test]
+fn a_classification_head_is_not_retrained() {
+    let workspace = Workspace::new();
+    let base = workspace.path("classifier");
+    std::fs::create_dir(&base).unwrap();
+    let config = std::fs::read_to_string(fixture("gemma3/config.json")).unwrap();
+    let config = config.replace("Gemma3ForCausalLM", "Gemma3TextForSequenceClassification");
+    std::fs::write(base.join("config.json"), config).unwrap();
+    std::fs::copy(fixture("gemma3/tokenizer.json"), base.join("tokenizer.json")).unwrap();
+    let device = candle_core::Device::Cpu;
+    let mut tensors = candle_core::safetensors::load(fixture("gemma3/model.safetensors"), &device).unwrap();
+    let head = candle_core::Tensor::ones((2, 64), candle_core::DType::F32, &device).unwrap();
+    tensors.insert("score.weight".into(), head);
+    candle_core::safetensors::save(&tensors, base.join("model.safetensors")).unwrap();
+    workspace.set_base(&base);
+    let input = workspace.path("labels.jsonl").display().to_string();
+    let (code, _, err) = workspace.run("retrain", &["--input", &input]);
+    assert_eq!(code, Some(78), "{err}");
+    let expected = "is a `Gemma3TextForSequenceClassification`, whose classification head cannot be retrained";
+    assert!(err.contains(expected), "{err}");
+}
+
+#[test]
 fn an_adapter_is_not_served_with_a_base_model_other_than_its_own() {
     let (workspace, version) = Workspace::with_promoted_version();
     let changed = workspace.path("changed");

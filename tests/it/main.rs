@@ -25,6 +25,7 @@ mod bad_files;
 mod batch_invariance;
 mod bundled_model;
 mod oracle;
+mod other_models;
 mod parity;
 mod untrusted_text;
 
