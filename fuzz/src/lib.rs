@@ -108,6 +108,7 @@ pub fn prompt_config(max_window_tokens: usize, max_windows: usize) -> PromptConf
         // Short, because every window repeats it.
         instructions: "[{labels}]".into(),
         separator: "<separator>".into(),
+        template: None,
         normalize: true,
         max_window_tokens,
         max_windows,

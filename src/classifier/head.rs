@@ -153,6 +153,7 @@ mod tests {
             hateful_label: "Negative".into(),
             instructions: String::new(),
             separator: "##".into(),
+            template: None,
             normalize: false,
             max_window_tokens: 64,
             max_windows: 1,

@@ -28,6 +28,13 @@ const OPEN_TABLES: [[&str; 2]; 2] = [["policy", "communities"], ["kafka", "prope
 /// The maximum size of a settings file, so that a wrong path to a huge file does not exhaust the memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
+/// Returns the default of a section's key.
+pub(super) fn default_value(section: &str, key: &str) -> Option<ValueKind> {
+    let mut defaults = parse(None, DEFAULTS).ok()?;
+    let mut section = defaults.remove(section)?.into_table().ok()?;
+    Some(section.remove(key)?.kind)
+}
+
 /// The sources of settings besides the defaults.
 ///
 /// This type is not `Debug`, because the environment may contain secrets.

@@ -6,6 +6,8 @@
 mod kafka;
 mod layers;
 mod nearest;
+mod prompt;
+mod published;
 mod reader;
 mod retrain;
 mod sections;
@@ -18,6 +20,7 @@ use std::time::Duration;
 
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
+pub use prompt::Template;
 pub(crate) use retrain::FeedbackTopic;
 pub use retrain::{OnMissing, RegistryConfig, RetrainConfig};
 pub use training::{Loss, Projection};
@@ -124,7 +127,7 @@ impl ConfigDraft {
         }
         let mut reader = SettingsReader::new(root, sources.file.as_deref(), faults);
         let (kafka, model) = (kafka::read(&mut reader), sections::model(&mut reader));
-        let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
+        let (input, prompt) = (sections::input(&mut reader), prompt::prompt(&mut reader));
         let (batch, cache) = (sections::batch(&mut reader), sections::cache(&mut reader));
         let (policy, limits) = (sections::policy(&mut reader), sections::limits(&mut reader));
         let (registry, retrain) = (retrain::registry(&mut reader), retrain::retrain(&mut reader));
@@ -259,11 +262,13 @@ pub enum DtypeChoice {
 /// The model to load, and how to run it.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// The folder of a checkpoint in Hugging Face layout (`config.json`, `tokenizer.json`, safetensors); if it is not
-    /// set, the bundled model is used.
+    /// The folder of a checkpoint in Hugging Face layout (`config.json`, `tokenizer.json`, safetensors), or its name on
+    /// the hub (`hf://`); if it is not set, the bundled model is used.
     pub path: Option<PathBuf>,
-    /// The folder of an adapter in PEFT layout; if it is not set, the base model is used without an adapter.
+    /// The folder of an adapter in PEFT layout, or its name on the hub; if it is not set, the base model is used without an adapter.
     pub adapter: Option<PathBuf>,
+    /// Whether a model that is set by name may be downloaded.
+    pub download: bool,
     /// The device that the model runs on.
     pub device: DeviceChoice,
     /// The data type of the arithmetic in linear layers.
@@ -281,8 +286,11 @@ pub struct PromptConfig {
     pub hateful_label: String,
     /// The text before the first separator; `{labels}` is replaced by the labels, joined by a comma.
     pub instructions: String,
-    /// The text between the parts of the prompt.
+    /// The text between the parts of the prompt. With a template, it is a part of it that comments must not imitate, or
+    /// empty.
     pub separator: String,
+    /// The whole prompt; if it is set, `instructions` is not used.
+    pub template: Option<Template>,
     /// Whether comments are normalised before they are tokenised.
     pub normalize: bool,
     /// The maximum number of comment tokens in a window.

@@ -17,6 +17,7 @@ mod tokenizer;
 mod window;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 pub use normalize::NORMALIZER_VERSION;
@@ -26,7 +27,7 @@ use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
 
-use crate::config::PromptConfig;
+use crate::config::{PromptConfig, Template};
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::scorer::Row;
@@ -50,6 +51,9 @@ pub struct Prompt {
     /// over the text, including its beginning and, if there is more than one, its end.
     pub truncated: bool,
 }
+
+/// The windows of a text with their rows, and whether the text has more windows than that.
+type Windows<'a> = (Vec<(&'a str, Row)>, bool);
 
 /// The reason why a text cannot be turned into rows. The message never quotes the text.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +102,7 @@ pub struct Prompter {
 impl Prompter {
     /// Builds the frame and checks that each label is a single token right after it.
     ///
-    /// `tokenizer` is the content of `tokenizer_path`, which is used only to name the file in errors.
+    /// `tokenizer_file` is the content of `tokenizer_path`, which is used only to name the file in errors.
     ///
     /// # Errors
     /// Returns every fault of the tokenizer file, or of the frame with this tokenizer: a label that is not a single
@@ -106,13 +110,17 @@ impl Prompter {
     /// `max_positions`.
     pub fn new(
         tokenizer_path: &Path,
-        tokenizer: &[u8],
+        tokenizer_file: &[u8],
         config: &PromptConfig,
         vocab_size: usize,
         max_positions: usize,
     ) -> Result<Self, Faults> {
-        let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer)?;
-        let mut prompter = Self::around(config, tokenizer, vocab_size, IsFramed::Yes);
+        let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer_file)?;
+        let frame = match &config.template {
+            None => published_frame(config, &tokenizer),
+            Some(template) => template_frame(template, tokenizer_path, tokenizer_file, &tokenizer)?,
+        };
+        let mut prompter = Self::around(config, tokenizer, vocab_size, Some(frame));
         let mut faults = Faults::default();
         faults.extend(separator_fault(config));
         faults.extend(prompter.control_token_faults(config));
@@ -128,36 +136,38 @@ impl Prompter {
     /// Builds prompts that are the text alone, with `<bos>` in front, for a model with a classification head.
     ///
     /// # Errors
-    /// Returns every fault of the tokenizer file, and a fault if windows do not fit into `max_positions`.
+    /// Returns every fault of the tokenizer file, and a fault if there is a template or if windows do not fit into
+    /// `max_positions`.
     pub fn without_frame(
         tokenizer_path: &Path,
-        tokenizer: &[u8],
+        tokenizer_file: &[u8],
         config: &PromptConfig,
         vocab_size: usize,
         max_positions: usize,
     ) -> Result<Self, Faults> {
-        let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer)?;
-        let mut prompter = Self::around(config, tokenizer, vocab_size, IsFramed::No);
-        prompter.measure(tokenizer_path, max_positions)?;
-        Ok(prompter)
+        let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer_file)?;
+        let mut faults = Faults::default();
+        if config.template.is_some() {
+            let text = "is set, but the model has a classification head, whose prompt is the comment alone";
+            faults.push(Fault::setting("prompt.template", text.to_owned()));
+        }
+        let mut prompter = Self::around(config, tokenizer, vocab_size, None);
+        faults.collect(prompter.measure(tokenizer_path, max_positions));
+        if faults.is_empty() { Ok(prompter) } else { Err(faults) }
     }
 
-    /// Creates a prompter whose frame has not been measured yet.
-    fn around(config: &PromptConfig, tokenizer: SafeTokenizer, vocab_size: usize, framed: IsFramed) -> Self {
-        let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
+    /// Creates a prompter whose frame has not been measured yet. Without a frame, the prompt is the text alone.
+    fn around(config: &PromptConfig, tokenizer: SafeTokenizer, vocab_size: usize, frame: Option<Frame>) -> Self {
+        let framed = if frame.is_some() { IsFramed::Yes } else { IsFramed::No };
         let canonical = canonical_form(config, FORMAT, framed);
         let content_hash = content_hash(canonical.as_bytes());
-        let (separator, head, tail) = match framed {
-            IsFramed::Yes => (
-                config.separator.as_str(),
-                format!("{instructions}{}Text:", config.separator),
-                format!("{}Prediction:", config.separator),
-            ),
-            IsFramed::No => ("", String::new(), String::new()),
+        let separator = match framed {
+            IsFramed::Yes => config.separator.as_str(),
+            IsFramed::No => "",
         };
         Self {
             normalizer: config.normalize.then(|| Normalizer::new(separator)),
-            frame: Frame::new(head, tail, &tokenizer),
+            frame: frame.unwrap_or_else(|| Frame::new(String::new(), String::new(), &tokenizer)),
             prefix: Vec::new(),
             frame_tokens: 0,
             vocab_size,
@@ -177,12 +187,12 @@ impl Prompter {
     /// Tokenises the frame alone and checks that the longest window fits into it.
     fn measure(&mut self, tokenizer_path: &Path, max_positions: usize) -> Result<(), Faults> {
         let mut faults = Faults::default();
-        let encode = |text: &str| {
-            self.ids(text)
-                .map_err(|error| Fault::file(tokenizer_path, error.to_string()))
+        let checked = |ids| {
+            let ids = self.checked(self.frame("").len(), ids);
+            ids.map_err(|error| Fault::file(tokenizer_path, error.to_string()))
         };
-        let prefix = faults.collect(encode(self.head()));
-        let frame = faults.collect(encode(&self.frame("")));
+        let prefix = faults.collect(checked(self.frame.encode_head(&self.tokenizer)));
+        let frame = faults.collect(checked(self.frame.encode(&self.tokenizer, "")));
         if let (Some(prefix), Some(frame)) = (prefix, frame) {
             if frame.len() + self.max_window_tokens > max_positions {
                 faults.push(Fault::setting(
@@ -220,38 +230,52 @@ impl Prompter {
     /// # Errors
     /// Fails like [`Prompter::encode`].
     pub(crate) fn encode_normalized(&self, text: &str) -> Result<Prompt, PromptError> {
-        if text.len() > self.spread_bytes() && self.exceeds_windows(text)? {
-            return self.encode_spread(text);
-        }
-        self.encode_whole(text)
+        let (windows, truncated) = self.windows(text)?;
+        Ok(Prompt {
+            rows: windows.into_iter().map(|(_, row)| row).collect(),
+            truncated,
+        })
     }
 
-    /// Returns the rows of a normalised text, all of which is tokenised.
-    fn encode_whole(&self, text: &str) -> Result<Prompt, PromptError> {
+    /// Returns the prompts of a comment's text, one for each window, before tokenisation and as the rows that are scored.
+    ///
+    /// # Errors
+    /// Fails like [`Prompter::encode`].
+    pub fn prompts(&self, text: &str) -> Result<Vec<(String, Row)>, PromptError> {
+        let text = self.normalize(text);
+        let (windows, _) = self.windows(&text)?;
+        let prompt = |(window, row): (&str, Row)| (self.frame(window), row);
+        Ok(windows.into_iter().map(prompt).collect())
+    }
+
+    /// Returns the windows of a normalised text with their rows.
+    fn windows<'a>(&self, text: &'a str) -> Result<Windows<'a>, PromptError> {
+        if text.len() > self.spread_bytes() && self.exceeds_windows(text)? {
+            return self.windows_spread(text);
+        }
+        self.windows_whole(text)
+    }
+
+    /// Returns the windows of a normalised text, all of which is tokenised.
+    fn windows_whole<'a>(&self, text: &'a str) -> Result<Windows<'a>, PromptError> {
         // Most texts fit into one window, so the whole prompt is tokenised first. A longer text than this is unlikely
         // to fit, and is cut into windows right away.
         let limit = self.frame_tokens + self.max_window_tokens;
         if text.len() <= self.max_window_tokens.saturating_mul(LONGEST_TOKEN_BYTES) {
             let row = self.row(text)?;
             if row.tokens.len() <= limit {
-                return Ok(Prompt {
-                    rows: vec![row],
-                    truncated: false,
-                });
+                return Ok((vec![(text, row)], false));
             }
         }
         let ranges = self
             .tokenizer
             .token_ranges(text)
             .map_err(|error| tokenizer_error(text.len(), &error))?;
-        let longest = |prompt: &Prompt| prompt.rows.iter().map(|row| row.tokens.len()).max();
+        let longest = |(windows, _): &Windows<'_>| windows.iter().map(|(_, row)| row.tokens.len()).max();
         self.within_limit(longest, |max_tokens| {
             let (windows, truncated) = window::cut(text, &ranges, max_tokens, self.max_windows);
-            let rows = windows.into_iter().map(|window| self.row(&text[window]));
-            Ok(Prompt {
-                rows: rows.collect::<Result<_, _>>()?,
-                truncated,
-            })
+            let row = |window: Range<usize>| Ok((&text[window.clone()], self.row(&text[window])?));
+            Ok((windows.into_iter().map(row).collect::<Result<_, _>>()?, truncated))
         })
     }
 
@@ -336,7 +360,7 @@ impl Prompter {
         }
     }
 
-    /// Returns a fault for each part of the frame that spells a control token.
+    /// Returns a fault for each part of the published method's frame that spells a control token.
     fn control_token_faults(&self, config: &PromptConfig) -> Vec<Fault> {
         let parts = [
             ("prompt.instructions", &config.instructions),
@@ -344,10 +368,14 @@ impl Prompter {
         ];
         let fault = |(key, text): (&str, &String)| {
             let token = self.tokenizer.control_token_in(text)?;
-            let text = format!("spells the control token `{token}`, which would be read as plain text");
+            let text = format!(
+                "spells the control token `{token}`, which would be read as plain text; only prompt.template can have \
+                 control tokens"
+            );
             Some(Fault::setting(key, text))
         };
-        parts.into_iter().filter_map(fault).collect()
+        let parts = parts.into_iter().filter(|_| config.template.is_none());
+        parts.filter_map(fault).collect()
     }
 
     fn row(&self, text: &str) -> Result<Row, PromptError> {
@@ -365,10 +393,6 @@ impl Prompter {
             tokens: tokens.into(),
             shared,
         })
-    }
-
-    fn ids(&self, text: &str) -> Result<Vec<u32>, PromptError> {
-        self.checked(text.len(), self.tokenizer.encode(text))
     }
 
     /// Returns the ids of a text of this size, after checking that each has an embedding.
@@ -391,9 +415,12 @@ impl Prompter {
             return Err(Fault::file(path, text));
         };
         for sample in ["", "a comment", "one, two: three."] {
-            let prompt = self.frame(sample);
-            let ids = |text: &str| self.ids(text).map_err(|error| Fault::file(path, error.to_string()));
-            let (mut expected, found) = (ids(&prompt)?, ids(&format!("{prompt}{label}"))?);
+            let ids = |answer: &str| {
+                let ids = self.frame.encode_with_answer(&self.tokenizer, sample, answer);
+                let ids = self.checked(self.frame(sample).len() + answer.len(), ids);
+                ids.map_err(|error| Fault::file(path, error.to_string()))
+            };
+            let (mut expected, found) = (ids("")?, ids(label)?);
             let frame_end = expected.len();
             expected.push(id);
             if found != expected {
@@ -411,9 +438,54 @@ impl Prompter {
     }
 }
 
+/// Returns the frame of the published method.
+fn published_frame(config: &PromptConfig, tokenizer: &SafeTokenizer) -> Frame {
+    let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
+    Frame::new(
+        format!("{instructions}{}Text:", config.separator),
+        format!("{}Prediction:", config.separator),
+        tokenizer,
+    )
+}
+
+/// Returns the frame of a template, after checking that the tokenizer knows all of its control tokens and that its ids
+/// are those of transformers for the whole prompt.
+fn template_frame(template: &Template, path: &Path, file: &[u8], tokenizer: &SafeTokenizer) -> Result<Frame, Faults> {
+    let mut faults = Faults::default();
+    for text in [&template.head, &template.tail] {
+        for token in tokenizer.unknown_control_tokens(text) {
+            let text = format!(
+                "spells the control token `{token}`, which {} does not have",
+                path.display()
+            );
+            faults.push(Fault::setting("prompt.template", text));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let error = |error: tokenizers::Error| Fault::file(path, format!("cannot tokenise prompt.template: {error}"));
+    let frame = Frame::with_control_tokens(&template.head, template.tail.clone(), tokenizer).map_err(error)?;
+    if frame.has_control_tokens() {
+        let prompts: Vec<String> = Frame::samples().map(|text| frame.around(text)).collect();
+        let expected = tokenizer::encode_as_transformers(file, &prompts).map_err(error)?;
+        let found: Result<Vec<_>, _> = Frame::samples().map(|text| frame.encode(tokenizer, text)).collect();
+        if found.map_err(error)? != expected {
+            let text = format!(
+                "{} reads text next to a control token differently, so that the parts of this prompt have other ids \
+                 than the whole; expected a tokenizer that splits a text at its control tokens and does nothing else there",
+                path.display()
+            );
+            return Err(Fault::setting("prompt.template", text).into());
+        }
+    }
+    Ok(frame)
+}
+
 /// Returns a fault if the normaliser cannot break up the separator's spelling in comments.
 fn separator_fault(config: &PromptConfig) -> Option<Fault> {
-    (config.normalize && !Normalizer::can_break_up(&config.separator)).then(|| {
+    let has_separator = config.template.is_none() || !config.separator.is_empty();
+    (config.normalize && has_separator && !Normalizer::can_break_up(&config.separator)).then(|| {
         Fault::setting(
             "prompt.separator",
             format!(
@@ -444,12 +516,15 @@ fn canonical_form(config: &PromptConfig, format: u32, framed: IsFramed) -> Strin
         "format": format,
         "labels": config.labels,
         "hateful_label": config.hateful_label,
-        "instructions": config.instructions,
         "separator": config.separator,
         "max_window_tokens": config.max_window_tokens,
         "window_overlap_tokens": window::overlap(config.max_window_tokens),
         "max_windows": config.max_windows,
     });
+    match &config.template {
+        None => canonical["instructions"] = config.instructions.as_str().into(),
+        Some(Template { head, tail }) => canonical["template"] = serde_json::json!({ "head": head, "tail": tail }),
+    }
     if framed == IsFramed::No {
         canonical["frame"] = "none".into();
     }
@@ -482,8 +557,10 @@ impl PromptConfig {
         struct CanonicalPrompt {
             labels: [String; 2],
             hateful_label: String,
+            #[serde(default)]
             instructions: String,
             separator: String,
+            template: Option<Template>,
             max_window_tokens: usize,
             max_windows: usize,
         }
@@ -493,6 +570,7 @@ impl PromptConfig {
             hateful_label: found.hateful_label,
             instructions: found.instructions,
             separator: found.separator,
+            template: found.template,
             normalize: false,
             max_window_tokens: found.max_window_tokens,
             max_windows: found.max_windows,

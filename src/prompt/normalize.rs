@@ -20,8 +20,8 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    /// Creates the normaliser of a frame whose separator [can be broken up](Self::can_break_up), or, with an empty one, of
-    /// texts without a frame.
+    /// Creates the normaliser of a frame whose separator is empty or [can be broken up](Self::can_break_up), or, with an
+    /// empty one, of texts without a frame.
     pub fn new(separator: &str) -> Self {
         Self {
             core: separator.trim().to_ascii_lowercase(),

@@ -43,6 +43,7 @@ pub fn model_config(family: &str) -> ModelConfig {
     ModelConfig {
         path: Some(fixture(family)),
         adapter: None,
+        download: false,
         device: DeviceChoice::Cpu,
         dtype: DtypeChoice::Auto,
         quantize: Quantize::None,
@@ -57,6 +58,7 @@ pub fn prompt_config() -> PromptConfig {
         hateful_label: "Negative".into(),
         instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
         separator: "<separator>".into(),
+        template: None,
         normalize: false,
         max_window_tokens: 4096,
         max_windows: 1,

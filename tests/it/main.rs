@@ -19,6 +19,7 @@ mod cli_run;
 mod cli_score;
 mod cli_start;
 mod config;
+mod hub;
 
 // The model: files, prompt, forward pass.
 mod bad_files;
@@ -27,6 +28,7 @@ mod bundled_model;
 mod oracle;
 mod other_models;
 mod parity;
+mod prompts;
 mod untrusted_text;
 
 // Training, judging and the registry.

@@ -253,6 +253,7 @@ mod tests {
             hateful_label: "Negative".into(),
             instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
             separator: "<separator>".into(),
+            template: None,
             normalize: true,
             max_window_tokens: 64,
             max_windows: 4,
