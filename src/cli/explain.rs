@@ -152,7 +152,8 @@ fn read_source_text(decision: &Decision, config: &Config) -> anyhow::Result<Stri
     };
     let stream = config.require_stream()?;
     let value = snapshot::record_at(&stream.brokers, &stream.properties, source)?;
-    let comment = decode(&value, &config.input.fields, config.input.max_bytes)
+    // A decision with a score is not about a deletion, so no header is needed to find the text.
+    let comment = decode(&value, &[], &config.input.fields, config.input.max_bytes)
         .with_context(|| format!("the record at offset {} is not a comment event", source.offset))?;
     Ok(comment.text)
 }

@@ -10,10 +10,12 @@ mod demo;
 mod eval;
 mod explain;
 mod feedback;
+mod input;
 mod lines;
 mod retrain;
 mod run;
 mod score;
+mod table;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

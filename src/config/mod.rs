@@ -3,6 +3,7 @@
 //! All faults are reported at once, each with the key, the value, its origin and what was expected. Settings that only
 //! the stream needs are required by [`Config::require_stream`], so that `score` and `check` work without a broker.
 
+mod input;
 mod kafka;
 mod layers;
 mod nearest;
@@ -16,6 +17,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use input::{FieldLocation, FieldLocations, InputConfig, InputFields};
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
 pub(crate) use retrain::FeedbackTopic;
@@ -124,7 +126,7 @@ impl ConfigDraft {
         }
         let mut reader = SettingsReader::new(root, sources.file.as_deref(), faults);
         let (kafka, model) = (kafka::read(&mut reader), sections::model(&mut reader));
-        let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
+        let (input, prompt) = (input::read(&mut reader), sections::prompt(&mut reader));
         let (batch, cache) = (sections::batch(&mut reader), sections::cache(&mut reader));
         let (policy, limits) = (sections::policy(&mut reader), sections::limits(&mut reader));
         let (registry, retrain) = (retrain::registry(&mut reader), retrain::retrain(&mut reader));
@@ -197,32 +199,6 @@ impl ConfigDraft {
             _ => Err(self.faults.into()),
         }
     }
-}
-
-/// The location of the fields of a comment event, and its maximum size.
-#[derive(Debug, Clone)]
-pub struct InputConfig {
-    /// The location of each field.
-    pub fields: InputFields,
-    /// The maximum size of an event in bytes; a larger event is rejected without being parsed.
-    pub max_bytes: usize,
-}
-
-/// JSON pointers (RFC 6901) to the fields of a comment event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InputFields {
-    /// The pointer to the id of the event.
-    pub event_id: String,
-    /// The pointer to the id of the content.
-    pub content_id: String,
-    /// The pointer to the revision of the content.
-    pub revision: String,
-    /// The pointer to the operation: `create`, `edit` or `delete`.
-    pub op: String,
-    /// The pointer to the id of the community.
-    pub community_id: String,
-    /// The pointer to the text.
-    pub text: String,
 }
 
 /// The device that the model runs on.

@@ -15,6 +15,8 @@ mod monitoring;
 // Settings and the command line.
 mod cli_adapters;
 mod cli_check;
+mod cli_input;
+mod documented_input;
 mod cli_run;
 mod cli_score;
 mod cli_start;

@@ -67,6 +67,7 @@ fn in_words(key: &str) -> String {
         "refused" => "Records that could not be used",
         "superseded" => "Labels replaced by a later label",
         "forgotten" => "Labels removed by a deletion record",
+        "repaired" => "Records with half of a surrogate pair in the text, read as U+FFFD",
         "train" => "Rows in the training part",
         "validation" => "Rows in the validation part",
         "test" => "Rows in the test part",

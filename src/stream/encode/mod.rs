@@ -258,7 +258,6 @@ mod tests {
             max_windows: 4,
         };
         let prompter = Prompter::new(&path, &std::fs::read(&path).unwrap(), &prompt, 1024, 8192).unwrap();
-        let field = |name: &str| format!("/{name}");
         let ownership = Arc::new(Ownership::default());
         for partition in 0..2 {
             ownership.assign(partition);
@@ -270,14 +269,7 @@ mod tests {
         let stage = EncodeStage {
             encoder: RecordEncoder {
                 input: InputConfig {
-                    fields: InputFields {
-                        event_id: field("event_id"),
-                        content_id: field("content_id"),
-                        revision: field("revision"),
-                        op: field("op"),
-                        community_id: field("community_id"),
-                        text: field("text"),
-                    },
+                    fields: InputFields::default(),
                     max_bytes: 1 << 20,
                 },
                 prompter: Arc::new(prompter),
