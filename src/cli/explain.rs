@@ -179,12 +179,13 @@ fn find_model(
             return Ok(None);
         }
     };
-    if !["none", NORMALIZER_VERSION].contains(&identity.normalizer.as_str()) {
+    let Some(prompt) = prompt.with_text_rules(&identity.normalizer) else {
         missing.push(format!(
             "the normaliser {}: this build has {NORMALIZER_VERSION}",
             identity.normalizer
         ));
-    }
+        return Ok(None);
+    };
     let mut version = None;
     if let Some(registry) = &registry
         && identity.adapter != "none"
@@ -211,10 +212,6 @@ fn find_model(
         adapter: config.model.adapter.clone().filter(|_| identity.adapter != "none"),
         quantize,
         ..config.model.clone()
-    };
-    let prompt = PromptConfig {
-        normalize: identity.normalizer != "none",
-        ..prompt
     };
     Ok(Some((ModelSource::new(model, prompt), registry, version)))
 }

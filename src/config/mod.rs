@@ -248,6 +248,18 @@ pub struct ModelConfig {
     pub quantize: Quantize,
 }
 
+/// The markup language in which comments and labelled texts are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Markup {
+    /// None: what is received is what a reader sees.
+    #[default]
+    None,
+    /// HTML, or a part of it.
+    Html,
+    /// CommonMark with tables and strikethrough.
+    Markdown,
+}
+
 /// The frame around a comment, and how a comment is cut into windows.
 #[derive(Debug, Clone)]
 pub struct PromptConfig {
@@ -259,6 +271,8 @@ pub struct PromptConfig {
     pub instructions: String,
     /// The text between the parts of the prompt.
     pub separator: String,
+    /// The markup of comments, which is decoded before they are normalised (`input.markup`).
+    pub markup: Markup,
     /// Whether comments are normalised before they are tokenised.
     pub normalize: bool,
     /// The maximum number of comment tokens in a window.

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::reader::{SettingValue, SettingsReader};
 use super::{
     BatchConfig, CacheConfig, DeviceChoice, DtypeChoice, HttpConfig, LimitsConfig, LogConfig, LogFormat, LogLevel,
-    ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
+    Markup, ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
 };
 use crate::message::Thresholds;
 
@@ -63,6 +63,13 @@ pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
     }
     let instructions = reader.string("prompt.instructions");
     let separator = reader.string("prompt.separator");
+    let markups = [
+        ("none", Markup::None),
+        ("html", Markup::Html),
+        ("markdown", Markup::Markdown),
+    ];
+    // In the section of events, because it is a property of them; the text that is scored depends on it.
+    let markup = reader.choice("input.markup", &markups);
     let normalize = reader.bool("prompt.normalize");
     let max_window_tokens = reader.integer("prompt.max_window_tokens", 16..=8192);
     let max_windows = reader.integer("prompt.max_windows", 1..=1024);
@@ -71,6 +78,7 @@ pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
         hateful_label: hateful_label?,
         instructions: instructions?,
         separator: separator?,
+        markup: markup?,
         normalize: normalize?,
         max_window_tokens: max_window_tokens?,
         max_windows: max_windows?,

@@ -12,6 +12,7 @@
 mod bpe;
 mod frame;
 mod long;
+mod markup;
 mod normalize;
 mod tokenizer;
 mod window;
@@ -26,7 +27,7 @@ use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
 
-use crate::config::PromptConfig;
+use crate::config::{Markup, PromptConfig};
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::scorer::Row;
@@ -77,6 +78,7 @@ pub enum PromptError {
 /// Turns texts into rows. It is immutable and can be shared by all threads.
 pub struct Prompter {
     tokenizer: SafeTokenizer,
+    markup: Markup,
     normalizer: Option<Normalizer>,
     /// Before the comment, instructions, separator and `Text:`. After it, separator and `Prediction:`.
     frame: Frame,
@@ -115,6 +117,7 @@ impl Prompter {
         let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
         let canonical = canonical_form(config, FORMAT);
         let mut prompter = Self {
+            markup: config.markup,
             normalizer: config.normalize.then(|| Normalizer::new(&config.separator)),
             frame: Frame::new(
                 format!("{instructions}{}Text:", config.separator),
@@ -173,9 +176,11 @@ impl Prompter {
 
     /// Returns the text as it is tokenised. The rows of a comment depend on nothing else of it.
     pub(crate) fn normalize<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        // Markup is decoded first, so that it can hide neither invisible characters nor a separator.
+        let text = self.markup.decode(text);
         match &self.normalizer {
-            Some(normalizer) => Cow::Owned(normalizer.normalize(text)),
-            None => Cow::Borrowed(text),
+            Some(normalizer) => Cow::Owned(normalizer.normalize(&text)),
+            None => text,
         }
     }
 
@@ -291,13 +296,10 @@ impl Prompter {
         content_hash == self.content_hash || content_hash == self.earlier_hash
     }
 
-    /// Returns the version of the normaliser, or `none` if it is off.
-    pub fn normalizer(&self) -> &'static str {
-        if self.normalizer.is_some() {
-            NORMALIZER_VERSION
-        } else {
-            "none"
-        }
+    /// Returns the names and versions of the rules by which a text is changed before it is tokenised, such as
+    /// `html-1+nfc-1`, or `none`.
+    pub fn normalizer(&self) -> String {
+        text_rules(self.markup, self.normalizer.is_some())
     }
 
     /// Returns a fault for each part of the frame that spells a control token.
@@ -395,6 +397,16 @@ fn tokenizer_error(bytes: usize, error: &tokenizers::Error) -> PromptError {
     }
 }
 
+/// Returns the name of the rules by which a text is changed before it is tokenised.
+fn text_rules(markup: Markup, normalize: bool) -> String {
+    let normalizer = normalize.then(|| NORMALIZER_VERSION.to_owned());
+    let rules: Vec<String> = [markup.version(), normalizer].into_iter().flatten().collect();
+    if rules.is_empty() {
+        return "none".to_owned();
+    }
+    rules.join("+")
+}
+
 /// Returns the canonical JSON form of the settings that shape a prompt.
 fn canonical_form(config: &PromptConfig, format: u32) -> String {
     serde_json::json!({
@@ -421,8 +433,21 @@ impl PromptConfig {
         content_hash(canonical_form(self, 1).as_bytes())
     }
 
-    /// Reads the settings back from their canonical form. The normaliser is off in the result, because it is not part
-    /// of that form.
+    /// Returns these settings with the rules that a decision names as its normaliser, or `None` if this build does not
+    /// have these rules.
+    pub fn with_text_rules(&self, name: &str) -> Option<Self> {
+        let markups = [Markup::None, Markup::Html, Markup::Markdown];
+        let mut all = markups.into_iter().flat_map(|markup| [(markup, false), (markup, true)]);
+        let (markup, normalize) = all.find(|&(markup, normalize)| text_rules(markup, normalize) == name)?;
+        Some(Self {
+            markup,
+            normalize,
+            ..self.clone()
+        })
+    }
+
+    /// Reads the settings back from their canonical form. Markup and the normaliser are off in the result, because they
+    /// are not part of that form.
     ///
     /// # Errors
     /// Returns an error if `canonical` is not such a form.
@@ -442,6 +467,7 @@ impl PromptConfig {
             hateful_label: found.hateful_label,
             instructions: found.instructions,
             separator: found.separator,
+            markup: Markup::None,
             normalize: false,
             max_window_tokens: found.max_window_tokens,
             max_windows: found.max_windows,

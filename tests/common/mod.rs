@@ -9,7 +9,7 @@ pub mod registry;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Quantize};
+use moderatord::config::{DeviceChoice, DtypeChoice, Markup, ModelConfig, PromptConfig, Quantize};
 use moderatord::fault::Faults;
 use serde_json::Value;
 
@@ -57,6 +57,7 @@ pub fn prompt_config() -> PromptConfig {
         hateful_label: "Negative".into(),
         instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
         separator: "<separator>".into(),
+        markup: Markup::None,
         normalize: false,
         max_window_tokens: 4096,
         max_windows: 1,

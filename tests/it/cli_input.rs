@@ -344,3 +344,52 @@ fn retrain_fails_if_every_label_is_refused_and_reads_what_other_programs_write()
         "1 record with half of a surrogate pair in the text, read as U+FFFD\n"
     );
 }
+
+#[test]
+fn markup_is_decoded_for_the_model_and_hashes_are_of_the_text_as_received() {
+    let files = Files::new();
+    let score = |markup: &str, text: &str| -> Value {
+        let mut command = command("score", files.0.path());
+        command.env("MODERATORD__INPUT__MARKUP", markup).args(["--text", text]);
+        let output = command.finish().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{markup}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let seen = score("none", "see you\nat the garden");
+    assert_eq!(seen["model"]["normalizer"], "nfc-1");
+    let html = "<p>s&#101;e <b>yo</b>u</p><p>at the&#x20;garden</p>";
+    let markdown = "s&#101;e **yo**u\n\nat the `garden`";
+    for (markup, text) in [("html", html), ("markdown", markdown)] {
+        let decision = score(markup, text);
+        assert_eq!(decision["margin"], seen["margin"], "{markup}");
+        assert_ne!(decision["margin"], score("none", text)["margin"], "{markup}");
+        assert_eq!(decision["model"]["normalizer"], format!("{markup}-1+nfc-1"));
+        assert_eq!(decision["text_sha256"], sha256(text));
+        // The decision says how its text is decoded, whatever the settings are now.
+        let path = files.write("decision.json", decision.to_string());
+        let mut explain = command("explain", files.0.path());
+        let output = explain
+            .arg("--decision")
+            .arg(path)
+            .args(["--text", text])
+            .finish()
+            .unwrap();
+        let out = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && out.contains("equal: "), "{out}");
+    }
+    // Labelled texts are decoded in the same way.
+    let evaluate = |markup: &str, text: &str| {
+        let rows = serde_json::json!({ "text": text, "label": "ok" }).to_string() + "\n{\"text\":\"go\",\"label\":1}\n";
+        let path = files.write("labels.jsonl", rows);
+        let mut command = command("eval", files.0.path());
+        command
+            .env("MODERATORD__INPUT__MARKUP", markup)
+            .arg("--json")
+            .arg("--input")
+            .arg(path);
+        String::from_utf8(command.finish().unwrap().stdout).unwrap()
+    };
+    let expected = evaluate("none", "see you\nat the garden");
+    assert!(expected.contains("figures"), "{expected}");
+    assert_eq!(evaluate("html", html), expected);
+}

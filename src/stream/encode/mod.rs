@@ -203,7 +203,7 @@ mod tests {
     use super::super::record::Outcome;
     use super::super::record::tests::record;
     use super::*;
-    use crate::config::{InputConfig, InputFields, PromptConfig};
+    use crate::config::{InputConfig, InputFields, Markup, PromptConfig};
     use crate::message::CommentMargin;
     use crate::prompt::Prompter;
 
@@ -253,6 +253,7 @@ mod tests {
             hateful_label: "Negative".into(),
             instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
             separator: "<separator>".into(),
+            markup: Markup::None,
             normalize: true,
             max_window_tokens: 64,
             max_windows: 4,
