@@ -11,6 +11,7 @@ mod layers;
 // The alerts, the dashboard and the operator's guide.
 mod figures;
 mod monitoring;
+mod schema;
 
 // Settings and the command line.
 mod cli_adapters;

@@ -37,6 +37,8 @@ impl ReportInputs<'_> {
             identities: vec![
                 Fact::new("Base model", &self.facts.base),
                 Fact::new("Adapter", self.adapter),
+                // The version is a hash of the manifest, which covers this report.
+                Fact::new("Version", "named beside the adapter by `moderatord adapters list`"),
                 Fact::new("Prompt", &self.facts.prompt),
                 Fact::new("Normaliser", &self.facts.normalizer),
                 Fact::new("Calibration", self.facts.calibration.name()),
