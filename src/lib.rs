@@ -13,6 +13,7 @@
 //! | commands | [`cli`] |
 
 mod plural;
+mod json;
 pub mod fault;
 pub mod hash;
 pub mod message;

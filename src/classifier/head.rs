@@ -146,6 +146,7 @@ fn hateful_of(names: &[String], prompt: &PromptConfig) -> Result<usize, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Markup;
 
     fn choice(count: usize, names: &[&str], problem_type: Option<&str>) -> Result<Choice, String> {
         let config = PromptConfig {
@@ -154,6 +155,7 @@ mod tests {
             instructions: String::new(),
             separator: "##".into(),
             template: None,
+            markup: Markup::None,
             normalize: false,
             max_window_tokens: 64,
             max_windows: 1,

@@ -11,11 +11,13 @@ mod eval;
 mod explain;
 mod feedback;
 mod fetch;
+mod input;
 mod lines;
 mod named;
 mod retrain;
 mod run;
 mod score;
+mod table;
 
 use std::io::{self, Write};
 use std::path::PathBuf;

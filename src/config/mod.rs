@@ -3,6 +3,7 @@
 //! All faults are reported at once, each with the key, the value, its origin and what was expected. Settings that only
 //! the stream needs are required by [`Config::require_stream`], so that `score` and `check` work without a broker.
 
+mod input;
 mod kafka;
 mod layers;
 mod nearest;
@@ -18,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use input::{FieldLocation, FieldLocations, InputConfig, InputFields};
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
 pub use prompt::Template;
@@ -127,7 +129,7 @@ impl ConfigDraft {
         }
         let mut reader = SettingsReader::new(root, sources.file.as_deref(), faults);
         let (kafka, model) = (kafka::read(&mut reader), sections::model(&mut reader));
-        let (input, prompt) = (sections::input(&mut reader), prompt::prompt(&mut reader));
+        let (input, prompt) = (input::read(&mut reader), prompt::prompt(&mut reader));
         let (batch, cache) = (sections::batch(&mut reader), sections::cache(&mut reader));
         let (policy, limits) = (sections::policy(&mut reader), sections::limits(&mut reader));
         let (registry, retrain) = (retrain::registry(&mut reader), retrain::retrain(&mut reader));
@@ -202,32 +204,6 @@ impl ConfigDraft {
     }
 }
 
-/// The location of the fields of a comment event, and its maximum size.
-#[derive(Debug, Clone)]
-pub struct InputConfig {
-    /// The location of each field.
-    pub fields: InputFields,
-    /// The maximum size of an event in bytes; a larger event is rejected without being parsed.
-    pub max_bytes: usize,
-}
-
-/// JSON pointers (RFC 6901) to the fields of a comment event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InputFields {
-    /// The pointer to the id of the event.
-    pub event_id: String,
-    /// The pointer to the id of the content.
-    pub content_id: String,
-    /// The pointer to the revision of the content.
-    pub revision: String,
-    /// The pointer to the operation: `create`, `edit` or `delete`.
-    pub op: String,
-    /// The pointer to the id of the community.
-    pub community_id: String,
-    /// The pointer to the text.
-    pub text: String,
-}
-
 /// The device that the model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -277,6 +253,18 @@ pub struct ModelConfig {
     pub quantize: Quantize,
 }
 
+/// The markup language in which comments and labelled texts are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Markup {
+    /// None: what is received is what a reader sees.
+    #[default]
+    None,
+    /// HTML, or a part of it.
+    Html,
+    /// CommonMark with tables and strikethrough.
+    Markdown,
+}
+
 /// The frame around a comment, and how a comment is cut into windows.
 #[derive(Debug, Clone)]
 pub struct PromptConfig {
@@ -291,6 +279,8 @@ pub struct PromptConfig {
     pub separator: String,
     /// The whole prompt; if it is set, `instructions` is not used.
     pub template: Option<Template>,
+    /// The markup of comments, which is decoded before they are normalised (`input.markup`).
+    pub markup: Markup,
     /// Whether comments are normalised before they are tokenised.
     pub normalize: bool,
     /// The maximum number of comment tokens in a window.

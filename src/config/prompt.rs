@@ -1,8 +1,8 @@
 //! Reads the section of the prompt: the published method's settings, a template, or the frame of a published model.
 
-use super::PromptConfig;
 use super::published;
 use super::reader::SettingsReader;
+use super::{Markup, PromptConfig};
 
 /// The text of a prompt before and after a comment, in which control tokens of the model are spelled out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -44,6 +44,13 @@ pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
         reader.fault("prompt.hateful_label", expected);
     }
     let frame = frame(reader, preset, labels.as_ref());
+    let markups = [
+        ("none", Markup::None),
+        ("html", Markup::Html),
+        ("markdown", Markup::Markdown),
+    ];
+    // In the section of events, because it is a property of them; the text that is scored depends on it.
+    let markup = reader.choice("input.markup", &markups);
     let normalize = reader.bool("prompt.normalize");
     let max_window_tokens = reader.integer("prompt.max_window_tokens", 16..=8192);
     let max_windows = reader.integer("prompt.max_windows", 1..=1024);
@@ -54,6 +61,7 @@ pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
         instructions: frame.instructions,
         separator: frame.separator,
         template: frame.template,
+        markup: markup?,
         normalize: normalize?,
         max_window_tokens: max_window_tokens?,
         max_windows: max_windows?,

@@ -196,6 +196,15 @@ impl SettingsReader {
         }
     }
 
+    /// Reads one non-empty string or a list of them. Only where all values are strings, a string with commas is a list.
+    pub(super) fn string_or_list(&mut self, key: &str) -> Option<Vec<String>> {
+        let found = self.find(key)?;
+        match &found.kind {
+            ValueKind::String(_) if !found.is_from_untyped_layer() => self.string(key).map(|text| vec![text]),
+            _ => self.strings(key),
+        }
+    }
+
     pub(super) fn bool(&mut self, key: &str) -> Option<bool> {
         let found = self.find(key)?;
         match &found.kind {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::reader::{SettingValue, SettingsReader};
 use super::{
-    BatchConfig, CacheConfig, DeviceChoice, DtypeChoice, HttpConfig, InputConfig, InputFields, LimitsConfig, LogConfig,
-    LogFormat, LogLevel, ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
+    BatchConfig, CacheConfig, DeviceChoice, DtypeChoice, HttpConfig, LimitsConfig, LogConfig, LogFormat, LogLevel,
+    ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
 };
 use crate::message::Thresholds;
 
@@ -52,35 +52,6 @@ fn device(reader: &mut SettingsReader) -> Option<DeviceChoice> {
         reader.fault("model.device", "expected \"auto\", \"cpu\" or \"cuda:N\"");
     }
     choice
-}
-
-pub(super) fn input(reader: &mut SettingsReader) -> Option<InputConfig> {
-    let [event_id, content_id, revision, op, community_id, text] =
-        ["event_id", "content_id", "revision", "op", "community_id", "text"]
-            .map(|field| pointer(reader, &format!("input.{field}")));
-    let max_bytes = reader.integer("input.max_bytes", 1024..=64 << 20);
-    Some(InputConfig {
-        fields: InputFields {
-            event_id: event_id?,
-            content_id: content_id?,
-            revision: revision?,
-            op: op?,
-            community_id: community_id?,
-            text: text?,
-        },
-        max_bytes: max_bytes?,
-    })
-}
-
-fn pointer(reader: &mut SettingsReader, key: &str) -> Option<String> {
-    let pointer = reader.string(key)?;
-    // In RFC 6901, `~` is always followed by 0 or 1.
-    let are_escapes_valid = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
-    if pointer.starts_with('/') && are_escapes_valid {
-        return Some(pointer);
-    }
-    reader.fault(key, "expected a JSON pointer such as \"/text\" or \"/payload/body\"");
-    None
 }
 
 pub(super) fn batch(reader: &mut SettingsReader) -> Option<BatchConfig> {

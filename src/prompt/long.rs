@@ -87,7 +87,7 @@ mod tests {
     use super::super::normalize::Normalizer;
     use super::super::tokenizer::TOKENISED_BYTES;
     use super::*;
-    use crate::config::PromptConfig;
+    use crate::config::{Markup, PromptConfig};
     use crate::hash::content_hash;
 
     /// The tokenizers that come with this project: one with Gemma's rules, and one that removes accents.
@@ -104,6 +104,7 @@ mod tests {
             instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
             separator: "<separator>".into(),
             template: None,
+            markup: Markup::None,
             normalize: true,
             max_window_tokens,
             max_windows,

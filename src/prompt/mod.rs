@@ -12,6 +12,7 @@
 mod bpe;
 mod frame;
 mod long;
+mod markup;
 mod normalize;
 mod tokenizer;
 mod window;
@@ -27,7 +28,7 @@ use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
 
-use crate::config::{PromptConfig, Template};
+use crate::config::{Markup, PromptConfig, Template};
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::scorer::Row;
@@ -81,6 +82,7 @@ pub enum PromptError {
 /// Turns texts into rows. It is immutable and can be shared by all threads.
 pub struct Prompter {
     tokenizer: SafeTokenizer,
+    markup: Markup,
     normalizer: Option<Normalizer>,
     /// Before the comment, instructions, separator and `Text:`. After it, separator and `Prediction:`.
     frame: Frame,
@@ -166,6 +168,7 @@ impl Prompter {
             IsFramed::No => "",
         };
         Self {
+            markup: config.markup,
             normalizer: config.normalize.then(|| Normalizer::new(separator)),
             frame: frame.unwrap_or_else(|| Frame::new(String::new(), String::new(), &tokenizer)),
             prefix: Vec::new(),
@@ -219,9 +222,11 @@ impl Prompter {
 
     /// Returns the text as it is tokenised. The rows of a comment depend on nothing else of it.
     pub(crate) fn normalize<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        // Markup is decoded first, so that it can hide neither invisible characters nor a separator.
+        let text = self.markup.decode(text);
         match &self.normalizer {
-            Some(normalizer) => Cow::Owned(normalizer.normalize(text)),
-            None => Cow::Borrowed(text),
+            Some(normalizer) => Cow::Owned(normalizer.normalize(&text)),
+            None => text,
         }
     }
 
@@ -351,13 +356,10 @@ impl Prompter {
         content_hash == self.content_hash || content_hash == self.earlier_hash
     }
 
-    /// Returns the version of the normaliser, or `none` if it is off.
-    pub fn normalizer(&self) -> &'static str {
-        if self.normalizer.is_some() {
-            NORMALIZER_VERSION
-        } else {
-            "none"
-        }
+    /// Returns the names and versions of the rules by which a text is changed before it is tokenised, such as
+    /// `html-1+nfc-1`, or `none`.
+    pub fn normalizer(&self) -> String {
+        text_rules(self.markup, self.normalizer.is_some())
     }
 
     /// Returns a fault for each part of the published method's frame that spells a control token.
@@ -510,6 +512,16 @@ enum IsFramed {
     No,
 }
 
+/// Returns the name of the rules by which a text is changed before it is tokenised.
+fn text_rules(markup: Markup, normalize: bool) -> String {
+    let normalizer = normalize.then(|| NORMALIZER_VERSION.to_owned());
+    let rules: Vec<String> = [markup.version(), normalizer].into_iter().flatten().collect();
+    if rules.is_empty() {
+        return "none".to_owned();
+    }
+    rules.join("+")
+}
+
 /// Returns the canonical JSON form of the settings that shape a prompt.
 fn canonical_form(config: &PromptConfig, format: u32, framed: IsFramed) -> String {
     let mut canonical = serde_json::json!({
@@ -547,8 +559,21 @@ impl PromptConfig {
         content_hash(canonical_form(self, 1, IsFramed::Yes).as_bytes())
     }
 
-    /// Reads the settings back from their canonical form. The normaliser is off in the result, because it is not part
-    /// of that form.
+    /// Returns these settings with the rules that a decision names as its normaliser, or `None` if this build does not
+    /// have these rules.
+    pub fn with_text_rules(&self, name: &str) -> Option<Self> {
+        let markups = [Markup::None, Markup::Html, Markup::Markdown];
+        let mut all = markups.into_iter().flat_map(|markup| [(markup, false), (markup, true)]);
+        let (markup, normalize) = all.find(|&(markup, normalize)| text_rules(markup, normalize) == name)?;
+        Some(Self {
+            markup,
+            normalize,
+            ..self.clone()
+        })
+    }
+
+    /// Reads the settings back from their canonical form. Markup and the normaliser are off in the result, because they
+    /// are not part of that form.
     ///
     /// # Errors
     /// Returns an error if `canonical` is not such a form.
@@ -571,6 +596,7 @@ impl PromptConfig {
             instructions: found.instructions,
             separator: found.separator,
             template: found.template,
+            markup: Markup::None,
             normalize: false,
             max_window_tokens: found.max_window_tokens,
             max_windows: found.max_windows,

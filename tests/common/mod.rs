@@ -9,7 +9,7 @@ pub mod registry;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Quantize};
+use moderatord::config::{DeviceChoice, DtypeChoice, Markup, ModelConfig, PromptConfig, Quantize};
 use moderatord::fault::Faults;
 use serde_json::Value;
 
@@ -59,6 +59,7 @@ pub fn prompt_config() -> PromptConfig {
         instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
         separator: "<separator>".into(),
         template: None,
+        markup: Markup::None,
         normalize: false,
         max_window_tokens: 4096,
         max_windows: 1,

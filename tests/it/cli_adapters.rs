@@ -195,6 +195,12 @@ fn a_full_disk_fails_the_retraining_and_leaves_the_registry_as_it_was() {
     }
     // Once there is room again, retraining works as if nothing had happened.
     let version = workspace.train_and_promote();
+    // The list names the adapter of a version, and so does the version's report.
+    let (_, out, _) = workspace.run("adapters", &["list"]);
+    let (listed, adapter) = out.lines().next().unwrap().split_once(", adapter ").unwrap();
+    assert!(listed.contains(&version) && adapter.starts_with("sha256:"), "{out}");
+    let report = workspace.path(&format!("registry/versions/{version}/report.html"));
+    assert!(std::fs::read_to_string(report).unwrap().contains(adapter), "{adapter}");
     let (code, out, _) = workspace.run("adapters", &["gc"]);
     assert_eq!(code, Some(0));
     assert!(out.contains("0 versions, ") && !out.contains(&version), "{out}");

@@ -11,10 +11,13 @@ mod layers;
 // The alerts, the dashboard and the operator's guide.
 mod figures;
 mod monitoring;
+mod schema;
 
 // Settings and the command line.
 mod cli_adapters;
 mod cli_check;
+mod cli_input;
+mod documented_input;
 mod cli_run;
 mod cli_score;
 mod cli_start;
