@@ -469,6 +469,7 @@ fn template() -> Decision {
         op: Op::Create,
         community_id: None,
         text: "a comment".to_owned(),
+        replaced_surrogates: 0,
     };
     let scored = CommentMargin {
         margin: -1.0,

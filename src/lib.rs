@@ -6,19 +6,21 @@
 //!
 //! | layer | modules |
 //! |---|---|
-//! | foundations | [`fault`], [`hash`], [`message`], [`config`], [`ops`], [`kafka`] |
+//! | foundations | [`fault`], [`hash`], [`message`], [`config`], [`ops`], [`kafka`], [`hub`] |
 //! | model | [`scorer`] (the interface between stream and model), [`prompt`], [`model`], [`classifier`] |
 //! | stream | [`decide`], [`stream`] |
 //! | adapter versions | [`registry`], [`serving`], [`retrain`] |
 //! | commands | [`cli`] |
 
 mod plural;
+mod json;
 pub mod fault;
 pub mod hash;
 pub mod message;
 pub mod config;
 pub mod ops;
 pub mod kafka;
+pub mod hub;
 
 pub mod scorer;
 pub mod prompt;

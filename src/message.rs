@@ -97,6 +97,8 @@ pub struct Comment {
     pub community_id: Option<String>,
     /// The text to score; empty for [`Op::Delete`].
     pub text: String,
+    /// The number of halves of surrogate pairs in the text and the ids, each of which was read as U+FFFD.
+    pub replaced_surrogates: usize,
 }
 
 impl std::fmt::Debug for Comment {
@@ -200,7 +202,8 @@ pub struct Scoring {
     pub score: f64,
     /// The logit of the hateful label minus the logit of the other label.
     pub margin: f32,
-    /// The class, with a probability of one half as the boundary.
+    /// The class, with a probability of one half as the boundary. Thresholds do not change it, so a comment that is
+    /// blocked at a threshold below one half has the label [`Label::Ok`]; what to do is the action.
     pub label: Label,
     /// The thresholds that apply to the community of the comment.
     pub thresholds: Thresholds,
@@ -236,6 +239,10 @@ pub struct Decision {
     /// The community of the comment, if it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub community_id: Option<String>,
+    /// The number of halves of surrogate pairs (`\ud83d` without its other half) in the text and the ids of the event,
+    /// each of which was read as U+FFFD; absent if there are none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub replaced_surrogates: usize,
     /// What the platform should do with the comment.
     pub action: Action,
     /// The score and what it depends on; absent for [`Action::Delete`].
@@ -248,6 +255,11 @@ pub struct Decision {
     pub automated_detection: bool,
     /// [`AutomatedDecision::Fully`] for allow and block, [`AutomatedDecision::Not`] for review and delete.
     pub automated_decision: AutomatedDecision,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 #[cfg(test)]

@@ -39,7 +39,11 @@ fuzz_target!(|data: &[u8]| {
 /// Checks that an error consists of fixed words and numbers.
 fn check_error(error: &FeedbackError) {
     match error {
-        FeedbackError::NotJson | FeedbackError::TooLarge { .. } | FeedbackError::Missing(_) => {}
+        FeedbackError::NotJson
+        | FeedbackError::DuplicateField
+        | FeedbackError::TooLarge { .. }
+        | FeedbackError::Missing(_) => {}
+        FeedbackError::BrokenRow(_) => unreachable!("records are not rows of a table"),
         FeedbackError::Wrong { field, found, .. } => {
             let is_number = found.parse::<f64>().is_ok();
             let is_description = ["null", "a ", "an "].iter().any(|start| found.starts_with(start));

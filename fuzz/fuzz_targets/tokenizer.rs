@@ -30,6 +30,7 @@ fn check(tokenizer: &[u8]) {
         hateful_label: "N".into(),
         instructions: "{labels}".into(),
         separator: "##".into(),
+        template: None,
         ..prompt_config(16, MAX_WINDOWS)
     };
     let prompter = match Prompter::new(Path::new("tokenizer.json"), tokenizer, &config, VOCAB_SIZE, 4096) {

@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Once;
 
-use moderatord::config::PromptConfig;
+use moderatord::config::{Markup, PromptConfig};
 use moderatord::fault::Faults;
 use moderatord::prompt::Prompt;
 use serde_json::Value;
@@ -108,6 +108,8 @@ pub fn prompt_config(max_window_tokens: usize, max_windows: usize) -> PromptConf
         // Short, because every window repeats it.
         instructions: "[{labels}]".into(),
         separator: "<separator>".into(),
+        template: None,
+        markup: Markup::None,
         normalize: true,
         max_window_tokens,
         max_windows,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tracing::{info, warn};
 
 use super::Classifier;
+use super::head::Head;
 use crate::config::{ModelConfig, PromptConfig, Quantize};
 use crate::fault::{Fault, Faults};
 use crate::message::ModelIdentity;
@@ -28,6 +29,8 @@ pub struct Base {
     placement: Placement,
     prompter: Arc<Prompter>,
     gemma: Gemma,
+    head: Option<Head>,
+    notes: Vec<String>,
 }
 
 impl Classifier {
@@ -71,6 +74,12 @@ impl Base {
             return Ok(self.clone().assemble(None)?);
         };
         let adapter = Adapter::load(folder, self.gemma.config(), &self.hash)?;
+        // The prompt of this base is made for its labels or its own head.
+        if adapter.head().is_some() {
+            let text =
+                "has a classification head, expected none in a registry: set `model.adapter` to this adapter instead";
+            return Err(Fault::file(folder, text).into());
+        }
         let gemma = self.gemma.with_adapter(&adapter).map_err(|error| {
             let text = device::message_without_backtrace(&error);
             Fault::file(folder, format!("cannot prepare the adapter: {text}"))
@@ -99,7 +108,15 @@ impl Base {
         let (hash, prompter) = rayon::join(
             || checkpoint.fingerprint(),
             || {
-                Prompter::new(
+                // A classifier sees the text alone, as transformers' pipelines give it.
+                let has_head = config.outputs.classifier.is_some()
+                    || settings.adapter.as_deref().is_some_and(Adapter::declares_head);
+                let new = if has_head {
+                    Prompter::without_frame
+                } else {
+                    Prompter::new
+                };
+                new(
                     &checkpoint.tokenizer_path(),
                     checkpoint.tokenizer(),
                     prompt,
@@ -112,6 +129,9 @@ impl Base {
         let load_adapter = |folder: &Path| Adapter::load(folder, config, &hash);
         let adapter = faults.collect(settings.adapter.as_deref().map(load_adapter).transpose());
         let adapter = adapter.flatten();
+        let head = faults
+            .collect(Head::find(&checkpoint, adapter.as_ref(), prompt))
+            .flatten();
         let options = LoadOptions {
             lora,
             quantize: settings.quantize,
@@ -122,12 +142,20 @@ impl Base {
         let gemma = faults.collect(Gemma::load(&checkpoint, adapter.as_ref(), options));
         match (placement, prompter, gemma) {
             (Some(placement), Some(prompter), Some(gemma)) if faults.is_empty() => {
+                let adapter_notes = adapter.as_ref().map_or(&[][..], Adapter::notes);
+                let head_notes = head.as_ref().map_or(&[][..], |head| &head.notes);
+                let notes = [checkpoint.notes(), adapter_notes, head_notes].concat();
+                for note in &notes {
+                    info!(note, "note on the model's files");
+                }
                 let base = Self {
+                    gemma: if head.is_some() { gemma.without_softcap() } else { gemma },
+                    head,
+                    notes,
                     settings: settings.clone(),
                     hash,
                     placement,
                     prompter: Arc::new(prompter),
-                    gemma,
                 };
                 Ok((base, adapter))
             }
@@ -149,13 +177,18 @@ impl Base {
         };
         let prefix = self.gemma.cache_prefix(self.prompter.prefix());
         let prefix = prefix.map_err(|error| fault("compute the prefix", &error))?;
-        let labels = self.gemma.unembedding_rows(&self.prompter.label_ids());
+        let labels = match &self.head {
+            Some(head) => head.rows.to_device(self.gemma.device()),
+            None => self.gemma.unembedding_rows(&self.prompter.label_ids()),
+        };
         let labels = labels.map_err(|error| fault("read the labels' rows", &error))?;
         let classifier = Classifier {
             identity: self.identity(adapter),
             description: self.description(adapter),
             prefix,
             labels,
+            head: self.head.map(|head| head.description),
+            notes: self.notes,
             model: self.gemma,
             prompter: self.prompter,
             placement: self.placement,
@@ -199,7 +232,11 @@ impl Base {
             self.placement.name(),
             self.placement.dtype_name(),
             adapter.map_or("none", Adapter::description),
-        )
+        ) + if self.head.is_some() {
+            ", classification head"
+        } else {
+            ""
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 
 pub mod canary;
 pub mod golden;
+mod head;
 mod load;
 pub mod oracle;
 pub mod tolerance;
@@ -39,8 +40,11 @@ const SHARE_OF_MEMORY: f64 = 0.8;
 pub struct Classifier {
     model: Gemma,
     prefix: PrefixCache,
-    /// The rows of the unembedding for the two labels, the hateful one first: (2, hidden).
+    /// The rows of the unembedding, or of a classification head, for the two labels, the hateful one first: (2, hidden).
     labels: Tensor,
+    /// The outputs of a classification head in words, if the model has one.
+    head: Option<String>,
+    notes: Vec<String>,
     prompter: Arc<Prompter>,
     placement: Placement,
     identity: ModelIdentity,
@@ -79,6 +83,16 @@ impl Classifier {
     /// Returns a description for people: architecture, size, device and adapter.
     pub fn description(&self) -> &str {
         &self.description
+    }
+
+    /// Returns the outputs of the classification head in words, or `None` if the margin is that of two labels.
+    pub fn head(&self) -> Option<&str> {
+        self.head.as_deref()
+    }
+
+    /// Returns remarks on the model's files for the operator, such as parts that are left out.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Returns the decoder, which turns token ids into logits and is independent of the frame.

@@ -118,9 +118,12 @@ impl Oracle {
                 }
             }
         };
-        if let Some(outer) = checkpoint.prefix().trim_end_matches("model.").strip_suffix('.') {
-            vb = vb.pp(outer);
-        }
+        // candle-transformers knows the names of text-only checkpoints.
+        let prefix = checkpoint.prefix().to_owned();
+        vb = vb.rename_f(move |name| match name.strip_prefix("model.") {
+            Some(rest) => format!("{prefix}{rest}"),
+            None => name.to_owned(),
+        });
         Ok(match config.family {
             Family::Gemma => Self::Gemma(gemma::Model::new(false, &gemma_config(config), vb)?),
             Family::Gemma2 => Self::Gemma2(gemma2::Model::new(false, &gemma2_config(config), vb)?),
@@ -164,6 +167,9 @@ impl Oracle {
 
 /// Returns the feature of the model that candle-transformers 0.11 does not compute as the architecture requires.
 fn inexpressible(config: &GemmaConfig) -> Option<String> {
+    if config.outputs.classifier.is_some() {
+        return Some("it has a classification head".into());
+    }
     let default_scale = (config.head_dim as f64).powf(-0.5);
     if (config.query_scale - default_scale).abs() > 1e-9 {
         return Some("its queries are not scaled by head_dim^-0.5".into());

@@ -142,7 +142,11 @@ fn line(manifest: &Manifest, is_in_service: bool) -> String {
         .pointer("/figures/pr_auc/value")
         .and_then(serde_json::Value::as_f64);
     let pr_auc = pr_auc.map_or_else(String::new, |value| format!(", PR-AUC {value:.3}"));
-    format!("{mark} {}  {}  {gate}{pr_auc}", manifest.version, facts.created_at)
+    // The report of a version names its adapter, because the version is a hash that covers the report.
+    format!(
+        "{mark} {}  {}  {gate}{pr_auc}, adapter {}",
+        manifest.version, facts.created_at, manifest.adapter
+    )
 }
 
 fn print_pointer(pointer: &Pointer, out: &mut dyn Write) -> std::io::Result<()> {

@@ -7,16 +7,18 @@ use clap::Args;
 
 use super::checked;
 use super::checked::{Checked, CheckedModel, Streaming};
+use super::named::Named;
 use super::{Exit, SettingsArgs};
 use crate::classifier::canary;
 use crate::classifier::tolerance::ORACLE_F32;
 use crate::classifier::{Classifier, oracle};
-use crate::config::{Config, Delivery, InputConfig, StreamConfig};
+use crate::config::{Config, Delivery, InputConfig, PromptConfig, StreamConfig};
 use crate::decide::Policy;
 use crate::kafka::client;
 use crate::kafka::topics::TopicFacts;
 use crate::ops::log;
 use crate::plural::Count;
+use crate::prompt::Prompter;
 use crate::scorer::Scorer;
 
 #[derive(Debug, Args)]
@@ -27,6 +29,12 @@ pub(super) struct CheckArgs {
     /// Compare the base model's logits on sample texts with those of candle-transformers
     #[arg(long)]
     oracle: bool,
+    /// Print the prompt around a text, exactly as it is tokenised, and its token ids
+    #[arg(long)]
+    show_prompt: bool,
+    /// Text for --show-prompt
+    #[arg(long, value_name = "TEXT", requires = "show_prompt", default_value = canary::TEXTS[0])]
+    text: String,
 }
 
 const AFTER_HELP: &str = "\
@@ -43,6 +51,7 @@ Exit codes:
 pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit> {
     let Checked {
         config,
+        named,
         mut model,
         stream,
     } = checked::check(
@@ -53,8 +62,14 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
         &|_| false,
     )?;
     let margins = sample_margins(&mut model.loaded.classifier)?;
+    for Named { reference, commit } in &named {
+        writeln!(out, "source    {reference}, commit {commit}")?;
+    }
     summary(&config, &model, &margins, out)?;
     stream_summary(stream.as_ref(), &config.input, out)?;
+    if args.show_prompt {
+        show_prompt(&model.loaded.classifier.prompter(), &config.prompt, &args.text, out)?;
+    }
     if args.oracle {
         let report = oracle::compare(&config.model, &config.prompt, &canary::TEXTS)?;
         let (difference, texts) = (report.max_difference, report.texts);
@@ -90,6 +105,9 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
     let margins: Vec<String> = margins.iter().map(|margin| format!("{margin:.3}")).collect();
     let hateful = &config.prompt.hateful_label;
     writeln!(out, "model     {}", classifier.description())?;
+    for note in classifier.notes() {
+        writeln!(out, "note      {note}")?;
+    }
     writeln!(out, "base      {}", identity.base)?;
     writeln!(out, "adapter   {}", identity.adapter)?;
     if let Some(registry) = &model.registry {
@@ -105,12 +123,14 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
         writeln!(out, "warning   {lost}")?;
     }
     writeln!(out, "prompt    {}", identity.prompt)?;
-    writeln!(
-        out,
-        "labels    {}, hateful label {hateful}, normaliser {}",
-        config.prompt.labels.join(" and "),
-        identity.normalizer
-    )?;
+    let labels = match classifier.head() {
+        Some(head) => format!("head      {head}, text without a frame"),
+        None => format!(
+            "labels    {}, hateful label {hateful}",
+            config.prompt.labels.join(" and ")
+        ),
+    };
+    writeln!(out, "{labels}, normaliser {}", identity.normalizer)?;
     writeln!(
         out,
         "policy    review from {}, block from {}{communities}; {}",
@@ -119,6 +139,23 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
         policy.content_hash()
     )?;
     writeln!(out, "samples   margins {}", margins.join(", "))?;
+    Ok(())
+}
+
+/// Prints each prompt that a text becomes, as a JSON string, so that white space is seen, with the ids that are scored.
+fn show_prompt(prompter: &Prompter, config: &PromptConfig, text: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+    for (string, row) in prompter.prompts(text).context("cannot encode the text")? {
+        writeln!(out, "string    {}", serde_json::to_string(&string)?)?;
+        writeln!(out, "ids       {:?}", row.tokens)?;
+    }
+    let [hateful, other] = prompter.label_ids();
+    let other_label = config.labels.iter().find(|label| **label != config.hateful_label);
+    writeln!(
+        out,
+        "answers   {} {hateful} (hateful), {} {other}",
+        config.hateful_label,
+        other_label.map_or("", String::as_str)
+    )?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@ use anyhow::bail;
 use tracing::error;
 
 use super::SettingsArgs;
+use super::named::{self, Named};
 use crate::config::{Config, ConfigDraft, LogConfig, RegistryConfig, StreamConfig};
 use crate::fault::{Fault, Faults};
 use crate::kafka::properties_faults;
@@ -16,6 +17,8 @@ use crate::serving::{self, LoadedModel, ModelSource, ServingError};
 /// The result of a successful check.
 pub(super) struct Checked {
     pub config: Config,
+    /// The models that the settings name instead of a folder.
+    pub named: Vec<Named>,
     pub model: CheckedModel,
     /// `None` if no setting of the stream is set.
     pub stream: Option<(StreamConfig, TopicFacts)>,
@@ -65,12 +68,17 @@ pub(super) fn check(
     tries_again: &dyn Fn(&TopicsError) -> bool,
 ) -> anyhow::Result<Checked> {
     let draft = ConfigDraft::read(&args.sources());
-    let (model, prompt) = (draft.model.clone(), draft.prompt.clone());
+    let (mut model, prompt) = (draft.model.clone(), draft.prompt.clone());
     let registry = draft.registry().cloned();
     if let Some(log) = &draft.log {
         start_log(log);
     }
-    let config = draft.finish();
+    let mut config = draft.finish();
+    // A name is resolved once, so that all parts of the process use the same commit.
+    let named = model.as_mut().map_or_else(|| Ok(Vec::new()), named::resolve);
+    if let (Ok(config), Some(model)) = (&mut config, &model) {
+        config.model = model.clone();
+    }
     let prepared = config.as_ref().map_or(Ok(()), prepare);
     // Check the brokers and the model even if other settings are invalid, so that all problems are reported at once.
     let stream = match &config {
@@ -83,7 +91,7 @@ pub(super) fn check(
         _ => None,
     };
     let model = match (model, prompt) {
-        (Some(model), Some(prompt)) => Some(load(ModelSource::new(model, prompt), registry.as_ref())),
+        (Some(model), Some(prompt)) if named.is_ok() => Some(load(ModelSource::new(model, prompt), registry.as_ref())),
         _ => None,
     };
     let mut faults = Faults::default();
@@ -103,6 +111,18 @@ pub(super) fn check(
         Some(Ok(model)) => Some(model),
         None => None,
     };
+    let named = match named.map_err(|error| error.downcast::<Faults>()) {
+        Ok(named) => named,
+        Err(Ok(found)) => {
+            faults.extend(found);
+            Vec::new()
+        }
+        Err(Err(error)) if faults.is_empty() => return Err(error),
+        Err(Err(error)) => {
+            faults.push(Fault::other(format!("{error:#}")));
+            Vec::new()
+        }
+    };
     if let Err(error) = prepared {
         if faults.is_empty() {
             return Err(error);
@@ -115,7 +135,14 @@ pub(super) fn check(
     let mut stream = stream.transpose();
     loop {
         match stream {
-            Ok(stream) => return Ok(Checked { config, model, stream }),
+            Ok(stream) => {
+                return Ok(Checked {
+                    config,
+                    named,
+                    model,
+                    stream,
+                });
+            }
             Err(StreamCheckError::Faults(faults)) => bail!(faults),
             Err(StreamCheckError::Unreachable(error)) if !tries_again(&error) => bail!(error),
             Err(StreamCheckError::Unreachable(_)) => stream = check_topics(config.require_stream()?).map(Some),

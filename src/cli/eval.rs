@@ -30,7 +30,7 @@ pub(super) struct EvalArgs {
     /// Checkpoint folder; overrides `model.path`
     #[arg(long, value_name = "FOLDER")]
     model: Option<String>,
-    /// File of labelled comments, one JSON object per line
+    /// File of labelled comments: one JSON object per line, or CSV with the columns `text` and `label`; may be gzipped
     #[arg(long, value_name = "FILE")]
     input: PathBuf,
     /// Registry version or a unique prefix of it, adapter folder, or `base` for the bare base model
@@ -63,14 +63,24 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
         adapter: None,
     };
     let config = settings.load()?;
-    let gathered = feedback::read(&args.input, config.retrain.max_bytes)?;
+    let file = feedback::read(&args.input, config.retrain.max_bytes)?;
+    if let Some(note) = &file.note {
+        writeln!(err, "{note}")?;
+    }
+    let gathered = &file.gathered;
     for line in &gathered.refused.listed {
         writeln!(err, "{line}")?;
     }
+    if let Some(note) = gathered.repairs() {
+        writeln!(err, "{note}")?;
+    }
+    file.require_readable()?;
     if gathered.rows.is_empty() {
         bail!("`{}` has no labelled comments", args.input.display());
     }
-    let rows: Vec<LabelledRow> = gathered
+    let has_refused = !gathered.refused.listed.is_empty();
+    let rows: Vec<LabelledRow> = file
+        .gathered
         .rows
         .into_iter()
         .map(|feedback| LabelledRow {
@@ -106,11 +116,7 @@ pub(super) fn run(args: &EvalArgs, out: &mut dyn Write, err: &mut dyn Write) -> 
         )?;
         print(&measured.evaluation, out)?;
     }
-    Ok(if gathered.refused.listed.is_empty() {
-        Exit::Success
-    } else {
-        Exit::Failure
-    })
+    Ok(if has_refused { Exit::Failure } else { Exit::Success })
 }
 
 /// The evaluation of one adapter.

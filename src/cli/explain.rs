@@ -152,7 +152,8 @@ fn read_source_text(decision: &Decision, config: &Config) -> anyhow::Result<Stri
     };
     let stream = config.require_stream()?;
     let value = snapshot::record_at(&stream.brokers, &stream.properties, source)?;
-    let comment = decode(&value, &config.input.fields, config.input.max_bytes)
+    // A decision with a score is not about a deletion, so no header is needed to find the text.
+    let comment = decode(&value, &[], &config.input.fields, config.input.max_bytes)
         .with_context(|| format!("the record at offset {} is not a comment event", source.offset))?;
     Ok(comment.text)
 }
@@ -178,12 +179,13 @@ fn find_model(
             return Ok(None);
         }
     };
-    if !["none", NORMALIZER_VERSION].contains(&identity.normalizer.as_str()) {
+    let Some(prompt) = prompt.with_text_rules(&identity.normalizer) else {
         missing.push(format!(
             "the normaliser {}: this build has {NORMALIZER_VERSION}",
             identity.normalizer
         ));
-    }
+        return Ok(None);
+    };
     let mut version = None;
     if let Some(registry) = &registry
         && identity.adapter != "none"
@@ -211,10 +213,6 @@ fn find_model(
         quantize,
         ..config.model.clone()
     };
-    let prompt = PromptConfig {
-        normalize: identity.normalizer != "none",
-        ..prompt
-    };
     Ok(Some((ModelSource::new(model, prompt), registry, version)))
 }
 
@@ -224,7 +222,12 @@ async fn prompt(
     identity: &ModelIdentity,
     registry: Option<&Registry>,
 ) -> anyhow::Result<Option<PromptConfig>> {
-    if [config.prompt.content_hash(), config.prompt.earlier_hash()].contains(&identity.prompt) {
+    let hashes = [
+        config.prompt.content_hash(),
+        config.prompt.earlier_hash(),
+        config.prompt.unframed_hash(),
+    ];
+    if hashes.contains(&identity.prompt) {
         return Ok(Some(config.prompt.clone()));
     }
     let Some(registry) = registry else { return Ok(None) };

@@ -1,35 +1,71 @@
 //! Reads files of labelled comments, for `retrain` and `eval`.
 
-use std::fs::File;
-use std::io::BufReader;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::bail;
+use indicatif::ProgressBar;
 
-use super::lines;
-use super::lines::Line;
+use super::input::{Entry, InputFile};
+use super::table::Columns;
 use crate::retrain::data::feedback::FeedbackRules;
 use crate::retrain::data::gather::{FeedbackGatherer, GatheredFeedback};
 
-/// Reads a file with one labelled JSON object per line. Ids and sources are optional.
+/// The labelled comments of a file.
+pub(super) struct LabelFile {
+    pub(super) gathered: GatheredFeedback,
+    /// What the operator should know about the file.
+    pub(super) note: Option<String>,
+    /// Why nothing could be read, if nothing could.
+    unreadable: Option<String>,
+}
+
+impl LabelFile {
+    /// Returns the labels that were read from a topic.
+    pub(super) fn of_topic(gathered: GatheredFeedback, topic: &str) -> Self {
+        let unreadable = gathered.is_unreadable().then(|| {
+            format!(
+                "none of the {} records of the topic `{topic}` could be used",
+                gathered.records
+            )
+        });
+        Self {
+            gathered,
+            note: None,
+            unreadable,
+        }
+    }
+
+    /// Fails if the file has rows, and none of them could be read.
+    pub(super) fn require_readable(&self) -> anyhow::Result<()> {
+        match &self.unreadable {
+            Some(reason) => bail!("{reason}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Reads a file with one labelled JSON object per line, or a table. Ids and sources are optional.
 ///
 /// # Errors
 /// Returns an error if the file cannot be read. Invalid lines are counted in the result instead.
-pub(super) fn read(path: &Path, max_bytes: usize) -> anyhow::Result<GatheredFeedback> {
-    let file = File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
-    let mut reader = BufReader::new(file);
+pub(super) fn read(path: &Path, max_bytes: usize) -> anyhow::Result<LabelFile> {
+    let mut file = InputFile::open(path, &Columns::of_labels(), |_| ProgressBar::hidden())?;
     let mut gatherer = FeedbackGatherer::new(FeedbackRules {
         max_bytes,
         lenient: true,
     });
-    for number in 1.. {
-        let line = lines::next(&mut reader, max_bytes);
-        match line.with_context(|| format!("cannot read line {number} of `{}`", path.display()))? {
-            None => break,
-            Some(Line::Complete(line)) if line.trim_ascii().is_empty() => {}
-            Some(Line::Complete(line)) => gatherer.add_line(number, &line),
-            Some(Line::TooLong(bytes)) => gatherer.refuse_long_line(number, bytes),
+    while let Some((number, entry)) = file.next(max_bytes)? {
+        match entry {
+            Entry::Json(json) => gatherer.add_line(number, &json),
+            Entry::TooLong(bytes) => gatherer.refuse_long_line(number, bytes),
+            Entry::Refused(reason) => gatherer.refuse_row(number, reason),
         }
     }
-    Ok(gatherer.finish())
+    let gathered = gatherer.finish();
+    let unreadable = gathered.is_unreadable().then(|| file.nothing_read(gathered.records));
+    Ok(LabelFile {
+        gathered,
+        note: file.note(),
+        unreadable,
+    })
 }

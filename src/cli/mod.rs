@@ -10,10 +10,14 @@ mod demo;
 mod eval;
 mod explain;
 mod feedback;
+mod fetch;
+mod input;
 mod lines;
+mod named;
 mod retrain;
 mod run;
 mod score;
+mod table;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -71,6 +75,8 @@ enum Command {
     Adapters(adapters::AdaptersArgs),
     /// Score the comment of a decision again, and report whether the result is the same
     Explain(explain::ExplainArgs),
+    /// Download a model or an adapter from the Hugging Face hub
+    Fetch(fetch::FetchArgs),
     /// Check the settings, model, adapter, labels and topics, and report all problems at once
     Check(check::CheckArgs),
 }
@@ -83,10 +89,10 @@ struct SettingsArgs {
     /// Settings file in TOML format
     #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
-    /// Checkpoint folder; overrides `model.path`
+    /// Checkpoint folder or hf:// name; overrides `model.path`
     #[arg(long, value_name = "FOLDER", global = true)]
     model: Option<String>,
-    /// LoRA adapter folder, or '' for no adapter; overrides `model.adapter`
+    /// LoRA adapter folder or hf:// name, or '' for no adapter; overrides `model.adapter`
     #[arg(long, value_name = "FOLDER", global = true)]
     adapter: Option<String>,
 }
@@ -102,12 +108,18 @@ impl SettingsArgs {
     }
 
     /// Reads the settings for a command that ends by itself, and starts its log, in whose format faults are reported.
-    fn load(&self) -> Result<Config, Faults> {
+    /// Models that are set by name are found in the cache.
+    ///
+    /// # Errors
+    /// Returns [`Faults`] if the settings are not valid, or an error if a model cannot be downloaded.
+    fn load(&self) -> anyhow::Result<Config> {
         let draft = ConfigDraft::read(&self.sources());
         if let Some(config) = &draft.log {
             log::start_for_command(config);
         }
-        draft.finish()
+        let mut config = draft.finish()?;
+        named::resolve(&mut config.model)?;
+        Ok(config)
     }
 }
 
@@ -125,6 +137,7 @@ impl Cli {
             Command::Eval(args) => eval::run(args, out, err),
             Command::Adapters(args) => adapters::run(args, out),
             Command::Explain(args) => explain::run(args, out),
+            Command::Fetch(args) => fetch::run(args, out),
             Command::Check(args) => check::run(args, out),
         }
     }

@@ -11,10 +11,13 @@ use serde_json::json;
 use tracing::info;
 
 use super::feedback;
+use super::feedback::LabelFile;
 use super::{Exit, SettingsArgs};
 use crate::classifier::golden::GoldenText;
-use crate::config::{Config, RetrainConfig};
+use crate::config::{Config, ModelConfig, RetrainConfig};
+use crate::fault::{Fault, Faults};
 use crate::kafka::snapshot;
+use crate::model::files::checkpoint::Checkpoint;
 use crate::plural::Count;
 use crate::registry::Registry;
 use crate::retrain::data::feedback::FeedbackRules;
@@ -30,7 +33,8 @@ use crate::serving::tracked::TrackedRegistry;
 pub(super) struct RetrainArgs {
     #[command(flatten)]
     settings: SettingsArgs,
-    /// File of labelled comments, one JSON object per line, to use instead of the feedback topic
+    /// File of labelled comments to use instead of the feedback topic: one JSON object per line, or CSV with the columns
+    /// `text` and `label`; may be gzipped, and `-` is stdin
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
     /// Publish the new version, but do not put it into service
@@ -47,13 +51,28 @@ a report, and promoted if it is better. Running daemons swap to it automatically
 
 Exit codes:
   0   promoted, published without promotion, or skipped for lack of data
-  1   failure
+  1   failure, or there were labels and none of them could be read
   64  invalid command line
   78  invalid settings, or a registry that has lost the version in service
 
 Examples:
   moderatord retrain --config /etc/moderatord/moderatord.toml
   moderatord retrain --config moderatord.toml --input labels.jsonl --no-promote"#;
+
+/// Refuses a base model with a classification head, because training computes the loss of labels of the vocabulary.
+fn require_language_model(model: &ModelConfig) -> Result<(), Faults> {
+    match &Checkpoint::from_settings(model)?.config().outputs.classifier {
+        None => Ok(()),
+        Some(name) => Err(Fault::setting(
+            "model.path",
+            format!(
+                "the model is a `{name}`, whose classification head cannot be retrained, expected a Gemma for causal \
+                 language modelling"
+            ),
+        )
+        .into()),
+    }
+}
 
 pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) -> anyhow::Result<Exit> {
     let config = args.settings.load()?;
@@ -62,8 +81,14 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     let registry = serving::runtime()?.block_on(tracked.require_intact_or_create())?;
     // Held until the end: otherwise, two concurrent runs could both compare with a version that the other replaces.
     let _lock = registry.lock(SystemTime::now())?;
-    let (gathered, origin) = gather(args.input.as_deref(), &config)?;
-    print_feedback(&gathered, out, err)?;
+    let (file, origin) = gather(args.input.as_deref(), &config)?;
+    if let Some(note) = &file.note {
+        writeln!(err, "{note}")?;
+    }
+    print_feedback(&file.gathered, out, err)?;
+    file.require_readable()?;
+    let gathered = file.gathered;
+    require_language_model(&config.model)?;
     let golden_texts = read_golden_texts(&config.retrain)?;
     let display = ProgressDisplay::new();
     let mut progress = |progress: TrainingProgress| display.update(progress);
@@ -91,7 +116,7 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     Ok(Exit::Success)
 }
 
-fn gather(input: Option<&Path>, config: &Config) -> anyhow::Result<(GatheredFeedback, serde_json::Value)> {
+fn gather(input: Option<&Path>, config: &Config) -> anyhow::Result<(LabelFile, serde_json::Value)> {
     let max_bytes = config.retrain.max_bytes;
     if let Some(path) = input {
         let gathered = feedback::read(path, max_bytes)?;
@@ -111,7 +136,8 @@ fn gather(input: Option<&Path>, config: &Config) -> anyhow::Result<(GatheredFeed
         .into_iter()
         .map(|(partition, end)| (partition.to_string(), end.into()))
         .collect();
-    Ok((gatherer.finish(), json!({ "topic": topic.topic, "ends": ends })))
+    let labels = LabelFile::of_topic(gatherer.finish(), &topic.topic);
+    Ok((labels, json!({ "topic": topic.topic, "ends": ends })))
 }
 
 fn print_feedback(gathered: &GatheredFeedback, out: &mut dyn Write, err: &mut dyn Write) -> std::io::Result<()> {
@@ -125,6 +151,9 @@ fn print_feedback(gathered: &GatheredFeedback, out: &mut dyn Write, err: &mut dy
         gathered.forgotten,
         refused.total()
     )?;
+    if let Some(note) = gathered.repairs() {
+        writeln!(out, "repaired  {note}")?;
+    }
     for line in &refused.listed {
         writeln!(err, "{line}")?;
     }
@@ -142,7 +171,7 @@ fn read_golden_texts(config: &RetrainConfig) -> anyhow::Result<Vec<GoldenText>> 
     let Some(path) = &config.golden else {
         return Ok(Vec::new());
     };
-    let gathered = feedback::read(path, config.max_bytes)?;
+    let gathered = feedback::read(path, config.max_bytes)?.gathered;
     if let Some(fault) = gathered.refused.listed.first() {
         bail!("cannot read the golden set `{}`: {fault}", path.display());
     }

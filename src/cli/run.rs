@@ -97,7 +97,9 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         info!("the brokers answer");
     }
     let daemon = daemon.context("the daemon was not started")?;
-    let Checked { config, model, stream } = checked;
+    let Checked {
+        config, model, stream, ..
+    } = checked;
     let (stream, topics) = stream.context("the settings of the stream are missing")?;
     for problem in topics.warnings(config.input.max_bytes) {
         warn!(problem, "the topics do not fit the settings well");

@@ -1,19 +1,19 @@
 //! `moderatord score`: scores comments from the command line, a file or stdin, and prints one decision per line.
 
 use std::fs::File;
-use std::io::{self, BufReader, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::lines;
-use super::lines::Line;
+use super::input::{Entry, InputFile};
+use super::table::Columns;
 use super::{Exit, SettingsArgs, checked};
-use crate::config::InputConfig;
+use crate::config::{InputConfig, InputFields};
 use crate::decide::{CurrentJudge, Judge, JudgedModel, deleted};
 use crate::message::{Comment, CommentMargin, Decision, Op};
 use crate::prompt::{Prompt, Prompter};
@@ -23,9 +23,6 @@ use crate::stream::decode::{DecodeError, decode};
 
 /// Maximum number of comments in a batch. It bounds memory even for comments without tokens, such as deletions.
 const MAX_BATCH_COMMENTS: usize = 1024;
-
-/// Size of the read buffer. It holds several batches of short comments, so that batches fill up between two reads.
-const BUFFER_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -42,7 +39,7 @@ struct ScoreSource {
     /// Text of a single comment
     #[arg(long)]
     text: Option<String>,
-    /// File of comment events, one JSON object per line, or `-` for stdin
+    /// File of comment events: one JSON object per line, or CSV with a column `text`; may be gzipped, and `-` is stdin
     #[arg(long, value_name = "FILE")]
     input: Option<PathBuf>,
 }
@@ -50,9 +47,9 @@ struct ScoreSource {
 const AFTER_HELP: &str = r#"Each line of the input is a comment event. The `input` section of the settings gives the location of
 its fields:
   {"content_id": "c1", "community_id": "gardening", "text": "see you at the garden"}
-Only `text` is required, and an event with "op": "delete" does not need it. Decisions are printed in
-input order. If a line cannot be scored, its number and the reason are printed to stderr, and the
-exit code is 1.
+Only `text` is required, and an event with "op": "delete" does not need it. In CSV, the first line
+names the columns, and each column has the name of its field. Decisions are printed in input order.
+If a line cannot be scored, its number and the reason are printed to stderr, and the exit code is 1.
 
 Examples:
   moderatord score --model ./gemma-3-270m-it --text 'see you at the garden'
@@ -78,6 +75,7 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
         max_tokens: config.batch.max_tokens.min(MAX_TOKENS),
         batch: LineBatch::default(),
         unscored: 0,
+        unread: 0,
         progress: ProgressBar::hidden(),
         out,
         err,
@@ -101,6 +99,8 @@ struct ScoreRun<'a> {
     max_tokens: usize,
     batch: LineBatch,
     unscored: usize,
+    /// Those of the lines that could not be scored because they could not be read.
+    unread: usize,
     progress: ProgressBar,
     out: &'a mut dyn Write,
     err: &'a mut dyn Write,
@@ -109,7 +109,7 @@ struct ScoreRun<'a> {
 /// Comments that will be scored together, in input order, with their line numbers.
 #[derive(Default)]
 struct LineBatch {
-    comments: Vec<(usize, Comment, Prompt)>,
+    comments: Vec<(u64, Comment, Prompt)>,
     tokens: usize,
 }
 
@@ -122,47 +122,64 @@ impl ScoreRun<'_> {
             op: Op::Create,
             community_id: None,
             text: text.to_owned(),
+            replaced_surrogates: 0,
         };
         self.add(1, comment)?;
         self.finish()
     }
 
     fn score_input(mut self, path: &Path, input: &InputConfig) -> anyhow::Result<Exit> {
-        let source: Box<dyn Read> = if path == Path::new("-") {
-            Box::new(io::stdin())
-        } else {
-            let file = File::open(path).with_context(|| format!("cannot open `{}`", path.display()))?;
-            self.progress = progress_bar(&file);
-            Box::new(self.progress.wrap_read(file))
-        };
-        let mut reader = BufReader::with_capacity(BUFFER_BYTES, source);
-        for number in 1.. {
+        let columns = Columns::of_comments(&input.fields);
+        let mut progress = ProgressBar::hidden();
+        let mut file = InputFile::open(path, &columns, |file| {
+            progress = progress_bar(file);
+            progress.clone()
+        })?;
+        self.progress = progress;
+        let mut fields = input.fields.clone();
+        if file.is_table() {
+            fields = InputFields {
+                ops: fields.ops,
+                ..InputFields::default()
+            };
+        }
+        if let Some(note) = file.note() {
+            writeln!(self.err, "{note}").context("cannot write to stderr")?;
+        }
+        let mut lines = 0;
+        loop {
             // The next read may block, so write the decisions for all complete lines first.
-            if reader.buffer().is_empty() {
+            if !file.has_buffered() {
                 self.score_batch()?;
             }
-            let read = lines::next(&mut reader, input.max_bytes);
-            let line = match read.with_context(|| format!("cannot read line {number} of `{}`", path.display()))? {
-                None => break,
-                Some(Line::Complete(line)) if line.trim_ascii().is_empty() => continue,
-                Some(line) => line,
+            let Some((number, entry)) = file.next(input.max_bytes)? else {
+                break;
             };
-            let comment = match line {
-                Line::Complete(line) => decode(&line, &input.fields, input.max_bytes),
-                Line::TooLong(bytes) => Err(DecodeError::TooLarge {
-                    bytes,
-                    max_bytes: input.max_bytes,
-                }),
+            lines += 1;
+            let comment = match entry {
+                Entry::Json(json) => decode(&json, &[], &fields, input.max_bytes).map_err(|error| error.to_string()),
+                Entry::TooLong(bytes) => {
+                    let max_bytes = input.max_bytes;
+                    Err(DecodeError::TooLarge { bytes, max_bytes }.to_string())
+                }
+                Entry::Refused(reason) => Err(reason),
             };
             match comment {
                 Ok(comment) => self.add(number, comment)?,
-                Err(error) => self.report_unscored(number, &error)?,
+                Err(reason) => {
+                    self.unread += 1;
+                    self.report_unscored(number, &reason)?;
+                }
             }
+        }
+        if lines > 0 && self.unread == lines {
+            self.progress.finish_and_clear();
+            bail!("{}", file.nothing_read(lines));
         }
         self.finish()
     }
 
-    fn add(&mut self, number: usize, comment: Comment) -> anyhow::Result<()> {
+    fn add(&mut self, number: u64, comment: Comment) -> anyhow::Result<()> {
         let prompt = match comment.op {
             Op::Create | Op::Edit => self.prompter.encode(&comment.text),
             Op::Delete => Ok(Prompt {
@@ -208,7 +225,7 @@ impl ScoreRun<'_> {
         Ok(())
     }
 
-    fn decisions(&mut self, comments: &[(usize, Comment, Prompt)]) -> Result<Vec<Decision>, ScoreError> {
+    fn decisions(&mut self, comments: &[(u64, Comment, Prompt)]) -> Result<Vec<Decision>, ScoreError> {
         let rows: Vec<Row> = comments
             .iter()
             .flat_map(|(_, _, prompt)| &prompt.rows)
@@ -220,7 +237,7 @@ impl ScoreRun<'_> {
             self.scorer.score(&rows)?
         };
         let (mut margins, now) = (margins.into_iter(), SystemTime::now());
-        let decide = |(_, comment, prompt): &(usize, Comment, Prompt)| {
+        let decide = |(_, comment, prompt): &(u64, Comment, Prompt)| {
             let windows = prompt.rows.len();
             match largest_margin(margins.by_ref().take(windows)) {
                 None => deleted(comment, None),
@@ -249,7 +266,7 @@ impl ScoreRun<'_> {
             .context("cannot write decisions")
     }
 
-    fn report_unscored(&mut self, number: usize, error: &dyn std::error::Error) -> anyhow::Result<()> {
+    fn report_unscored(&mut self, number: u64, error: &dyn std::fmt::Display) -> anyhow::Result<()> {
         self.unscored += 1;
         self.progress
             .suspend(|| writeln!(self.err, "line {number}: {error}"))
@@ -331,13 +348,14 @@ mod tests {
             max_tokens: config.batch.max_tokens,
             batch: LineBatch::default(),
             unscored: 0,
+            unread: 0,
             progress: ProgressBar::hidden(),
             out: &mut out,
             err: &mut err,
         };
         for (number, text) in (1..).zip(texts) {
             let event = serde_json::json!({ "content_id": number, "text": text }).to_string();
-            let comment = decode(event.as_bytes(), &config.input.fields, 1000).unwrap();
+            let comment = decode(event.as_bytes(), &[], &config.input.fields, 1000).unwrap();
             run.add(number, comment).unwrap();
         }
         assert_eq!(run.finish().unwrap(), Exit::Failure);

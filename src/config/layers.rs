@@ -3,7 +3,7 @@
 //! The `config` crate merges the layers. Each value records the layer that it comes from, so that a fault can name the
 //! file, environment variable or flag to correct.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -23,10 +23,20 @@ const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
 
 /// The tables whose keys are chosen by the operator. Not every key can be part of a variable's name, so a variable may
 /// also set such a table as a whole, as in TOML.
-const OPEN_TABLES: [[&str; 2]; 2] = [["policy", "communities"], ["kafka", "properties"]];
+const OPEN_TABLES: [[&str; 2]; 3] = [["policy", "communities"], ["kafka", "properties"], ["input", "ops"]];
+
+/// Those of the open tables in whose keys upper and lower case differ.
+const CASE_SENSITIVE_TABLES: [[&str; 2]; 2] = [["policy", "communities"], ["input", "ops"]];
 
 /// The maximum size of a settings file, so that a wrong path to a huge file does not exhaust the memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// Returns the default of a section's key.
+pub(super) fn default_value(section: &str, key: &str) -> Option<ValueKind> {
+    let mut defaults = parse(None, DEFAULTS).ok()?;
+    let mut section = defaults.remove(section)?.into_table().ok()?;
+    Some(section.remove(key)?.kind)
+}
 
 /// The sources of settings besides the defaults.
 ///
@@ -69,7 +79,8 @@ impl Sources {
                 Err(reason) => faults.push(Fault::file(path, reason)),
             }
         }
-        layers.push(self.environment(&mut faults));
+        let named = CASE_SENSITIVE_TABLES.map(|table| (table, self.names_in(table, &layers)));
+        layers.push(self.environment(&named, &mut faults));
         layers.push(self.flags());
         let mut builder = config::Config::builder();
         for layer in layers {
@@ -97,7 +108,36 @@ impl Sources {
         tree.into_map()
     }
 
-    fn environment(&self, faults: &mut Vec<Fault>) -> Map<String, Value> {
+    /// Returns the keys of a table that the layers below the environment, or variables for the whole table, set.
+    fn names_in(&self, table: [&str; 2], layers: &[Map<String, Value>]) -> BTreeSet<String> {
+        let mut names = BTreeSet::new();
+        let mut add = |value: &Value| {
+            if let ValueKind::Table(table) = &value.kind {
+                names.extend(table.keys().cloned());
+            }
+        };
+        for layer in layers {
+            if let Some(ValueKind::Table(section)) = layer.get(table[0]).map(|value| &value.kind)
+                && let Some(value) = section.get(table[1])
+            {
+                add(value);
+            }
+        }
+        for (name, value) in &self.environment {
+            let path = name.to_str().and_then(|name| name.strip_prefix(PREFIX)).map(key_path);
+            if let Some(value) = value.to_str().filter(|_| path.is_some_and(|path| path == table)) {
+                parse_inline_table(&String::new(), value).iter().for_each(&mut add);
+            }
+        }
+        names
+    }
+
+    /// Returns the settings of the environment. `named` has the keys of the case-sensitive tables that are set elsewhere.
+    fn environment(
+        &self,
+        named: &[([&'static str; 2], BTreeSet<String>)],
+        faults: &mut Vec<Fault>,
+    ) -> Map<String, Value> {
         let mut tree = SettingsTree::default();
         // Sorted, so that faults are reported in the same order on every run.
         let variables: BTreeMap<_, _> = self.environment.iter().map(|(name, value)| (name, value)).collect();
@@ -110,7 +150,16 @@ impl Sources {
                 faults.push(Fault::setting(name, "is not valid UTF-8"));
                 continue;
             };
-            let path = key_path(&name[PREFIX.len()..]);
+            let mut path = key_path(&name[PREFIX.len()..]);
+            if let Some((table, names)) = named.iter().find(|(table, _)| path.len() > 2 && path[..2] == *table) {
+                match meant(&path[2], names, *table) {
+                    Ok(name) => path[2] = name,
+                    Err(reason) => {
+                        faults.push(Fault::setting(&path.join("."), reason).with_origin(Some(origin)));
+                        continue;
+                    }
+                }
+            }
             if !OPEN_TABLES.iter().any(|table| path == *table) {
                 tree.insert(&path, Value::new(Some(&origin), value));
                 continue;
@@ -135,19 +184,47 @@ impl Sources {
 
 /// Converts the name of an environment variable, without its prefix, to the path of a key.
 ///
-/// `MODEL__PATH` is converted to `model` and `path`. A community's id is taken as it is written, so `GARDEN` and `garden`
-/// are different communities. In the names of librdkafka's
-/// settings, underscores become dots, because a shell does not allow dots in the name of a variable.
+/// `MODEL__PATH` is converted to `model` and `path`. A community's id and the value of an operation keep their case. In the
+/// names of librdkafka's settings, underscores become dots, because a shell does not allow dots in the name of a variable.
 fn key_path(name: &str) -> Vec<String> {
     let raw: Vec<&str> = name.split("__").collect();
     let mut path: Vec<String> = raw.iter().map(|segment| segment.to_lowercase()).collect();
     let is_below = |table: [&str; 2]| path.len() > 2 && path[..2] == table;
-    if is_below(["policy", "communities"]) {
+    if CASE_SENSITIVE_TABLES.into_iter().any(is_below) {
         path[2] = raw[2].to_owned();
     } else if is_below(["kafka", "properties"]) {
         path[2] = path[2].replace('_', ".");
     }
     path
+}
+
+/// Returns the key of a case-sensitive table that a variable means.
+///
+/// By convention, the names of variables are upper case, so case is ignored unless a key is spelt in exactly this way. A
+/// name that fits no key is a new one, but not in upper case throughout, which says nothing about the case that is meant.
+fn meant(name: &str, names: &BTreeSet<String>, [section, table]: [&str; 2]) -> Result<String, String> {
+    if names.contains(name) {
+        return Ok(name.to_owned());
+    }
+    let folded = name.to_lowercase();
+    let candidates: Vec<&String> = names.iter().filter(|known| known.to_lowercase() == folded).collect();
+    match candidates[..] {
+        [known] => Ok(known.clone()),
+        [] if name.chars().any(char::is_uppercase) && !name.chars().any(char::is_lowercase) => Err(format!(
+            "no key of [{section}.{table}] has this name in upper or lower case, and a variable in upper case cannot say \
+             which is meant; set it in the file, or with {PREFIX}{}__{}='{{ \"{folded}\" = .. }}'",
+            section.to_uppercase(),
+            table.to_uppercase(),
+        )),
+        [] => Ok(name.to_owned()),
+        _ => {
+            let known: Vec<String> = candidates.iter().map(|known| format!("`{known}`")).collect();
+            Err(format!(
+                "{} differ only in upper and lower case; expected one of them, spelt in the same way",
+                known.join(" and ")
+            ))
+        }
+    }
 }
 
 fn read(path: &Path) -> Result<String, String> {

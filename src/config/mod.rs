@@ -3,9 +3,12 @@
 //! All faults are reported at once, each with the key, the value, its origin and what was expected. Settings that only
 //! the stream needs are required by [`Config::require_stream`], so that `score` and `check` work without a broker.
 
+mod input;
 mod kafka;
 mod layers;
 mod nearest;
+mod prompt;
+mod published;
 mod reader;
 mod retrain;
 mod sections;
@@ -16,8 +19,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use input::{FieldLocation, FieldLocations, InputConfig, InputFields};
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
+pub use prompt::Template;
 pub(crate) use retrain::FeedbackTopic;
 pub use retrain::{OnMissing, RegistryConfig, RetrainConfig};
 pub use training::{Loss, Projection};
@@ -124,7 +129,7 @@ impl ConfigDraft {
         }
         let mut reader = SettingsReader::new(root, sources.file.as_deref(), faults);
         let (kafka, model) = (kafka::read(&mut reader), sections::model(&mut reader));
-        let (input, prompt) = (sections::input(&mut reader), sections::prompt(&mut reader));
+        let (input, prompt) = (input::read(&mut reader), prompt::prompt(&mut reader));
         let (batch, cache) = (sections::batch(&mut reader), sections::cache(&mut reader));
         let (policy, limits) = (sections::policy(&mut reader), sections::limits(&mut reader));
         let (registry, retrain) = (retrain::registry(&mut reader), retrain::retrain(&mut reader));
@@ -199,32 +204,6 @@ impl ConfigDraft {
     }
 }
 
-/// The location of the fields of a comment event, and its maximum size.
-#[derive(Debug, Clone)]
-pub struct InputConfig {
-    /// The location of each field.
-    pub fields: InputFields,
-    /// The maximum size of an event in bytes; a larger event is rejected without being parsed.
-    pub max_bytes: usize,
-}
-
-/// JSON pointers (RFC 6901) to the fields of a comment event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct InputFields {
-    /// The pointer to the id of the event.
-    pub event_id: String,
-    /// The pointer to the id of the content.
-    pub content_id: String,
-    /// The pointer to the revision of the content.
-    pub revision: String,
-    /// The pointer to the operation: `create`, `edit` or `delete`.
-    pub op: String,
-    /// The pointer to the id of the community.
-    pub community_id: String,
-    /// The pointer to the text.
-    pub text: String,
-}
-
 /// The device that the model runs on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DeviceChoice {
@@ -259,17 +238,31 @@ pub enum DtypeChoice {
 /// The model to load, and how to run it.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
-    /// The folder of a checkpoint in Hugging Face layout (`config.json`, `tokenizer.json`, safetensors); if it is not
-    /// set, the bundled model is used.
+    /// The folder of a checkpoint in Hugging Face layout (`config.json`, `tokenizer.json`, safetensors), or its name on
+    /// the hub (`hf://`); if it is not set, the bundled model is used.
     pub path: Option<PathBuf>,
-    /// The folder of an adapter in PEFT layout; if it is not set, the base model is used without an adapter.
+    /// The folder of an adapter in PEFT layout, or its name on the hub; if it is not set, the base model is used without an adapter.
     pub adapter: Option<PathBuf>,
+    /// Whether a model that is set by name may be downloaded.
+    pub download: bool,
     /// The device that the model runs on.
     pub device: DeviceChoice,
     /// The data type of the arithmetic in linear layers.
     pub dtype: DtypeChoice,
     /// How frozen weights are stored in memory.
     pub quantize: Quantize,
+}
+
+/// The markup language in which comments and labelled texts are written.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Markup {
+    /// None: what is received is what a reader sees.
+    #[default]
+    None,
+    /// HTML, or a part of it.
+    Html,
+    /// CommonMark with tables and strikethrough.
+    Markdown,
 }
 
 /// The frame around a comment, and how a comment is cut into windows.
@@ -281,8 +274,13 @@ pub struct PromptConfig {
     pub hateful_label: String,
     /// The text before the first separator; `{labels}` is replaced by the labels, joined by a comma.
     pub instructions: String,
-    /// The text between the parts of the prompt.
+    /// The text between the parts of the prompt. With a template, it is a part of it that comments must not imitate, or
+    /// empty.
     pub separator: String,
+    /// The whole prompt; if it is set, `instructions` is not used.
+    pub template: Option<Template>,
+    /// The markup of comments, which is decoded before they are normalised (`input.markup`).
+    pub markup: Markup,
     /// Whether comments are normalised before they are tokenised.
     pub normalize: bool,
     /// The maximum number of comment tokens in a window.

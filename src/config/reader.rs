@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
+use super::layers::default_value;
 use super::nearest::nearest;
 use crate::fault::Fault;
 
@@ -156,7 +157,8 @@ impl SettingsReader {
         }
     }
 
-    /// Reads a path; a relative path in the settings file is relative to the folder of that file.
+    /// Reads a path; a relative path in the settings file is relative to the folder of that file. The name of a model on
+    /// the hub (`hf://`) stays as it is.
     pub(super) fn optional_path(&mut self, key: &str) -> Option<PathBuf> {
         self.optional_string(key).map(|path| self.resolve(key, path))
     }
@@ -164,6 +166,7 @@ impl SettingsReader {
     fn resolve(&self, key: &str, path: String) -> PathBuf {
         let origin = self.peek(key).and_then(|found| found.origin);
         match &self.file {
+            _ if path.starts_with("hf://") => PathBuf::from(path),
             Some((file, folder)) if origin.as_ref() == Some(file) => folder.join(path),
             _ => PathBuf::from(path),
         }
@@ -190,6 +193,15 @@ impl SettingsReader {
                 self.reject(&found, "expected a list of non-empty strings");
                 None
             }
+        }
+    }
+
+    /// Reads one non-empty string or a list of them. Only where all values are strings, a string with commas is a list.
+    pub(super) fn string_or_list(&mut self, key: &str) -> Option<Vec<String>> {
+        let found = self.find(key)?;
+        match &found.kind {
+            ValueKind::String(_) if !found.is_from_untyped_layer() => self.string(key).map(|text| vec![text]),
+            _ => self.strings(key),
         }
     }
 
@@ -228,6 +240,18 @@ impl SettingsReader {
     pub(super) fn is_set(&self, key: &str) -> bool {
         self.peek(key)
             .is_some_and(|found| !matches!(&found.kind, ValueKind::String(text) if text.is_empty()))
+    }
+
+    /// Returns whether a key has its default, even if a settings file repeats it, as a copy of the shipped file does.
+    pub(super) fn is_default(&self, key: &str) -> bool {
+        let Some(found) = self.peek(key) else {
+            return true;
+        };
+        let default = key
+            .split_once('.')
+            .and_then(|(section, key)| default_value(section, key));
+        // Entries of a list also record where they come from, so the values are compared as text.
+        default.is_some_and(|default| default.to_string() == found.kind.to_string())
     }
 
     /// Reads a number within a range.

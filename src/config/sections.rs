@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::reader::{SettingValue, SettingsReader};
 use super::{
-    BatchConfig, CacheConfig, DeviceChoice, DtypeChoice, HttpConfig, InputConfig, InputFields, LimitsConfig, LogConfig,
-    LogFormat, LogLevel, ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
+    BatchConfig, CacheConfig, DeviceChoice, DtypeChoice, HttpConfig, LimitsConfig, LogConfig, LogFormat, LogLevel,
+    ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
 };
 use crate::message::Thresholds;
 
@@ -21,6 +21,7 @@ const MAX_GRACE: Duration = Duration::from_secs(600);
 pub(super) fn model(reader: &mut SettingsReader) -> Option<ModelConfig> {
     let path = reader.optional_path("model.path");
     let adapter = reader.optional_path("model.adapter");
+    let download = reader.bool("model.download");
     let quantize = reader.choice("model.quantize", &[("none", Quantize::None), ("int8", Quantize::Int8)]);
     let device = device(reader);
     let dtypes = [
@@ -32,6 +33,7 @@ pub(super) fn model(reader: &mut SettingsReader) -> Option<ModelConfig> {
     Some(ModelConfig {
         path,
         adapter,
+        download: download?,
         device: device?,
         dtype: dtype?,
         quantize: quantize?,
@@ -50,71 +52,6 @@ fn device(reader: &mut SettingsReader) -> Option<DeviceChoice> {
         reader.fault("model.device", "expected \"auto\", \"cpu\" or \"cuda:N\"");
     }
     choice
-}
-
-pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
-    let labels = labels(reader);
-    let hateful_label = reader.string("prompt.hateful_label");
-    if let (Some(labels), Some(hateful)) = (&labels, &hateful_label)
-        && !labels.contains(hateful)
-    {
-        let expected = format!("expected one of prompt.labels, \"{}\" or \"{}\"", labels[0], labels[1]);
-        reader.fault("prompt.hateful_label", expected);
-    }
-    let instructions = reader.string("prompt.instructions");
-    let separator = reader.string("prompt.separator");
-    let normalize = reader.bool("prompt.normalize");
-    let max_window_tokens = reader.integer("prompt.max_window_tokens", 16..=8192);
-    let max_windows = reader.integer("prompt.max_windows", 1..=1024);
-    Some(PromptConfig {
-        labels: labels?,
-        hateful_label: hateful_label?,
-        instructions: instructions?,
-        separator: separator?,
-        normalize: normalize?,
-        max_window_tokens: max_window_tokens?,
-        max_windows: max_windows?,
-    })
-}
-
-fn labels(reader: &mut SettingsReader) -> Option<[String; 2]> {
-    let labels = reader.strings("prompt.labels")?;
-    match <[String; 2]>::try_from(labels) {
-        Ok([one, other]) if one != other => Some([one, other]),
-        _ => {
-            reader.fault("prompt.labels", "expected two different labels");
-            None
-        }
-    }
-}
-
-pub(super) fn input(reader: &mut SettingsReader) -> Option<InputConfig> {
-    let [event_id, content_id, revision, op, community_id, text] =
-        ["event_id", "content_id", "revision", "op", "community_id", "text"]
-            .map(|field| pointer(reader, &format!("input.{field}")));
-    let max_bytes = reader.integer("input.max_bytes", 1024..=64 << 20);
-    Some(InputConfig {
-        fields: InputFields {
-            event_id: event_id?,
-            content_id: content_id?,
-            revision: revision?,
-            op: op?,
-            community_id: community_id?,
-            text: text?,
-        },
-        max_bytes: max_bytes?,
-    })
-}
-
-fn pointer(reader: &mut SettingsReader, key: &str) -> Option<String> {
-    let pointer = reader.string(key)?;
-    // In RFC 6901, `~` is always followed by 0 or 1.
-    let are_escapes_valid = pointer.split('~').skip(1).all(|rest| rest.starts_with(['0', '1']));
-    if pointer.starts_with('/') && are_escapes_valid {
-        return Some(pointer);
-    }
-    reader.fault(key, "expected a JSON pointer such as \"/text\" or \"/payload/body\"");
-    None
 }
 
 pub(super) fn batch(reader: &mut SettingsReader) -> Option<BatchConfig> {

@@ -234,6 +234,7 @@ fn decision(comment: &Comment, source: Option<&SourceRecord>, action: Action, sc
         content_id: comment.content_id.clone(),
         revision: comment.revision,
         community_id: comment.community_id.clone(),
+        replaced_surrogates: comment.replaced_surrogates,
         action,
         scoring,
         source: source.cloned(),
@@ -309,6 +310,7 @@ mod tests {
             op: Op::Create,
             community_id: community_id.map(str::to_owned),
             text: "a comment".into(),
+            replaced_surrogates: 0,
         }
     }
 

@@ -4,7 +4,7 @@
 //! and not on its size, apart from the normaliser, which reads all of it once in linear time. The windows of a text
 //! that they cover are the same in both cases.
 
-use super::{Prompt, PromptError, Prompter, Row, tokenizer_error, window};
+use super::{PromptError, Prompter, Row, Windows, tokenizer_error, window};
 
 /// An upper bound on the bytes of one token, taken from the published Gemma vocabularies, whose longest tokens are runs
 /// of spaces. A text with more bytes than this for each token that the windows cover counts as longer than they are.
@@ -19,7 +19,7 @@ const USUAL_TOKEN_BYTES: usize = 16;
 const PROBES: [usize; 2] = [USUAL_TOKEN_BYTES, 4 * USUAL_TOKEN_BYTES];
 
 impl Prompter {
-    /// Returns the number of bytes above which the windows of a text can be [spread by bytes](Self::encode_spread).
+    /// Returns the number of bytes above which the windows of a text can be [spread by bytes](Self::windows_spread).
     pub(super) fn spread_bytes(&self) -> usize {
         self.capacity().saturating_mul(USUAL_TOKEN_BYTES)
     }
@@ -47,26 +47,24 @@ impl Prompter {
         Ok(false)
     }
 
-    /// Returns the rows of windows that are spread evenly over the bytes of a text.
+    /// Returns windows, with their rows, that are spread evenly over the bytes of a text.
     ///
     /// Each window is cut from a slice of the text, which is all of the text that is tokenised for it. A window has
     /// fewer than `prompt.max_window_tokens` only if its slice has, which takes unusually long tokens.
-    pub(super) fn encode_spread(&self, text: &str) -> Result<Prompt, PromptError> {
+    pub(super) fn windows_spread<'a>(&self, text: &'a str) -> Result<Windows<'a>, PromptError> {
         let slices = window::slices(text, self.max_windows, self.max_window_tokens * USUAL_TOKEN_BYTES);
         let row = |(index, slice)| {
             let slice = &text[slice];
             let tokens = self.tokenizer.token_ranges(slice);
             let tokens = tokens.map_err(|error| tokenizer_error(slice.len(), &error))?;
-            let longest = |row: &Row| Some(row.tokens.len());
+            let longest = |(_, row): &(&str, Row)| Some(row.tokens.len());
             self.within_limit(longest, |max_tokens| {
                 let window = window::in_slice(slice, &tokens, max_tokens, index, self.max_windows);
-                self.row(&slice[window])
+                Ok((&slice[window.clone()], self.row(&slice[window])?))
             })
         };
-        Ok(Prompt {
-            rows: slices.into_iter().enumerate().map(row).collect::<Result<_, _>>()?,
-            truncated: true,
-        })
+        let windows: Result<_, _> = slices.into_iter().enumerate().map(row).collect();
+        Ok((windows?, true))
     }
 
     /// Returns the number of tokens of the longest text that the windows cover.
@@ -85,10 +83,11 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::Prompt;
     use super::super::normalize::Normalizer;
     use super::super::tokenizer::TOKENISED_BYTES;
     use super::*;
-    use crate::config::PromptConfig;
+    use crate::config::{Markup, PromptConfig};
     use crate::hash::content_hash;
 
     /// The tokenizers that come with this project: one with Gemma's rules, and one that removes accents.
@@ -104,6 +103,8 @@ mod tests {
             hateful_label: "Negative".into(),
             instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
             separator: "<separator>".into(),
+            template: None,
+            markup: Markup::None,
             normalize: true,
             max_window_tokens,
             max_windows,
@@ -136,6 +137,14 @@ mod tests {
             repeated("control tokens", "<eos>"),
             repeated("invisible", "\u{200b}"),
         ]
+    }
+
+    fn encode_whole(prompter: &Prompter, text: &str) -> Prompt {
+        let (windows, truncated) = prompter.windows_whole(text).unwrap();
+        Prompt {
+            rows: windows.into_iter().map(|(_, row)| row).collect(),
+            truncated,
+        }
     }
 
     fn tokenised_bytes(prompter: &Prompter, text: &str) -> (Prompt, usize) {
@@ -230,7 +239,7 @@ mod tests {
             let text: String = parts.iter().map(|(part, times)| part.repeat(*times)).collect();
             let normalized = Normalizer::new("<separator>").normalize(&text);
             for prompter in SMALL_WINDOWS.iter() {
-                let (whole, found) = (prompter.encode_whole(&normalized).unwrap(), prompter.encode(&text).unwrap());
+                let (whole, found) = (encode_whole(prompter, &normalized), prompter.encode(&text).unwrap());
                 let longest = prompter.capacity() * LONGEST_TOKEN_BYTES;
                 if normalized.len() <= prompter.spread_bytes() || !whole.truncated && normalized.len() <= longest {
                     prop_assert_eq!(found, whole);
@@ -260,14 +269,14 @@ mod tests {
             for (name, text) in kinds(bytes) {
                 let normalized = normalizer.normalize(&text);
                 let quarter = &normalized[..normalized.floor_char_boundary(normalized.len() / 4)];
-                let whole = fastest(|| prompter.encode_whole(&normalized).unwrap());
+                let whole = fastest(|| encode_whole(&prompter, &normalized));
                 let ratio = |time: Duration| time.as_secs_f64() / whole.as_secs_f64();
                 println!(
                     "{name:<20}{:>12.3}{:>12.3}{:>14.3}{:>12.3}",
                     ratio(fastest(|| normalizer.normalize(&text))),
                     ratio(fastest(|| prompter.encode(&text).unwrap())),
                     ratio(whole),
-                    ratio(fastest(|| prompter.encode_whole(quarter).unwrap())) * 4.0,
+                    ratio(fastest(|| encode_whole(&prompter, quarter))) * 4.0,
                 );
             }
         }

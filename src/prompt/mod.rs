@@ -12,11 +12,13 @@
 mod bpe;
 mod frame;
 mod long;
+mod markup;
 mod normalize;
 mod tokenizer;
 mod window;
 
 use std::borrow::Cow;
+use std::ops::Range;
 use std::path::Path;
 
 pub use normalize::NORMALIZER_VERSION;
@@ -26,7 +28,7 @@ use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
 
-use crate::config::PromptConfig;
+use crate::config::{Markup, PromptConfig, Template};
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::scorer::Row;
@@ -50,6 +52,9 @@ pub struct Prompt {
     /// over the text, including its beginning and, if there is more than one, its end.
     pub truncated: bool,
 }
+
+/// The windows of a text with their rows, and whether the text has more windows than that.
+type Windows<'a> = (Vec<(&'a str, Row)>, bool);
 
 /// The reason why a text cannot be turned into rows. The message never quotes the text.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +82,7 @@ pub enum PromptError {
 /// Turns texts into rows. It is immutable and can be shared by all threads.
 pub struct Prompter {
     tokenizer: SafeTokenizer,
+    markup: Markup,
     normalizer: Option<Normalizer>,
     /// Before the comment, instructions, separator and `Text:`. After it, separator and `Prediction:`.
     frame: Frame,
@@ -98,7 +104,7 @@ pub struct Prompter {
 impl Prompter {
     /// Builds the frame and checks that each label is a single token right after it.
     ///
-    /// `tokenizer` is the content of `tokenizer_path`, which is used only to name the file in errors.
+    /// `tokenizer_file` is the content of `tokenizer_path`, which is used only to name the file in errors.
     ///
     /// # Errors
     /// Returns every fault of the tokenizer file, or of the frame with this tokenizer: a label that is not a single
@@ -106,32 +112,17 @@ impl Prompter {
     /// `max_positions`.
     pub fn new(
         tokenizer_path: &Path,
-        tokenizer: &[u8],
+        tokenizer_file: &[u8],
         config: &PromptConfig,
         vocab_size: usize,
         max_positions: usize,
     ) -> Result<Self, Faults> {
-        let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer)?;
-        let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
-        let canonical = canonical_form(config, FORMAT);
-        let mut prompter = Self {
-            normalizer: config.normalize.then(|| Normalizer::new(&config.separator)),
-            frame: Frame::new(
-                format!("{instructions}{}Text:", config.separator),
-                format!("{}Prediction:", config.separator),
-                &tokenizer,
-            ),
-            prefix: Vec::new(),
-            frame_tokens: 0,
-            vocab_size,
-            max_window_tokens: config.max_window_tokens,
-            max_windows: config.max_windows,
-            label_ids: [0; 2],
-            content_hash: content_hash(canonical.as_bytes()),
-            earlier_hash: config.earlier_hash(),
-            canonical,
-            tokenizer,
+        let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer_file)?;
+        let frame = match &config.template {
+            None => published_frame(config, &tokenizer),
+            Some(template) => template_frame(template, tokenizer_path, tokenizer_file, &tokenizer)?,
         };
+        let mut prompter = Self::around(config, tokenizer, vocab_size, Some(frame));
         let mut faults = Faults::default();
         faults.extend(separator_fault(config));
         faults.extend(prompter.control_token_faults(config));
@@ -140,27 +131,85 @@ impl Prompter {
             let id = faults.collect(prompter.label_id(tokenizer_path, &config.labels[label]));
             prompter.label_ids[index] = id.unwrap_or_default();
         }
-        let encode = |text: &str| {
-            prompter
-                .ids(text)
-                .map_err(|error| Fault::file(tokenizer_path, error.to_string()))
+        faults.collect(prompter.measure(tokenizer_path, max_positions));
+        if faults.is_empty() { Ok(prompter) } else { Err(faults) }
+    }
+
+    /// Builds prompts that are the text alone, with `<bos>` in front, for a model with a classification head.
+    ///
+    /// # Errors
+    /// Returns every fault of the tokenizer file, and a fault if there is a template or if windows do not fit into
+    /// `max_positions`.
+    pub fn without_frame(
+        tokenizer_path: &Path,
+        tokenizer_file: &[u8],
+        config: &PromptConfig,
+        vocab_size: usize,
+        max_positions: usize,
+    ) -> Result<Self, Faults> {
+        let tokenizer = SafeTokenizer::new(tokenizer_path, tokenizer_file)?;
+        let mut faults = Faults::default();
+        if config.template.is_some() {
+            let text = "is set, but the model has a classification head, whose prompt is the comment alone";
+            faults.push(Fault::setting("prompt.template", text.to_owned()));
+        }
+        let mut prompter = Self::around(config, tokenizer, vocab_size, None);
+        faults.collect(prompter.measure(tokenizer_path, max_positions));
+        if faults.is_empty() { Ok(prompter) } else { Err(faults) }
+    }
+
+    /// Creates a prompter whose frame has not been measured yet. Without a frame, the prompt is the text alone.
+    fn around(config: &PromptConfig, tokenizer: SafeTokenizer, vocab_size: usize, frame: Option<Frame>) -> Self {
+        let framed = if frame.is_some() { IsFramed::Yes } else { IsFramed::No };
+        let canonical = canonical_form(config, FORMAT, framed);
+        let content_hash = content_hash(canonical.as_bytes());
+        let separator = match framed {
+            IsFramed::Yes => config.separator.as_str(),
+            IsFramed::No => "",
         };
-        let prefix = faults.collect(encode(prompter.head()));
-        let frame = faults.collect(encode(&prompter.frame("")));
+        Self {
+            markup: config.markup,
+            normalizer: config.normalize.then(|| Normalizer::new(separator)),
+            frame: frame.unwrap_or_else(|| Frame::new(String::new(), String::new(), &tokenizer)),
+            prefix: Vec::new(),
+            frame_tokens: 0,
+            vocab_size,
+            max_window_tokens: config.max_window_tokens,
+            max_windows: config.max_windows,
+            label_ids: [0; 2],
+            earlier_hash: match framed {
+                IsFramed::Yes => config.earlier_hash(),
+                IsFramed::No => content_hash.clone(),
+            },
+            content_hash,
+            canonical,
+            tokenizer,
+        }
+    }
+
+    /// Tokenises the frame alone and checks that the longest window fits into it.
+    fn measure(&mut self, tokenizer_path: &Path, max_positions: usize) -> Result<(), Faults> {
+        let mut faults = Faults::default();
+        let checked = |ids| {
+            let ids = self.checked(self.frame("").len(), ids);
+            ids.map_err(|error| Fault::file(tokenizer_path, error.to_string()))
+        };
+        let prefix = faults.collect(checked(self.frame.encode_head(&self.tokenizer)));
+        let frame = faults.collect(checked(self.frame.encode(&self.tokenizer, "")));
         if let (Some(prefix), Some(frame)) = (prefix, frame) {
-            if frame.len() + config.max_window_tokens > max_positions {
+            if frame.len() + self.max_window_tokens > max_positions {
                 faults.push(Fault::setting(
                     "prompt.max_window_tokens",
                     format!(
                         "{} tokens and a frame of {} do not fit into the checkpoint's {max_positions} positions",
-                        config.max_window_tokens,
+                        self.max_window_tokens,
                         frame.len()
                     ),
                 ));
             }
-            (prompter.prefix, prompter.frame_tokens) = (prefix, frame.len());
+            (self.prefix, self.frame_tokens) = (prefix, frame.len());
         }
-        if faults.is_empty() { Ok(prompter) } else { Err(faults) }
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
     /// Returns the rows of a comment's text.
@@ -173,9 +222,11 @@ impl Prompter {
 
     /// Returns the text as it is tokenised. The rows of a comment depend on nothing else of it.
     pub(crate) fn normalize<'a>(&self, text: &'a str) -> Cow<'a, str> {
+        // Markup is decoded first, so that it can hide neither invisible characters nor a separator.
+        let text = self.markup.decode(text);
         match &self.normalizer {
-            Some(normalizer) => Cow::Owned(normalizer.normalize(text)),
-            None => Cow::Borrowed(text),
+            Some(normalizer) => Cow::Owned(normalizer.normalize(&text)),
+            None => text,
         }
     }
 
@@ -184,38 +235,52 @@ impl Prompter {
     /// # Errors
     /// Fails like [`Prompter::encode`].
     pub(crate) fn encode_normalized(&self, text: &str) -> Result<Prompt, PromptError> {
-        if text.len() > self.spread_bytes() && self.exceeds_windows(text)? {
-            return self.encode_spread(text);
-        }
-        self.encode_whole(text)
+        let (windows, truncated) = self.windows(text)?;
+        Ok(Prompt {
+            rows: windows.into_iter().map(|(_, row)| row).collect(),
+            truncated,
+        })
     }
 
-    /// Returns the rows of a normalised text, all of which is tokenised.
-    fn encode_whole(&self, text: &str) -> Result<Prompt, PromptError> {
+    /// Returns the prompts of a comment's text, one for each window, before tokenisation and as the rows that are scored.
+    ///
+    /// # Errors
+    /// Fails like [`Prompter::encode`].
+    pub fn prompts(&self, text: &str) -> Result<Vec<(String, Row)>, PromptError> {
+        let text = self.normalize(text);
+        let (windows, _) = self.windows(&text)?;
+        let prompt = |(window, row): (&str, Row)| (self.frame(window), row);
+        Ok(windows.into_iter().map(prompt).collect())
+    }
+
+    /// Returns the windows of a normalised text with their rows.
+    fn windows<'a>(&self, text: &'a str) -> Result<Windows<'a>, PromptError> {
+        if text.len() > self.spread_bytes() && self.exceeds_windows(text)? {
+            return self.windows_spread(text);
+        }
+        self.windows_whole(text)
+    }
+
+    /// Returns the windows of a normalised text, all of which is tokenised.
+    fn windows_whole<'a>(&self, text: &'a str) -> Result<Windows<'a>, PromptError> {
         // Most texts fit into one window, so the whole prompt is tokenised first. A longer text than this is unlikely
         // to fit, and is cut into windows right away.
         let limit = self.frame_tokens + self.max_window_tokens;
         if text.len() <= self.max_window_tokens.saturating_mul(LONGEST_TOKEN_BYTES) {
             let row = self.row(text)?;
             if row.tokens.len() <= limit {
-                return Ok(Prompt {
-                    rows: vec![row],
-                    truncated: false,
-                });
+                return Ok((vec![(text, row)], false));
             }
         }
         let ranges = self
             .tokenizer
             .token_ranges(text)
             .map_err(|error| tokenizer_error(text.len(), &error))?;
-        let longest = |prompt: &Prompt| prompt.rows.iter().map(|row| row.tokens.len()).max();
+        let longest = |(windows, _): &Windows<'_>| windows.iter().map(|(_, row)| row.tokens.len()).max();
         self.within_limit(longest, |max_tokens| {
             let (windows, truncated) = window::cut(text, &ranges, max_tokens, self.max_windows);
-            let rows = windows.into_iter().map(|window| self.row(&text[window]));
-            Ok(Prompt {
-                rows: rows.collect::<Result<_, _>>()?,
-                truncated,
-            })
+            let row = |window: Range<usize>| Ok((&text[window.clone()], self.row(&text[window])?));
+            Ok((windows.into_iter().map(row).collect::<Result<_, _>>()?, truncated))
         })
     }
 
@@ -291,16 +356,13 @@ impl Prompter {
         content_hash == self.content_hash || content_hash == self.earlier_hash
     }
 
-    /// Returns the version of the normaliser, or `none` if it is off.
-    pub fn normalizer(&self) -> &'static str {
-        if self.normalizer.is_some() {
-            NORMALIZER_VERSION
-        } else {
-            "none"
-        }
+    /// Returns the names and versions of the rules by which a text is changed before it is tokenised, such as
+    /// `html-1+nfc-1`, or `none`.
+    pub fn normalizer(&self) -> String {
+        text_rules(self.markup, self.normalizer.is_some())
     }
 
-    /// Returns a fault for each part of the frame that spells a control token.
+    /// Returns a fault for each part of the published method's frame that spells a control token.
     fn control_token_faults(&self, config: &PromptConfig) -> Vec<Fault> {
         let parts = [
             ("prompt.instructions", &config.instructions),
@@ -308,10 +370,14 @@ impl Prompter {
         ];
         let fault = |(key, text): (&str, &String)| {
             let token = self.tokenizer.control_token_in(text)?;
-            let text = format!("spells the control token `{token}`, which would be read as plain text");
+            let text = format!(
+                "spells the control token `{token}`, which would be read as plain text; only prompt.template can have \
+                 control tokens"
+            );
             Some(Fault::setting(key, text))
         };
-        parts.into_iter().filter_map(fault).collect()
+        let parts = parts.into_iter().filter(|_| config.template.is_none());
+        parts.filter_map(fault).collect()
     }
 
     fn row(&self, text: &str) -> Result<Row, PromptError> {
@@ -329,10 +395,6 @@ impl Prompter {
             tokens: tokens.into(),
             shared,
         })
-    }
-
-    fn ids(&self, text: &str) -> Result<Vec<u32>, PromptError> {
-        self.checked(text.len(), self.tokenizer.encode(text))
     }
 
     /// Returns the ids of a text of this size, after checking that each has an embedding.
@@ -355,9 +417,12 @@ impl Prompter {
             return Err(Fault::file(path, text));
         };
         for sample in ["", "a comment", "one, two: three."] {
-            let prompt = self.frame(sample);
-            let ids = |text: &str| self.ids(text).map_err(|error| Fault::file(path, error.to_string()));
-            let (mut expected, found) = (ids(&prompt)?, ids(&format!("{prompt}{label}"))?);
+            let ids = |answer: &str| {
+                let ids = self.frame.encode_with_answer(&self.tokenizer, sample, answer);
+                let ids = self.checked(self.frame(sample).len() + answer.len(), ids);
+                ids.map_err(|error| Fault::file(path, error.to_string()))
+            };
+            let (mut expected, found) = (ids("")?, ids(label)?);
             let frame_end = expected.len();
             expected.push(id);
             if found != expected {
@@ -375,9 +440,54 @@ impl Prompter {
     }
 }
 
+/// Returns the frame of the published method.
+fn published_frame(config: &PromptConfig, tokenizer: &SafeTokenizer) -> Frame {
+    let instructions = config.instructions.replace("{labels}", &config.labels.join(","));
+    Frame::new(
+        format!("{instructions}{}Text:", config.separator),
+        format!("{}Prediction:", config.separator),
+        tokenizer,
+    )
+}
+
+/// Returns the frame of a template, after checking that the tokenizer knows all of its control tokens and that its ids
+/// are those of transformers for the whole prompt.
+fn template_frame(template: &Template, path: &Path, file: &[u8], tokenizer: &SafeTokenizer) -> Result<Frame, Faults> {
+    let mut faults = Faults::default();
+    for text in [&template.head, &template.tail] {
+        for token in tokenizer.unknown_control_tokens(text) {
+            let text = format!(
+                "spells the control token `{token}`, which {} does not have",
+                path.display()
+            );
+            faults.push(Fault::setting("prompt.template", text));
+        }
+    }
+    if !faults.is_empty() {
+        return Err(faults);
+    }
+    let error = |error: tokenizers::Error| Fault::file(path, format!("cannot tokenise prompt.template: {error}"));
+    let frame = Frame::with_control_tokens(&template.head, template.tail.clone(), tokenizer).map_err(error)?;
+    if frame.has_control_tokens() {
+        let prompts: Vec<String> = Frame::samples().map(|text| frame.around(text)).collect();
+        let expected = tokenizer::encode_as_transformers(file, &prompts).map_err(error)?;
+        let found: Result<Vec<_>, _> = Frame::samples().map(|text| frame.encode(tokenizer, text)).collect();
+        if found.map_err(error)? != expected {
+            let text = format!(
+                "{} reads text next to a control token differently, so that the parts of this prompt have other ids \
+                 than the whole; expected a tokenizer that splits a text at its control tokens and does nothing else there",
+                path.display()
+            );
+            return Err(Fault::setting("prompt.template", text).into());
+        }
+    }
+    Ok(frame)
+}
+
 /// Returns a fault if the normaliser cannot break up the separator's spelling in comments.
 fn separator_fault(config: &PromptConfig) -> Option<Fault> {
-    (config.normalize && !Normalizer::can_break_up(&config.separator)).then(|| {
+    let has_separator = config.template.is_none() || !config.separator.is_empty();
+    (config.normalize && has_separator && !Normalizer::can_break_up(&config.separator)).then(|| {
         Fault::setting(
             "prompt.separator",
             format!(
@@ -395,34 +505,75 @@ fn tokenizer_error(bytes: usize, error: &tokenizers::Error) -> PromptError {
     }
 }
 
+/// Whether a prompt is a frame around the text, or the text alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum IsFramed {
+    Yes,
+    No,
+}
+
+/// Returns the name of the rules by which a text is changed before it is tokenised.
+fn text_rules(markup: Markup, normalize: bool) -> String {
+    let normalizer = normalize.then(|| NORMALIZER_VERSION.to_owned());
+    let rules: Vec<String> = [markup.version(), normalizer].into_iter().flatten().collect();
+    if rules.is_empty() {
+        return "none".to_owned();
+    }
+    rules.join("+")
+}
+
 /// Returns the canonical JSON form of the settings that shape a prompt.
-fn canonical_form(config: &PromptConfig, format: u32) -> String {
-    serde_json::json!({
+fn canonical_form(config: &PromptConfig, format: u32, framed: IsFramed) -> String {
+    let mut canonical = serde_json::json!({
         "format": format,
         "labels": config.labels,
         "hateful_label": config.hateful_label,
-        "instructions": config.instructions,
         "separator": config.separator,
         "max_window_tokens": config.max_window_tokens,
         "window_overlap_tokens": window::overlap(config.max_window_tokens),
         "max_windows": config.max_windows,
-    })
-    .to_string()
+    });
+    match &config.template {
+        None => canonical["instructions"] = config.instructions.as_str().into(),
+        Some(Template { head, tail }) => canonical["template"] = serde_json::json!({ "head": head, "tail": tail }),
+    }
+    if framed == IsFramed::No {
+        canonical["frame"] = "none".into();
+    }
+    canonical.to_string()
 }
 
 impl PromptConfig {
     /// Returns the hash by which decisions refer to the prompt that these settings produce.
     pub fn content_hash(&self) -> String {
-        content_hash(canonical_form(self, FORMAT).as_bytes())
+        content_hash(canonical_form(self, FORMAT, IsFramed::Yes).as_bytes())
+    }
+
+    /// Returns the hash by which decisions of a classification head refer to the settings, which have no frame.
+    pub fn unframed_hash(&self) -> String {
+        content_hash(canonical_form(self, FORMAT, IsFramed::No).as_bytes())
     }
 
     /// Returns the hash by which decisions referred to this prompt in format 1.
     pub fn earlier_hash(&self) -> String {
-        content_hash(canonical_form(self, 1).as_bytes())
+        content_hash(canonical_form(self, 1, IsFramed::Yes).as_bytes())
     }
 
-    /// Reads the settings back from their canonical form. The normaliser is off in the result, because it is not part
-    /// of that form.
+    /// Returns these settings with the rules that a decision names as its normaliser, or `None` if this build does not
+    /// have these rules.
+    pub fn with_text_rules(&self, name: &str) -> Option<Self> {
+        let markups = [Markup::None, Markup::Html, Markup::Markdown];
+        let mut all = markups.into_iter().flat_map(|markup| [(markup, false), (markup, true)]);
+        let (markup, normalize) = all.find(|&(markup, normalize)| text_rules(markup, normalize) == name)?;
+        Some(Self {
+            markup,
+            normalize,
+            ..self.clone()
+        })
+    }
+
+    /// Reads the settings back from their canonical form. Markup and the normaliser are off in the result, because they
+    /// are not part of that form.
     ///
     /// # Errors
     /// Returns an error if `canonical` is not such a form.
@@ -431,8 +582,10 @@ impl PromptConfig {
         struct CanonicalPrompt {
             labels: [String; 2],
             hateful_label: String,
+            #[serde(default)]
             instructions: String,
             separator: String,
+            template: Option<Template>,
             max_window_tokens: usize,
             max_windows: usize,
         }
@@ -442,6 +595,8 @@ impl PromptConfig {
             hateful_label: found.hateful_label,
             instructions: found.instructions,
             separator: found.separator,
+            template: found.template,
+            markup: Markup::None,
             normalize: false,
             max_window_tokens: found.max_window_tokens,
             max_windows: found.max_windows,

@@ -20,7 +20,8 @@ pub struct Normalizer {
 }
 
 impl Normalizer {
-    /// Creates the normaliser of a frame whose separator [can be broken up](Self::can_break_up).
+    /// Creates the normaliser of a frame whose separator is empty or [can be broken up](Self::can_break_up), or, with an
+    /// empty one, of texts without a frame.
     pub fn new(separator: &str) -> Self {
         Self {
             core: separator.trim().to_ascii_lowercase(),
@@ -52,7 +53,7 @@ impl Normalizer {
     /// Puts a space after the first character of each separator, ignoring ASCII case.
     fn break_separator(&self, text: String) -> String {
         let lower = text.to_ascii_lowercase();
-        if !lower.contains(&self.core) {
+        if self.core.is_empty() || !lower.contains(&self.core) {
             return text;
         }
         let first = self.core.chars().next().map_or(1, char::len_utf8);

@@ -5,7 +5,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::LazyLock;
 
+use aho_corasick::{AhoCorasick, MatchKind};
+use regex::Regex;
 use serde_json::Value;
 use tokenizers::{Model, Tokenizer};
 use tracing::info;
@@ -25,6 +28,19 @@ const CONTROL: [&str; 8] = [
     "<end_of_image>",
 ];
 
+/// What control tokens look like: those of Gemma, and those of other models, which an operator could take from a prompt
+/// that was made for another model.
+static CONTROL_SPELLING: LazyLock<Regex> = LazyLock::new(|| {
+    let patterns = [
+        "<(?:pad|eos|bos|unk)>",
+        "<(?:start|end)_of_[a-z_]+>",
+        r"<\|[^<>|\s]{1,40}\|?>",
+        r"<[^<>|\s]{1,40}\|>",
+        r"\[/?INST\]",
+    ];
+    Regex::new(&patterns.join("|")).expect("the patterns are valid")
+});
+
 #[cfg(test)]
 thread_local! {
     /// How many bytes this thread has tokenised.
@@ -40,6 +56,15 @@ const SAMPLES: [&str; 6] = [
     "\u{4eca}\u{5929} \u{1f44d}\u{1f3fd} \u{1f468}\u{200d}\u{1f469} \u{d55c} \u{915}\u{94d}\u{937} \u{10ffff}",
     "<eos> <bos>Positive<unused0><start_of_turn> <0x0A> [@BOS@]",
 ];
+
+/// A part of a text of the operator.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Part {
+    /// Text without the spelling of a control token.
+    Text(String),
+    /// The id of a control token.
+    Control(u32),
+}
 
 /// A tokenizer that reads the spelling of a control token in a text as plain text.
 pub struct SafeTokenizer {
@@ -135,6 +160,54 @@ impl SafeTokenizer {
         guarded(|| bpe.encode(text, ids))
     }
 
+    /// Returns the ids that are put in front of every text: `<bos>`.
+    ///
+    /// # Errors
+    /// Returns the tokenizer's error.
+    pub fn leading(&self) -> Result<Vec<u32>, tokenizers::Error> {
+        self.encode("")
+    }
+
+    /// Adds the ids of a text that does not begin a prompt, and therefore has no `<bos>` in front.
+    ///
+    /// # Errors
+    /// Returns the tokenizer's error, which does not contain the text.
+    pub fn encode_inside(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), tokenizers::Error> {
+        match &self.bpe {
+            Some(bpe) => self.encode_part(bpe, text, ids),
+            None => {
+                #[cfg(test)]
+                TOKENISED_BYTES.set(TOKENISED_BYTES.get() + text.len());
+                guarded(|| {
+                    ids.extend_from_slice(self.inner.encode_fast(text, false)?.get_ids());
+                    Ok(())
+                })
+            }
+        }
+    }
+
+    /// Splits a text of the operator at the control tokens that it spells. Control tokens are found as transformers
+    /// finds them: together with all other added tokens, the leftmost one, and the longest of those.
+    pub fn split_at_control_tokens(&self, text: &str) -> Vec<Part> {
+        let added: Vec<_> = self.inner.get_added_tokens_decoder().into_iter().collect();
+        let mut builder = AhoCorasick::builder();
+        let contents = added.iter().map(|(_, token)| &token.content);
+        let Ok(finder) = builder.match_kind(MatchKind::LeftmostLongest).build(contents) else {
+            return vec![Part::Text(text.to_owned())];
+        };
+        let (mut parts, mut done) = (Vec::new(), 0);
+        for found in finder.find_iter(text) {
+            let (id, token) = &added[found.pattern().as_usize()];
+            if token.special {
+                parts.push(Part::Text(text[done..found.start()].to_owned()));
+                parts.push(Part::Control(*id));
+                done = found.end();
+            }
+        }
+        parts.push(Part::Text(text[done..].to_owned()));
+        parts
+    }
+
     /// Returns the ids of a text, with `<bos>` in front, as the `tokenizers` crate gives them.
     fn encode_by_crate(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
         #[cfg(test)]
@@ -176,6 +249,12 @@ impl SafeTokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Returns the spellings in a text that look like those of a control token, but are not those of a token.
+    pub fn unknown_control_tokens<'a>(&self, text: &'a str) -> Vec<&'a str> {
+        let found = CONTROL_SPELLING.find_iter(text).map(|found| found.as_str());
+        found.filter(|spelling| self.token_id(spelling).is_none()).collect()
+    }
+
     /// Returns a control token whose spelling the text contains, if there is one.
     pub fn control_token_in(&self, text: &str) -> Option<String> {
         let added = self.inner.get_added_tokens_decoder();
@@ -184,6 +263,21 @@ impl SafeTokenizer {
             .find(|token| token.special && text.contains(&token.content))
             .map(|token| token.content)
     }
+}
+
+/// Returns the ids of texts as transformers gives them: a spelled control token is that token. `file` is the content of
+/// a `tokenizer.json`.
+///
+/// # Errors
+/// Returns the tokenizer's error.
+pub fn encode_as_transformers(file: &[u8], texts: &[String]) -> Result<Vec<Vec<u32>>, tokenizers::Error> {
+    guarded(|| {
+        let mut tokenizer = Tokenizer::from_bytes(file)?;
+        tokenizer.with_truncation(None)?;
+        tokenizer.with_padding(None);
+        let encode = |text: &String| Ok(tokenizer.encode_fast(text.as_str(), true)?.get_ids().to_vec());
+        texts.iter().map(encode).collect()
+    })
 }
 
 /// Runs the tokenizer, and returns an error if it panics.

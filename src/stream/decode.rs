@@ -1,16 +1,17 @@
 //! Decodes the bytes of one comment event into a [`Comment`].
 //!
 //! Decoding does no I/O and is safe for untrusted input: size and nesting are limited, and duplicate fields are
-//! rejected. An error names the field, what was found and what was expected, and never quotes the event. The caller
+//! rejected. A byte order mark is skipped, and half of a surrogate pair is read as U+FFFD and counted. An error names the field, what was found and what was expected, and never quotes the event. The caller
 //! handles null values (tombstones).
 
-use std::fmt;
+use std::borrow::Cow;
 
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 use serde_json::error::Category;
 
-use crate::config::InputFields;
+use super::record::Header;
+use crate::config::{FieldLocation, FieldLocations, InputFields};
+use crate::json::{Document, JsonError};
 use crate::message::{Comment, Op};
 
 /// The reason why an event cannot be decoded. Never quotes the event.
@@ -55,27 +56,27 @@ pub enum DecodeError {
         found: &'static str,
     },
     /// A required field is absent or null.
-    #[error("`{field}` is missing, expected {expected}")]
+    #[error("{field} is missing, expected {expected}")]
     MissingField {
-        /// The JSON pointer of the field.
+        /// The locations of the field, as in the settings.
         field: String,
         /// The values that are accepted.
         expected: &'static str,
     },
     /// A field has a value of an unexpected type.
-    #[error("`{field}` is {found}, expected {expected}")]
+    #[error("{field} is {found}, expected {expected}")]
     WrongType {
-        /// The JSON pointer of the field.
+        /// The locations of the field, as in the settings.
         field: String,
         /// The JSON type of the value.
         found: &'static str,
         /// The values that are accepted.
         expected: &'static str,
     },
-    /// The operation is a string, but not one of the known ones.
-    #[error("`{field}` is an unknown string, expected create, edit or delete")]
+    /// The operation has no meaning in the settings.
+    #[error("{field} is an unknown operation, expected one of input.ops")]
     UnknownOp {
-        /// The JSON pointer of the field.
+        /// The locations of the field, as in the settings.
         field: String,
     },
 }
@@ -96,44 +97,53 @@ impl DecodeError {
     }
 }
 
-/// Decodes one comment event.
+/// Decodes one comment event, which came with these headers.
 ///
 /// The text is required unless the content was deleted. Ids are optional, because comments on the command line have
 /// none; a stream requires one with [`require_content_id`].
 ///
 /// # Errors
 /// Returns the first problem found, in the order of the variants of [`DecodeError`].
-pub fn decode(event: &[u8], fields: &InputFields, max_bytes: usize) -> Result<Comment, DecodeError> {
+pub fn decode(
+    event: &[u8],
+    headers: &[Header],
+    fields: &InputFields,
+    max_bytes: usize,
+) -> Result<Comment, DecodeError> {
     if event.len() > max_bytes {
         return Err(DecodeError::TooLarge {
             bytes: event.len(),
             max_bytes,
         });
     }
-    let event = std::str::from_utf8(event).map_err(|error| DecodeError::NotUtf8 {
-        offset: error.valid_up_to(),
+    let document = Document::read(event).map_err(|error| match error {
+        JsonError::NotUtf8 { offset } => DecodeError::NotUtf8 { offset },
+        JsonError::NotJson(error) => not_json(&error),
     })?;
-    // serde_json rejects more than 128 levels of nesting, long before the stack overflows.
-    let UniqueFields(event) = serde_json::from_str(event).map_err(|error| not_json(&error))?;
-    if !event.is_object() {
+    if !document.value().is_object() {
         return Err(DecodeError::NotAnObject {
-            found: type_name(&event),
+            found: type_name(document.value()),
         });
     }
-    let op = op(&event, &fields.op)?;
-    let text = match (op, event.pointer(&fields.text)) {
+    let mut event = Event {
+        document,
+        headers,
+        replaced_surrogates: 0,
+    };
+    let op = event.op(fields)?;
+    let text = match op {
         // The text of deleted content is not needed, so it is not kept.
-        (Op::Delete, _) => String::new(),
-        (_, Some(Value::String(text))) => text.clone(),
-        (_, found) => return Err(unexpected(&fields.text, found, "a string")),
+        Op::Delete => String::new(),
+        Op::Create | Op::Edit => event.text(&fields.text)?,
     };
     Ok(Comment {
-        event_id: id(&event, &fields.event_id)?,
-        content_id: id(&event, &fields.content_id)?,
-        revision: revision(&event, &fields.revision)?,
+        event_id: event.id(&fields.event_id)?,
+        content_id: event.id(&fields.content_id)?,
+        revision: event.revision(&fields.revision)?,
         op,
-        community_id: id(&event, &fields.community_id)?,
+        community_id: event.id(&fields.community_id)?,
         text,
+        replaced_surrogates: event.replaced_surrogates,
     })
 }
 
@@ -148,44 +158,114 @@ pub fn require_content_id(comment: &Comment, fields: &InputFields) -> Result<(),
     }
 }
 
-fn op(event: &Value, field: &str) -> Result<Op, DecodeError> {
-    match event.pointer(field) {
-        None | Some(Value::Null) => Ok(Op::default()),
-        Some(Value::String(op)) => match op.as_str() {
-            "create" => Ok(Op::Create),
-            "edit" => Ok(Op::Edit),
-            "delete" => Ok(Op::Delete),
-            _ => Err(DecodeError::UnknownOp {
-                field: field.to_owned(),
-            }),
-        },
-        found => Err(unexpected(field, found, "create, edit or delete")),
-    }
+/// An event whose fields are being read.
+struct Event<'a> {
+    document: Document<'a>,
+    headers: &'a [Header],
+    /// Halves of surrogate pairs that were replaced in the fields read so far.
+    replaced_surrogates: usize,
 }
 
-/// Integers are accepted as ids, because many platforms number their content.
-fn id(event: &Value, field: &str) -> Result<Option<String>, DecodeError> {
-    match event.pointer(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(id)) => Ok(Some(id.clone())),
-        Some(Value::Number(id)) if id.is_i64() || id.is_u64() => Ok(Some(id.to_string())),
-        found => Err(unexpected(field, found, "a string or an integer")),
-    }
+/// The value of a field, and the JSON pointer at which it was found, unless it comes from a header.
+struct FoundValue<'e> {
+    value: Cow<'e, Value>,
+    pointer: Option<&'e str>,
 }
 
-fn revision(event: &Value, field: &str) -> Result<Option<i64>, DecodeError> {
-    let expected = "a 64-bit integer";
-    match event.pointer(field) {
-        None | Some(Value::Null) => Ok(None),
-        found => match found.and_then(Value::as_i64) {
+impl Event<'_> {
+    /// Returns the value of a field at the first of its locations that has one.
+    fn find<'e>(&'e self, field: &'e FieldLocations) -> Option<FoundValue<'e>> {
+        field.iter().find_map(|location| match location {
+            FieldLocation::Pointer(pointer) => {
+                let value = self
+                    .document
+                    .value()
+                    .pointer(pointer)
+                    .filter(|value| !value.is_null())?;
+                Some(FoundValue {
+                    value: Cow::Borrowed(value),
+                    pointer: Some(pointer),
+                })
+            }
+            FieldLocation::Header(name) => {
+                // As in HTTP, but Kafka allows the same header twice; the last one was added last.
+                let (_, value) = self.headers.iter().rev().find(|(header, _)| header == name)?;
+                let text = String::from_utf8_lossy(value.as_deref()?).into_owned();
+                Some(FoundValue {
+                    value: Cow::Owned(text.into()),
+                    pointer: None,
+                })
+            }
+        })
+    }
+
+    fn text(&mut self, field: &FieldLocations) -> Result<String, DecodeError> {
+        let found = self.find(field);
+        match found.as_ref().map(|found| (found.value.as_ref(), found.pointer)) {
+            Some((Value::String(text), pointer)) => {
+                let (text, replaced) = (text.clone(), self.replaced_at(pointer));
+                self.replaced_surrogates += replaced;
+                Ok(text)
+            }
+            found => Err(unexpected(field, found.map(|(value, _)| value), "a string")),
+        }
+    }
+
+    /// Returns the operation. Its name may also be a number or a boolean, such as that of a column `deleted`.
+    fn op(&self, fields: &InputFields) -> Result<Op, DecodeError> {
+        let field = &fields.op;
+        let Some(found) = self.find(field) else {
+            return Ok(Op::default());
+        };
+        let name = match found.value.as_ref() {
+            Value::String(name) => Cow::Borrowed(name.as_str()),
+            value @ (Value::Bool(_) | Value::Number(_)) => Cow::Owned(value.to_string()),
+            value => return Err(unexpected(field, Some(value), "one of input.ops")),
+        };
+        fields
+            .ops
+            .get(name.as_ref())
+            .copied()
+            .ok_or_else(|| DecodeError::UnknownOp {
+                field: field.to_string(),
+            })
+    }
+
+    /// Integers are accepted as ids, because many platforms number their content.
+    fn id(&mut self, field: &FieldLocations) -> Result<Option<String>, DecodeError> {
+        let Some(found) = self.find(field) else { return Ok(None) };
+        let (id, replaced) = match found.value.as_ref() {
+            Value::String(id) => (Some(id.clone()), self.replaced_at(found.pointer)),
+            Value::Number(_) => (found.pointer.and_then(|pointer| self.document.integer(pointer)), 0),
+            _ => (None, 0),
+        };
+        let Some(id) = id else {
+            return Err(unexpected(field, Some(&found.value), "a string or an integer"));
+        };
+        self.replaced_surrogates += replaced;
+        Ok(Some(id))
+    }
+
+    fn revision(&self, field: &FieldLocations) -> Result<Option<i64>, DecodeError> {
+        let Some(found) = self.find(field) else { return Ok(None) };
+        // A header is always text.
+        let revision = match (found.value.as_ref(), found.pointer) {
+            (Value::String(text), None) => text.parse().ok(),
+            (value, _) => value.as_i64(),
+        };
+        match revision {
             Some(revision) => Ok(Some(revision)),
-            None => Err(unexpected(field, found, expected)),
-        },
+            None => Err(unexpected(field, Some(&found.value), "a 64-bit integer")),
+        }
+    }
+
+    fn replaced_at(&self, pointer: Option<&str>) -> usize {
+        pointer.map_or(0, |pointer| self.document.replaced_surrogates(pointer))
     }
 }
 
-fn unexpected(field: &str, found: Option<&Value>, expected: &'static str) -> DecodeError {
-    let field = field.to_owned();
+fn unexpected(field: &FieldLocations, found: Option<&Value>, expected: &'static str) -> DecodeError {
+    let field = field.to_string();
     match found {
         None | Some(Value::Null) => DecodeError::MissingField { field, expected },
         Some(value) => DecodeError::WrongType {
@@ -210,7 +290,7 @@ fn type_name(value: &Value) -> &'static str {
 fn not_json(error: &serde_json::Error) -> DecodeError {
     let (line, column) = (error.line(), error.column());
     match error.classify() {
-        // The only data error that `UniqueFields` raises.
+        // The only data error that reading a document raises.
         Category::Data => DecodeError::DuplicateField { line, column },
         // serde_json describes a syntax error by what it expected, without quoting the input.
         _ => {
@@ -221,90 +301,14 @@ fn not_json(error: &serde_json::Error) -> DecodeError {
     }
 }
 
-/// A JSON value in which no object has duplicate fields.
-struct UniqueFields(Value);
-
-impl<'de> Deserialize<'de> for UniqueFields {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(UniqueFieldsVisitor).map(Self)
-    }
-}
-
-struct UniqueFieldsVisitor;
-
-impl<'de> Visitor<'de> for UniqueFieldsVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_string<E>(self, value: String) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut values: A) -> Result<Value, A::Error> {
-        let mut list = Vec::new();
-        while let Some(UniqueFields(value)) = values.next_element()? {
-            list.push(value);
-        }
-        Ok(Value::Array(list))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut object = serde_json::Map::new();
-        while let Some((name, UniqueFields(value))) = entries.next_entry::<String, UniqueFields>()? {
-            if object.insert(name, value).is_some() {
-                return Err(A::Error::custom("duplicate field"));
-            }
-        }
-        Ok(Value::Object(object))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn fields() -> InputFields {
-        InputFields {
-            event_id: "/event_id".into(),
-            content_id: "/content_id".into(),
-            revision: "/revision".into(),
-            op: "/op".into(),
-            community_id: "/community_id".into(),
-            text: "/text".into(),
-        }
-    }
-
     fn read(event: &[u8]) -> Result<Comment, DecodeError> {
-        decode(event, &fields(), 1 << 20)
+        decode(event, &[], &InputFields::default(), 1 << 20)
     }
 
     #[test]
@@ -318,6 +322,7 @@ mod tests {
             op: Op::Edit,
             community_id: Some("garden".into()),
             text: "café \u{1f331}".into(),
+            replaced_surrogates: 0,
         };
         assert_eq!(read(event), Ok(expected));
     }
@@ -327,14 +332,104 @@ mod tests {
         let fields = InputFields {
             text: "/payload/body".into(),
             content_id: "/a~1b".into(),
-            ..fields()
+            ..InputFields::default()
         };
-        let comment = decode(br#"{"payload":{"body":"hello"},"a/b":"c"}"#, &fields, 100).unwrap();
+        let comment = decode(br#"{"payload":{"body":"hello"},"a/b":"c"}"#, &[], &fields, 100).unwrap();
         assert_eq!(
             (comment.text.as_str(), comment.content_id.as_deref()),
             ("hello", Some("c"))
         );
         assert_eq!(require_content_id(&comment, &fields), Ok(()));
+    }
+
+    #[test]
+    fn the_first_location_with_a_value_counts() {
+        let fields = InputFields {
+            text: ["/after/text", "/before/text"].into(),
+            content_id: ["/after/id", "/before/id", "header:id"].into(),
+            ..InputFields::default()
+        };
+        let read = |event: &str, headers: &[Header]| decode(event.as_bytes(), headers, &fields, 1000);
+        let comment = read(r#"{"after":null,"before":{"id":1,"text":"old"}}"#, &[]).unwrap();
+        assert_eq!(
+            (comment.text.as_str(), comment.content_id.as_deref()),
+            ("old", Some("1"))
+        );
+        let comment = read(r#"{"after":{"id":2,"text":"new"},"before":{"id":1,"text":"old"}}"#, &[]).unwrap();
+        assert_eq!(
+            (comment.text.as_str(), comment.content_id.as_deref()),
+            ("new", Some("2"))
+        );
+        let header = |value: &[u8]| ("id".to_owned(), Some(value.to_vec()));
+        let comment = read(r#"{"after":{"text":"new"}}"#, &[header(b"3"), header(b"4")]).unwrap();
+        assert_eq!(comment.content_id.as_deref(), Some("4"));
+        assert_eq!(
+            read("{}", &[]).unwrap_err().to_string(),
+            "`/after/text` or `/before/text` is missing, expected a string"
+        );
+        // A value of another type is not skipped.
+        assert_eq!(
+            read(r#"{"after":{"text":"new","id":true},"before":{"id":1}}"#, &[])
+                .unwrap_err()
+                .to_string(),
+            "`/after/id` or `/before/id` or `header:id` is a boolean, expected a string or an integer"
+        );
+    }
+
+    #[test]
+    fn the_settings_give_operations_their_meaning() {
+        let ops = [
+            ("c", Op::Create),
+            ("d", Op::Delete),
+            ("true", Op::Delete),
+            ("2", Op::Edit),
+        ];
+        let fields = InputFields {
+            op: ["/op", "header:kind"].into(),
+            revision: "header:revision".into(),
+            ops: ops.map(|(name, op)| (name.to_owned(), op)).into(),
+            ..InputFields::default()
+        };
+        let read = |op: &str, headers: &[Header]| {
+            let event = format!(r#"{{"text":"a","op":{op}}}"#);
+            decode(event.as_bytes(), headers, &fields, 1000)
+        };
+        for (op, expected) in [
+            ("\"c\"", Op::Create),
+            ("\"d\"", Op::Delete),
+            ("true", Op::Delete),
+            ("2", Op::Edit),
+        ] {
+            assert_eq!(read(op, &[]).unwrap().op, expected, "{op}");
+        }
+        let headers = [
+            ("kind".to_owned(), Some(b"d".to_vec())),
+            ("revision".to_owned(), Some(b"7".to_vec())),
+        ];
+        let comment = read("null", &headers).unwrap();
+        assert_eq!((comment.op, comment.revision), (Op::Delete, Some(7)));
+        for op in ["\"create\"", "\"C\"", "false", "3"] {
+            assert_eq!(read(op, &headers).unwrap_err().reason(), "unknown_op", "{op}");
+        }
+    }
+
+    #[test]
+    fn half_a_surrogate_pair_and_a_byte_order_mark_do_not_make_an_event_unreadable() {
+        let comment = read(br#"{"content_id":"\udc00","text":"have a nice day \ud83d","x":"\ud83d"}"#).unwrap();
+        assert_eq!(comment.text, "have a nice day \u{fffd}");
+        assert_eq!(comment.content_id.as_deref(), Some("\u{fffd}"));
+        assert_eq!(comment.replaced_surrogates, 2);
+        let comment = read(b"\xef\xbb\xbf{\"content_id\":\"1\",\"text\":\"have a nice day\"}").unwrap();
+        assert_eq!(
+            (comment.text.as_str(), comment.replaced_surrogates),
+            ("have a nice day", 0)
+        );
+    }
+
+    #[test]
+    fn integers_of_any_size_are_ids_with_their_own_digits() {
+        let comment = read(br#"{"content_id":12345678901234567890123,"event_id":-0,"text":"a"}"#).unwrap();
+        assert_eq!(comment.content_id.as_deref(), Some("12345678901234567890123"));
     }
 
     #[test]
@@ -348,7 +443,7 @@ mod tests {
     #[test]
     fn a_stream_requires_a_content_id() {
         let comment = read(br#"{"text":"hello"}"#).unwrap();
-        let error = require_content_id(&comment, &fields()).unwrap_err();
+        let error = require_content_id(&comment, &InputFields::default()).unwrap_err();
         assert_eq!(error.to_string(), "`/content_id` is missing, expected an id");
     }
 
@@ -404,20 +499,35 @@ mod tests {
         check(
             br#"{"text":"a","op":"purge"}"#,
             "unknown_op",
-            "`/op` is an unknown string, expected create, edit or delete",
+            "`/op` is an unknown operation, expected one of input.ops",
         );
         check(
             br#"{"text":"a","op":false}"#,
+            "unknown_op",
+            "`/op` is an unknown operation, expected one of input.ops",
+        );
+        check(
+            br#"{"text":"a","op":["create"]}"#,
             "wrong_type",
-            "`/op` is a boolean, expected create, edit or delete",
+            "`/op` is an array, expected one of input.ops",
+        );
+        check(
+            br#"{"text":"a","content_id":12345678901234567890123.5}"#,
+            "wrong_type",
+            "`/content_id` is a number, expected a string or an integer",
+        );
+        check(
+            br#"{"text":"a","revision":12345678901234567890123}"#,
+            "wrong_type",
+            "`/revision` is a number, expected a 64-bit integer",
         );
     }
 
     #[test]
     fn an_event_of_max_bytes_is_accepted() {
         let event = br#"{"text":"a"}"#;
-        assert!(decode(event, &fields(), event.len()).is_ok());
-        let error = decode(event, &fields(), event.len() - 1).unwrap_err();
+        assert!(decode(event, &[], &InputFields::default(), event.len()).is_ok());
+        let error = decode(event, &[], &InputFields::default(), event.len() - 1).unwrap_err();
         assert_eq!(error.reason(), "too_large");
     }
 

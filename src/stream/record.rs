@@ -197,6 +197,7 @@ pub(super) mod tests {
                 op: crate::message::Op::Create,
                 community_id: None,
                 text: text.to_owned(),
+                replaced_surrogates: 0,
             },
         }
     }

@@ -9,7 +9,7 @@ pub mod registry;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, PromptConfig, Quantize};
+use moderatord::config::{DeviceChoice, DtypeChoice, Markup, ModelConfig, PromptConfig, Quantize};
 use moderatord::fault::Faults;
 use serde_json::Value;
 
@@ -43,6 +43,7 @@ pub fn model_config(family: &str) -> ModelConfig {
     ModelConfig {
         path: Some(fixture(family)),
         adapter: None,
+        download: false,
         device: DeviceChoice::Cpu,
         dtype: DtypeChoice::Auto,
         quantize: Quantize::None,
@@ -57,6 +58,8 @@ pub fn prompt_config() -> PromptConfig {
         hateful_label: "Negative".into(),
         instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
         separator: "<separator>".into(),
+        template: None,
+        markup: Markup::None,
         normalize: false,
         max_window_tokens: 4096,
         max_windows: 1,

@@ -311,6 +311,7 @@ fn a_tokenizer_that_returns_no_tokens_is_rejected() {
         hateful_label: "Z".into(),
         instructions: "x".into(),
         separator: "##".into(),
+        template: None,
         ..prompt_config()
     };
     let path = Path::new("tokenizer.json");

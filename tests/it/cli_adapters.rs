@@ -195,6 +195,12 @@ fn a_full_disk_fails_the_retraining_and_leaves_the_registry_as_it_was() {
     }
     // Once there is room again, retraining works as if nothing had happened.
     let version = workspace.train_and_promote();
+    // The list names the adapter of a version, and so does the version's report.
+    let (_, out, _) = workspace.run("adapters", &["list"]);
+    let (listed, adapter) = out.lines().next().unwrap().split_once(", adapter ").unwrap();
+    assert!(listed.contains(&version) && adapter.starts_with("sha256:"), "{out}");
+    let report = workspace.path(&format!("registry/versions/{version}/report.html"));
+    assert!(std::fs::read_to_string(report).unwrap().contains(adapter), "{adapter}");
     let (code, out, _) = workspace.run("adapters", &["gc"]);
     assert_eq!(code, Some(0));
     assert!(out.contains("0 versions, ") && !out.contains(&version), "{out}");
@@ -212,6 +218,28 @@ fn retraining_on_a_base_model_that_cannot_be_loaded_is_a_fault_of_the_settings()
     };
     check(&Workspace::new());
     check(&Workspace::with_promoted_version().0);
+}
+
+#[test]
+fn a_classification_head_is_not_retrained() {
+    let workspace = Workspace::new();
+    let base = workspace.path("classifier");
+    std::fs::create_dir(&base).unwrap();
+    let config = std::fs::read_to_string(fixture("gemma3/config.json")).unwrap();
+    let config = config.replace("Gemma3ForCausalLM", "Gemma3TextForSequenceClassification");
+    std::fs::write(base.join("config.json"), config).unwrap();
+    std::fs::copy(fixture("gemma3/tokenizer.json"), base.join("tokenizer.json")).unwrap();
+    let device = candle_core::Device::Cpu;
+    let mut tensors = candle_core::safetensors::load(fixture("gemma3/model.safetensors"), &device).unwrap();
+    let head = candle_core::Tensor::ones((2, 64), candle_core::DType::F32, &device).unwrap();
+    tensors.insert("score.weight".into(), head);
+    candle_core::safetensors::save(&tensors, base.join("model.safetensors")).unwrap();
+    workspace.set_base(&base);
+    let input = workspace.path("labels.jsonl").display().to_string();
+    let (code, _, err) = workspace.run("retrain", &["--input", &input]);
+    assert_eq!(code, Some(78), "{err}");
+    let expected = "is a `Gemma3TextForSequenceClassification`, whose classification head cannot be retrained";
+    assert!(err.contains(expected), "{err}");
 }
 
 #[test]

@@ -63,6 +63,34 @@ fn a_valid_configuration_is_summarised() {
 }
 
 #[test]
+fn the_exact_prompt_is_shown_with_its_ids() {
+    let template =
+        "[prompt]\ntemplate = \"<bos><start_of_turn>user\\n{text}<end_of_turn>\\n<start_of_turn>model\\n\"\n";
+    let args = ["--show-prompt", "--text", "<eos> fi\u{200b}ne\n"];
+    let (code, out, err) = check(&format!("{}{template}", model("gemma3")), &args);
+    assert_eq!((code, err.as_str()), (Some(0), ""));
+    let shown: Vec<&str> = out.lines().skip_while(|line| !line.starts_with("string")).collect();
+    // As transformers tokenises this string, if `<eos>` were text.
+    insta::assert_snapshot!(shown.join("\n"), @r#"
+    string    "<start_of_turn>user\n<eos> fine\n<end_of_turn>\n<start_of_turn>model\n"
+    ids       [2, 10, 352, 291, 12, 988, 640, 968, 989, 296, 286, 961, 12, 11, 12, 10, 980, 346, 906, 12]
+    answers   Negative 367 (hateful), Positive 368
+    "#);
+    // A text of several windows becomes several prompts.
+    let windows = format!("{}[prompt]\nmax_window_tokens = 16\n", model("gemma3"));
+    let long = "this is a fine day and we all like it. ".repeat(3);
+    let (_, out, _) = check(&windows, &["--show-prompt", "--text", &long]);
+    let strings = out
+        .lines()
+        .filter(|line| line.starts_with("string    \"Classify the following"))
+        .count();
+    let ids = out.lines().filter(|line| line.starts_with("ids       [2, ")).count();
+    assert!(strings > 2 && strings == ids, "{out}");
+    let (code, _, err) = check("", &["--text", "without the other flag"]);
+    assert!(code == Some(64) && err.contains("--show-prompt"), "{err}");
+}
+
+#[test]
 fn the_oracle_agrees_or_reports_what_it_does_not_support() {
     let (code, out, err) = check(&model("gemma"), &["--oracle"]);
     assert_eq!((code, err.as_str()), (Some(0), ""));

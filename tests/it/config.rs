@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::common::lines;
-use moderatord::config::{Config, ConfigDraft, Delivery, DeviceChoice, OnGap, OnMissing, Quantize, Sources, Start};
-use moderatord::message::Thresholds;
+use moderatord::config::{
+    Config, ConfigDraft, Delivery, DeviceChoice, InputFields, OnGap, OnMissing, Quantize, Sources, Start,
+};
+use moderatord::message::{Op, Thresholds};
 
 fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config/moderatord.toml")
@@ -61,7 +63,7 @@ fn the_defaults_have_not_changed() {
         (DeviceChoice::Auto, Quantize::None)
     );
     assert_eq!(config.model.adapter, None);
-    assert_eq!(config.input.fields.text, "/text");
+    assert_eq!(config.input.fields, InputFields::default());
     assert_eq!(config.input.max_bytes, 1 << 20);
     assert_eq!((config.batch.max_tokens, config.batch.linger), (16_384, Duration::ZERO));
     assert_eq!(config.cache.entries, 65_536);
@@ -119,9 +121,9 @@ fn the_shipped_file_lists_and_explains_every_key() {
         } else if let Some((name, _)) = line.trim_start_matches('#').split_once(" = ")
             && name.chars().all(|c| c.is_ascii_lowercase() || c == '_')
         {
-            // The pointers to the input fields share one comment.
+            // The locations of the input fields share one comment, and so do the operations.
             assert!(
-                explained || section == "input.",
+                explained || section.starts_with("input."),
                 "{section}{name} has no comment above it"
             );
             listed.insert(format!("{section}{name}"));
@@ -255,7 +257,7 @@ grace = 20
     delivery = "exactly-once" (moderatord.toml): expected "exactly_once" or "at_least_once"
     model.quantize = 8 (moderatord.toml): expected "none" or "int8"
     model.device = "tpu" (moderatord.toml): expected "auto", "cpu" or "cuda:N"
-    input.text = "text" (moderatord.toml): expected a JSON pointer such as "/text" or "/payload/body"
+    input.text = "text" (moderatord.toml): expected a JSON pointer such as "/text" or "/payload/body", a header such as "header:ce_type", or a list of these
     prompt.labels = ["good", "good"] (moderatord.toml): expected two different labels
     prompt.normalize = "true" (moderatord.toml): expected true or false
     prompt.max_windows = 0 (moderatord.toml): expected an integer from 1 to 1024
@@ -488,6 +490,94 @@ fn any_community_can_be_set_in_the_environment() {
             "{table}: {found}"
         );
     }
+}
+
+#[test]
+fn a_variable_in_upper_case_means_the_community_of_the_file() {
+    let file = "[policy.communities]\ngardening = { review = 0.3, block = 0.8 }\nDen = { review = 0.4 }\n";
+    let ids = |variables: &[(&str, &str)]| -> Vec<(String, f64)> {
+        let communities = load(file, variables).policy.communities;
+        communities
+            .into_iter()
+            .map(|(id, thresholds)| (id, thresholds.review))
+            .collect()
+    };
+    let den = ("Den".to_owned(), 0.4);
+    let gardening = |review| ("gardening".to_owned(), review);
+    let found = ids(&[("POLICY__COMMUNITIES__GARDENING__REVIEW", "0.001")]);
+    assert_eq!(found, [den.clone(), gardening(0.001)]);
+    let found = ids(&[
+        ("POLICY__COMMUNITIES__gArdening__REVIEW", "0.002"),
+        ("POLICY__COMMUNITIES__DEN__REVIEW", "0.5"),
+    ]);
+    assert_eq!(found, [("Den".to_owned(), 0.5), gardening(0.002)]);
+    // A community that only the environment sets, in a case that is meant, or without letters.
+    let found = ids(&[
+        ("POLICY__COMMUNITIES__Attic__REVIEW", "0.1"),
+        ("POLICY__COMMUNITIES__42__REVIEW", "0.2"),
+    ]);
+    assert_eq!(
+        found,
+        [
+            ("42".to_owned(), 0.2),
+            ("Attic".to_owned(), 0.1),
+            den.clone(),
+            gardening(0.3)
+        ]
+    );
+    // The table of another variable counts as well.
+    let found = ids(&[
+        ("POLICY__COMMUNITIES", "{ attic = { review = 0.1 } }"),
+        ("POLICY__COMMUNITIES__ATTIC__REVIEW", "0.2"),
+    ]);
+    assert_eq!(found, [den, ("attic".to_owned(), 0.2), gardening(0.3)]);
+}
+
+#[test]
+fn a_variable_whose_community_is_not_clear_is_a_fault() {
+    let file = "[policy.communities]\ngarden = { review = 0.3 }\nGarden = { review = 0.4 }\n";
+    let environment = [
+        ("POLICY__COMMUNITIES__ATTIC__REVIEW", "0.1"),
+        ("POLICY__COMMUNITIES__GARDEN__REVIEW", "0.1"),
+    ];
+    insta::assert_snapshot!(faults(file, &environment), @r#"
+    policy.communities.ATTIC.review (environment variable MODERATORD__POLICY__COMMUNITIES__ATTIC__REVIEW): no key of [policy.communities] has this name in upper or lower case, and a variable in upper case cannot say which is meant; set it in the file, or with MODERATORD__POLICY__COMMUNITIES='{ "attic" = .. }'
+    policy.communities.GARDEN.review (environment variable MODERATORD__POLICY__COMMUNITIES__GARDEN__REVIEW): `Garden` and `garden` differ only in upper and lower case; expected one of them, spelt in the same way
+    "#);
+}
+
+#[test]
+fn fields_and_operations_are_read_from_every_layer() {
+    let file = "[input]\ntext = [\"/after/text\", \"/before/text\"]\nop = \"header:ce_type\"\n\
+                [input.ops]\nc = \"create\"\n\"com.example.gone\" = \"delete\"\n";
+    let environment = [("INPUT__CONTENT_ID", "/after/id,/before/id"), ("INPUT__OPS__C", "edit")];
+    let fields = load(file, &environment).input.fields;
+    let expected = InputFields {
+        text: ["/after/text", "/before/text"].into(),
+        op: "header:ce_type".into(),
+        content_id: ["/after/id", "/before/id"].into(),
+        ops: [
+            ("c", Op::Edit),
+            ("com.example.gone", Op::Delete),
+            ("create", Op::Create),
+            ("delete", Op::Delete),
+            ("edit", Op::Edit),
+        ]
+        .map(|(name, op)| (name.to_owned(), op))
+        .into(),
+        ..InputFields::default()
+    };
+    assert_eq!(fields, expected);
+    let found = faults(
+        "[input]\ntext = []\nop = \"header:\"\n[input.ops]\nc = \"purge\"\nd = { a = 1 }\n",
+        &[],
+    );
+    insta::assert_snapshot!(found, @r#"
+    input.op = "header:" (moderatord.toml): expected a JSON pointer such as "/text" or "/payload/body", a header such as "header:ce_type", or a list of these
+    input.text = [] (moderatord.toml): expected a JSON pointer such as "/text" or "/payload/body", a header such as "header:ce_type", or a list of these
+    input.ops.c = "purge" (moderatord.toml): expected "create", "edit" or "delete"
+    input.ops.d = {..}: expected "create", "edit" or "delete"
+    "#);
 }
 
 #[test]

@@ -11,21 +11,27 @@ mod layers;
 // The alerts, the dashboard and the operator's guide.
 mod figures;
 mod monitoring;
+mod schema;
 
 // Settings and the command line.
 mod cli_adapters;
 mod cli_check;
+mod cli_input;
+mod documented_input;
 mod cli_run;
 mod cli_score;
 mod cli_start;
 mod config;
+mod hub;
 
 // The model: files, prompt, forward pass.
 mod bad_files;
 mod batch_invariance;
 mod bundled_model;
 mod oracle;
+mod other_models;
 mod parity;
+mod prompts;
 mod untrusted_text;
 
 // Training, judging and the registry.

@@ -4,7 +4,7 @@
 use crate::common::{fixture, model_config, prompt_config};
 use moderatord::classifier::Classifier;
 use moderatord::classifier::tolerance::TRAINING_F32;
-use moderatord::config::{Loss, ModelConfig, Projection, Quantize};
+use moderatord::config::{Loss, ModelConfig, Projection, PromptConfig, Quantize, Template};
 use moderatord::model::device::Placement;
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::model::forward::gemma::Gemma;
@@ -35,8 +35,24 @@ fn base() -> Gemma {
 }
 
 fn prompter() -> Prompter {
+    prompter_of(&prompt_config())
+}
+
+fn prompter_of(prompt: &PromptConfig) -> Prompter {
     let path = fixture(FAMILY).join("tokenizer.json");
-    Prompter::new(&path, &std::fs::read(&path).unwrap(), &prompt_config(), 1024, 8192).unwrap()
+    Prompter::new(&path, &std::fs::read(&path).unwrap(), prompt, 1024, 8192).unwrap()
+}
+
+/// Returns the prompt of a chat model, whose labels stand behind a control token and a line break.
+fn chat() -> PromptConfig {
+    let template = Template {
+        head: "<start_of_turn>user\nIs this fine? ".to_owned(),
+        tail: "<end_of_turn>\n<start_of_turn>model\n".to_owned(),
+    };
+    PromptConfig {
+        template: Some(template),
+        ..prompt_config()
+    }
 }
 
 fn frame_ids(prompter: &Prompter) -> FrameIds<'_> {
@@ -75,7 +91,15 @@ fn config() -> TrainerConfig {
 }
 
 fn run(config: &TrainerConfig, progress: &mut dyn FnMut(TrainingProgress)) -> Result<TrainingOutcome, TrainError> {
-    let prompter = prompter();
+    run_with(&prompt_config(), config, progress)
+}
+
+fn run_with(
+    prompt: &PromptConfig,
+    config: &TrainerConfig,
+    progress: &mut dyn FnMut(TrainingProgress),
+) -> Result<TrainingOutcome, TrainError> {
+    let prompter = prompter_of(prompt);
     let ids = frame_ids(&prompter);
     train(
         base(),
@@ -91,6 +115,21 @@ fn run(config: &TrainerConfig, progress: &mut dyn FnMut(TrainingProgress)) -> Re
 fn training_learns_a_rule_and_reports_its_progress() {
     let mut reports = Vec::new();
     let trained = run(&config(), &mut |progress| reports.push(progress)).unwrap();
+    check_that_a_rule_is_learned(&prompt_config(), &trained, &reports);
+}
+
+/// The loss is read where the labels stand in a template: behind its last token.
+#[test]
+fn training_learns_a_rule_in_a_template() {
+    for loss in [Loss::Label, Loss::Pair, Loss::Sequence] {
+        let mut reports = Vec::new();
+        let config = TrainerConfig { loss, ..config() };
+        let trained = run_with(&chat(), &config, &mut |progress| reports.push(progress)).unwrap();
+        check_that_a_rule_is_learned(&chat(), &trained, &reports);
+    }
+}
+
+fn check_that_a_rule_is_learned(prompt: &PromptConfig, trained: &TrainingOutcome, reports: &[TrainingProgress]) {
     let validation: Vec<f64> = reports
         .iter()
         .filter_map(|progress| match progress {
@@ -107,7 +146,7 @@ fn training_learns_a_rule_and_reports_its_progress() {
         .filter(|progress| matches!(progress, TrainingProgress::Step { .. }))
         .count();
     assert_eq!(steps, 5 * trained.epochs);
-    let prompter = prompter();
+    let prompter = prompter_of(prompt);
     let ids = frame_ids(&prompter);
     let unseen = rows(&prompter, 50, 20);
     let correct = margins(&trained.trainable, ids, &unseen)
@@ -134,18 +173,18 @@ fn equal_seeds_give_equal_bytes_and_different_seeds_do_not() {
 /// Training and serving agree: the adapter, written and loaded, gives the margins that it had in training.
 #[test]
 fn a_trained_adapter_serves_the_margins_it_had_in_training() {
-    for use_rslora in [false, true] {
+    for (use_rslora, prompt) in [(false, prompt_config()), (true, prompt_config()), (false, chat())] {
         let config = TrainerConfig {
             epochs: 1,
             use_rslora,
             ..config()
         };
-        let trained = run(&config, &mut |_| ()).unwrap();
+        let trained = run_with(&prompt, &config, &mut |_| ()).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let files = peft::write(trained.trainable.variables(), &config, "base").unwrap();
         std::fs::write(folder.path().join("adapter_config.json"), files.config).unwrap();
         std::fs::write(folder.path().join("adapter_model.safetensors"), files.weights).unwrap();
-        let prompter = prompter();
+        let prompter = prompter_of(&prompt);
         let ids = frame_ids(&prompter);
         let rows = rows(&prompter, 0, 12);
         let expected = margins(&trained.trainable, ids, &rows).unwrap();
@@ -154,7 +193,7 @@ fn a_trained_adapter_serves_the_margins_it_had_in_training() {
             ..model_config(FAMILY)
         };
         for mode in [LoraMode::Merged, LoraMode::Unmerged] {
-            let mut served = Classifier::load_with(&model, &prompt_config(), mode).unwrap();
+            let mut served = Classifier::load_with(&model, &prompt, mode).unwrap();
             let served = served
                 .score(&rows.iter().map(|row| row.row.clone()).collect::<Vec<_>>())
                 .unwrap();

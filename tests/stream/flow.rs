@@ -92,7 +92,7 @@ fn every_kind_of_record_gets_its_output_once() {
     let broker = Broker::start();
     let names = Names::create(&broker, "outcomes", 1);
     let large = format!(r#"{{"content_id":"c","text":"{}"}}"#, "long ".repeat(300));
-    let values: [(&str, Option<&[u8]>, &str); 11] = [
+    let values: [(&str, Option<&[u8]>, &str); 13] = [
         (
             "plain",
             Some(br#"{"content_id":"c1","event_id":"e1","community_id":"garden","revision":3,"text":"hello"}"#),
@@ -112,6 +112,16 @@ fn every_kind_of_record_gets_its_output_once() {
             "duplicate_field",
         ),
         ("large", Some(large.as_bytes()), "too_large"),
+        (
+            "half",
+            Some(br#"{"content_id":12345678901234567890123,"text":"hello \ud83d"}"#),
+            "allow",
+        ),
+        (
+            "marked",
+            Some(b"\xef\xbb\xbf{\"content_id\":\"c5\",\"text\":\"hello\"}"),
+            "allow",
+        ),
     ];
     let headers = OwnedHeaders::new()
         .insert(Header {
@@ -126,11 +136,11 @@ fn every_kind_of_record_gets_its_output_once() {
     let mut setup = Setup::new(&broker, &names);
     setup.max_bytes = 1024;
     let daemon = setup.start(&broker, Scripted::new(|rows| Ok(vec![-1.0; rows.len()])));
-    await_committed(&broker, &names, &[11]);
+    await_committed(&broker, &names, &[13]);
     daemon.stop().unwrap();
 
     let (decisions, dead_letters) = (broker.read(&names.decisions), broker.read(&names.dead_letters));
-    assert_each_once(&decisions, &dead_letters, &[11]);
+    assert_each_once(&decisions, &dead_letters, &[13]);
     let outcome = |output: &OutputRecord| match (
         &output.value,
         output.headers.get("__connect.errors.exception.class.name"),
@@ -150,6 +160,10 @@ fn every_kind_of_record_gets_its_output_once() {
             assert_eq!(output.value.as_deref(), *value, "{key}");
         }
     }
+    let half = decisions.iter().find(|output| output.key.as_deref() == Some(b"half"));
+    let half = half.unwrap().json();
+    assert_eq!(half["content_id"], "12345678901234567890123");
+    assert_eq!(half["replaced_surrogates"], 1);
     let mut decision = decisions[0].json();
     for (key, value) in [("scored_at", "[time]"), ("decision_id", "[id]")] {
         assert!(decision[key].is_string());

@@ -2,11 +2,17 @@
 //!
 //! Published checkpoints and those written by transformers 5 describe the same model with different fields (flat
 //! `rope_theta` or nested `rope_parameters`, `sliding_window_pattern` or `layer_types`). Both forms are accepted.
-//! Features that the forward pass does not compute are reported as faults.
+//! The file is read as transformers 5.24 reads it, and features that the forward pass does not compute are reported as
+//! faults.
 
+mod fields;
+mod head;
 mod read;
+mod rope;
 
 use std::path::Path;
+
+pub use head::Outputs;
 
 use crate::config::Projection;
 use crate::fault::Faults;
@@ -90,8 +96,10 @@ pub struct GemmaConfig {
     pub final_logit_softcapping: Option<f64>,
     /// The number of positions that the checkpoint supports.
     pub max_position_embeddings: usize,
-    /// Whether the embedding also serves as the unembedding.
+    /// Whether the embedding also serves as the unembedding, unless the weights contain another one.
     pub tie_word_embeddings: bool,
+    /// The outputs of a classification head, if the checkpoint has one.
+    pub outputs: Outputs,
     /// The configuration of each layer, first to last.
     pub layers: Vec<LayerConfig>,
 }
@@ -218,6 +226,105 @@ mod tests {
                 }
             }
         );
+    }
+
+    /// The files are read as transformers 5.24 reads them: what KerasHub exports, and forms of `rope_parameters`.
+    #[test]
+    fn variants_of_a_config_give_the_same_model() {
+        let check = |variant: &str, expected: &str, change: fn(&mut GemmaConfig)| {
+            let mut expected = fixture(expected);
+            change(&mut expected);
+            assert_eq!(
+                fixture(&format!("config_variants/{variant}.json")),
+                expected,
+                "{variant}"
+            );
+        };
+        check("gemma-kerashub-export", "gemma/config.json", |_| ());
+        check("gemma3-kerashub-export", "gemma3/config.json", |config| {
+            config.max_position_embeddings = 131_072;
+        });
+        check("gemma3-rope-flat", "gemma3/config.json", |_| ());
+        check("gemma3-rope-full-only", "gemma3/config.json", |config| {
+            config.layers[2].rope.factor = 8.0;
+        });
+        check("gemma3_linear8-rope-type-twice", "gemma3_linear8/config.json", |_| ());
+    }
+
+    #[test]
+    fn missing_fields_have_the_defaults_of_transformers() {
+        let config = parse(r#"{"model_type": "gemma2"}"#).unwrap();
+        assert_eq!(
+            (config.num_layers(), config.hidden_size, config.vocab_size),
+            (26, 2304, 256_000)
+        );
+        assert_eq!(
+            (config.attn_logit_softcapping, config.final_logit_softcapping),
+            (Some(50.0), Some(30.0))
+        );
+        let config = parse(r#"{"model_type": "gemma2", "final_logit_softcapping": null}"#).unwrap();
+        assert_eq!(config.final_logit_softcapping, None);
+        let config =
+            parse(r#"{"model_type": "gemma3_text", "attn_logit_softcapping": 9, "_sliding_window_pattern": 2}"#);
+        let config = config.unwrap();
+        assert_eq!((config.vocab_size, config.attn_logit_softcapping), (262_208, None));
+        assert_eq!((config.layers[4].window, config.layers[5].window), (Some(4096), None));
+        let config = parse(
+            r#"{"model_type": "gemma", "final_logit_softcapping": 3, "rope_scaling": {"type": "linear",
+            "factor": 2}}"#,
+        );
+        let config = config.unwrap();
+        assert_eq!(
+            (config.num_layers(), config.head_dim, config.final_logit_softcapping),
+            (28, 256, None)
+        );
+        assert_eq!(
+            config.layers[0].rope,
+            Rope {
+                theta: 1e4,
+                factor: 2.0
+            }
+        );
+    }
+
+    #[test]
+    fn forms_that_transformers_reads_otherwise_are_faults() {
+        for (text, part) in [
+            (
+                r#"{"model_type": "gemma3_text", "rope_parameters": {"rope_type": "linear", "factor": 8}}"#,
+                "which transformers ignores because it is not nested",
+            ),
+            (
+                r#"{"model_type": "gemma3_text", "rope_scaling": {"type": "linear", "factor": 8}}"#,
+                "in which transformers ignores `type`",
+            ),
+            (
+                r#"{"model_type": "gemma2", "rope_parameters": {"full_attention": {"rope_theta": 5}}}"#,
+                "nested by layer type",
+            ),
+            (
+                r#"{"model_type": "gemma", "partial_rotary_factor": 0.5}"#,
+                "`partial_rotary_factor` is 0.5",
+            ),
+            (r#"{"model_type": "gemma", "rope_theta": null}"#, "`rope_theta` is null"),
+            (r#"{"model_type": "gemma", "head_dim": null}"#, "`head_dim` is null"),
+            (r#"{"model_type": "gemma3"}"#, "`text_config` is missing"),
+            (
+                r#"{"model_type": "gemma3", "text_config": {"model_type": "gemma2"}}"#,
+                "`text_config.model_type` is",
+            ),
+            (
+                r#"{"model_type": "gemma", "rope_scaling": {"rope_type": "yarn"}}"#,
+                "`rope_type` is `yarn`",
+            ),
+            (
+                r#"{"model_type": "gemma", "tie_word_embeddings": 1}"#,
+                "`tie_word_embeddings` is 1",
+            ),
+        ] {
+            let found = parse(text).unwrap_err().to_string();
+            assert!(found.contains(part), "{part} not in\n{found}");
+        }
     }
 
     #[test]

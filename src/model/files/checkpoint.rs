@@ -1,5 +1,5 @@
-//! A base model in Hugging Face layout: a folder with `config.json`, `tokenizer.json`, and the weights in one
-//! safetensors file or in shards.
+//! A base model in Hugging Face layout: a folder with `config.json`, `tokenizer.json` or `tokenizer.model`, and the weights
+//! in one safetensors file or in shards.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,7 +11,9 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use super::bundled;
+use super::contents::{Contents, HEAD};
 use super::tensor_file::TensorFile;
+use super::{formats, sentencepiece};
 use crate::config::ModelConfig;
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
@@ -21,18 +23,16 @@ use crate::model::config::GemmaConfig;
 pub(super) const MAX_JSON_BYTES: u64 = 16 << 20;
 /// The `tokenizer.json` of Gemma 3 is 33 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
-/// The prefixes of the decoder's tensor names in text-only checkpoints, and in old and new multimodal ones.
-const PREFIXES: [&str; 3] = ["model.", "language_model.model.", "model.language_model."];
 
 /// An open base model. Its config and tokenizer have been read, and its weights are mapped.
 pub struct Checkpoint {
     folder: PathBuf,
     config: GemmaConfig,
-    tokenizer: Vec<u8>,
+    tokenizer: TokenizerFile,
     files: Vec<TensorFile>,
     /// Maps each tensor name to an index into `files`.
     index: BTreeMap<String, usize>,
-    prefix: &'static str,
+    contents: Contents,
     config_text: String,
 }
 
@@ -40,12 +40,20 @@ impl Checkpoint {
     /// Opens the base model at `model.path`, or the bundled one if `model.path` is not set.
     ///
     /// # Errors
-    /// Returns every fault found in the files.
+    /// Returns every fault found in the files, and a fault if the folder also contains an adapter that the settings do
+    /// not name.
     pub fn from_settings(model: &ModelConfig) -> Result<Self, Faults> {
-        match &model.path {
-            Some(folder) => Self::open(folder),
-            None => Self::bundled(),
+        let Some(folder) = &model.path else {
+            return Self::bundled();
+        };
+        let checkpoint = Self::open(folder)?;
+        let adapter = folder.join("adapter_config.json");
+        if adapter.exists() && model.adapter.as_ref() != Some(folder) {
+            let text = "lies beside the checkpoint, and transformers applies the adapter with it: point `model.adapter` to \
+                        this folder as well, or move the adapter away if its weights are merged";
+            return Err(Fault::file(&adapter, text).into());
         }
+        Ok(checkpoint)
     }
 
     /// Opens the checkpoint that is embedded in this binary.
@@ -55,16 +63,15 @@ impl Checkpoint {
     pub fn bundled() -> Result<Self, Faults> {
         let folder = PathBuf::from(bundled::NAME);
         let file = TensorFile::embedded(&folder.join("model.safetensors"), bundled::WEIGHTS)?;
-        let (files, index) = single_file(file);
-        Ok(Self {
-            config: GemmaConfig::parse(&folder.join("config.json"), bundled::CONFIG)?,
-            tokenizer: bundled::TOKENIZER.to_vec(),
-            prefix: find_prefix(&folder, &index)?,
-            config_text: bundled::CONFIG.to_owned(),
-            files,
-            index,
-            folder,
-        })
+        let config = GemmaConfig::parse(&folder.join("config.json"), bundled::CONFIG)?;
+        let tokenizer = TokenizerFile::json(bundled::TOKENIZER.to_vec());
+        Self::new(
+            &folder,
+            config,
+            bundled::CONFIG.to_owned(),
+            tokenizer,
+            single_file(file),
+        )
     }
 
     /// Opens a folder: reads its config and tokenizer, and maps its weights.
@@ -72,6 +79,9 @@ impl Checkpoint {
     /// # Errors
     /// Returns every fault found in the folder's files.
     pub fn open(folder: &Path) -> Result<Self, Faults> {
+        if let Some(fault) = formats::not_a_checkpoint(folder) {
+            return Err(fault.into());
+        }
         if !folder.is_dir() {
             return Err(Fault::file(folder, "is not a folder, expected a checkpoint in Hugging Face layout").into());
         }
@@ -81,23 +91,36 @@ impl Checkpoint {
         let config = config_text
             .as_ref()
             .and_then(|text| faults.collect(GemmaConfig::parse(&config_path, text)));
-        let tokenizer = faults.collect(read_bytes(&folder.join("tokenizer.json"), MAX_TOKENIZER_BYTES));
+        let tokenizer = faults.collect(TokenizerFile::read(folder));
         let weights = faults.collect(open_weights(folder));
-        let prefix = weights
-            .as_ref()
-            .and_then(|(_, index)| faults.collect(find_prefix(folder, index)));
-        match (config, config_text, tokenizer, weights, prefix) {
-            (Some(config), Some(config_text), Some(tokenizer), Some((files, index)), Some(prefix)) => Ok(Self {
-                folder: folder.to_owned(),
-                config,
-                tokenizer,
-                files,
-                index,
-                prefix,
-                config_text,
-            }),
+        match (config, config_text, tokenizer, weights) {
+            (Some(config), Some(config_text), Some(tokenizer), Some(weights)) => {
+                Self::new(folder, config, config_text, tokenizer, weights)
+            }
             _ => Err(faults),
         }
+    }
+
+    fn new(
+        folder: &Path,
+        config: GemmaConfig,
+        config_text: String,
+        tokenizer: TokenizerFile,
+        (files, index): WeightFiles,
+    ) -> Result<Self, Faults> {
+        let contents = Contents::find(folder, &config, &files, &index)?;
+        Ok(Self {
+            folder: folder.to_owned(),
+            config: GemmaConfig {
+                tie_word_embeddings: contents.unembedding.is_none(),
+                ..config
+            },
+            tokenizer,
+            files,
+            index,
+            contents,
+            config_text,
+        })
     }
 
     /// Returns the shape and constants of the decoder.
@@ -109,14 +132,14 @@ impl Checkpoint {
         &self.folder
     }
 
-    /// Returns the bytes of `tokenizer.json`.
+    /// Returns the content of `tokenizer.json`, which is converted from `tokenizer.model` if there is only that.
     pub fn tokenizer(&self) -> &[u8] {
-        &self.tokenizer
+        &self.tokenizer.json
     }
 
-    /// Returns the path of `tokenizer.json`, for use in errors.
+    /// Returns the path of the tokenizer's file, for use in errors.
     pub fn tokenizer_path(&self) -> PathBuf {
-        self.folder.join("tokenizer.json")
+        self.folder.join(self.tokenizer.name)
     }
 
     pub(crate) fn files(&self) -> &[TensorFile] {
@@ -125,39 +148,61 @@ impl Checkpoint {
 
     /// Returns the prefix of tensor names: what comes before `layers.0` and `embed_tokens`.
     pub(crate) fn prefix(&self) -> &str {
-        self.prefix
+        self.contents.prefix
     }
 
     /// Reads a tensor, whose name is given without the prefix, as f32; see [`TensorFile::read_f32`].
     pub(crate) fn read_f32(&self, name: &str, shape: &[usize]) -> Result<Tensor, Fault> {
-        let name = format!("{}{name}", self.prefix);
+        let name = format!("{}{name}", self.contents.prefix);
         self.file(&name, shape)?.read_f32(&name, shape)
     }
 
     /// Copies a tensor, whose name is given without the prefix, to a device; see [`TensorFile::read_as_stored`].
     pub(crate) fn read_as_stored(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Fault> {
-        let name = format!("{}{name}", self.prefix);
+        let name = format!("{}{name}", self.contents.prefix);
         self.file(&name, shape)?.read_as_stored(&name, shape, device)
     }
 
-    /// Copies the unembedding to a device. The checkpoint must have one of its own, which is not tied to the embedding.
-    pub(crate) fn read_lm_head(&self, shape: &[usize], device: &Device) -> Result<Tensor, Fault> {
-        let name = self.lm_head_name();
-        self.file(&name, shape)?.read_as_stored(&name, shape, device)
+    /// Copies the unembedding to a device, or returns `None` if it is the embedding.
+    pub(crate) fn read_lm_head(&self, shape: &[usize], device: &Device) -> Result<Option<Tensor>, Fault> {
+        let Some(name) = self.contents.unembedding else {
+            return Ok(None);
+        };
+        self.file(name, shape)?.read_as_stored(name, shape, device).map(Some)
+    }
+
+    /// Reads the weight (outputs, hidden) of the classification head as f32, or returns `None` if there is no head.
+    ///
+    /// # Errors
+    /// Fails like [`TensorFile::read_f32`].
+    pub(crate) fn read_head(&self) -> Result<Option<Tensor>, Fault> {
+        if self.config.outputs.classifier.is_none() {
+            return Ok(None);
+        }
+        let hidden = self.config.hidden_size;
+        let file = self.file(HEAD, &[2, hidden])?;
+        let outputs = file.shape(HEAD).and_then(<[usize]>::first).copied().unwrap_or_default();
+        file.read_f32(HEAD, &[outputs, hidden]).map(Some)
+    }
+
+    /// Returns remarks for the operator, such as parts that are left out.
+    pub fn notes(&self) -> &[String] {
+        &self.contents.notes
     }
 
     /// Returns the size of the embedding in bytes, plus that of the unembedding if the checkpoint has its own.
     pub(crate) fn embedding_bytes(&self) -> u64 {
-        let names = [format!("{}embed_tokens.weight", self.prefix), self.lm_head_name()];
-        let bytes = |name: &String| self.files[*self.index.get(name)?].tensor_bytes(name);
-        names.iter().filter_map(bytes).sum::<usize>() as u64
+        let embedding = format!("{}embed_tokens.weight", self.contents.prefix);
+        let names = [Some(embedding.as_str()), self.contents.unembedding];
+        let bytes = |name: &str| self.files[*self.index.get(name)?].tensor_bytes(name);
+        names.into_iter().flatten().filter_map(bytes).sum::<usize>() as u64
     }
 
     /// Returns the names, without the prefix, of all tensors that belong to layers.
     pub(crate) fn layer_tensors(&self) -> impl Iterator<Item = &str> {
         self.index
             .keys()
-            .filter_map(|name| name.strip_prefix(self.prefix))
+            .filter_map(|name| name.strip_prefix(self.contents.prefix))
             .filter(|name| name.starts_with("layers."))
     }
 
@@ -178,14 +223,11 @@ impl Checkpoint {
             })
             .collect();
         lines.push(format!("config.json {}\n", content_hash(self.config_text.as_bytes())));
-        lines.push(format!("tokenizer.json {}\n", content_hash(&self.tokenizer)));
+        let tokenizer = self.tokenizer.hash.clone();
+        let tokenizer = tokenizer.unwrap_or_else(|| content_hash(&self.tokenizer.json));
+        lines.push(format!("{} {tokenizer}\n", self.tokenizer.name));
         lines.sort_unstable();
         content_hash(lines.concat().as_bytes())
-    }
-
-    /// Returns the name of the unembedding's tensor, which is not part of the decoder and has a shorter prefix.
-    fn lm_head_name(&self) -> String {
-        format!("{}lm_head.weight", self.prefix.trim_end_matches("model."))
     }
 
     /// Returns the file that contains the tensor with the given full name. The shape appears only in the error.
@@ -200,6 +242,39 @@ impl Checkpoint {
     }
 }
 
+/// A tokenizer in the format of `tokenizer.json`, and the file that it was read from.
+struct TokenizerFile {
+    name: &'static str,
+    /// The content hash of that file, if its content is not `json`.
+    hash: Option<String>,
+    json: Vec<u8>,
+}
+
+impl TokenizerFile {
+    fn json(json: Vec<u8>) -> Self {
+        Self {
+            name: "tokenizer.json",
+            hash: None,
+            json,
+        }
+    }
+
+    /// Reads `tokenizer.json`, or `tokenizer.model` if there is only that.
+    fn read(folder: &Path) -> Result<Self, Fault> {
+        const MODEL: &str = "tokenizer.model";
+        let (json, model) = (folder.join("tokenizer.json"), folder.join(MODEL));
+        if json.exists() || !model.exists() {
+            return read_bytes(&json, MAX_TOKENIZER_BYTES).map(Self::json);
+        }
+        let bytes = read_bytes(&model, MAX_TOKENIZER_BYTES)?;
+        Ok(Self {
+            name: MODEL,
+            hash: Some(content_hash(&bytes)),
+            json: sentencepiece::to_tokenizer_json(&model, &bytes)?,
+        })
+    }
+}
+
 /// The file that maps tensor names to shards.
 #[derive(Deserialize)]
 struct ShardIndex {
@@ -211,8 +286,9 @@ type WeightFiles = (Vec<TensorFile>, BTreeMap<String, usize>);
 
 fn open_weights(folder: &Path) -> Result<WeightFiles, Faults> {
     let index_path = folder.join("model.safetensors.index.json");
+    let single_path = folder.join("model.safetensors");
     if !index_path.exists() {
-        return Ok(single_file(TensorFile::open(&folder.join("model.safetensors"))?));
+        return Ok(single_file(TensorFile::open(&single_path)?));
     }
     let text = read_text(&index_path, MAX_JSON_BYTES)?;
     let shards: ShardIndex = serde_json::from_str(&text)
@@ -221,6 +297,11 @@ fn open_weights(folder: &Path) -> Result<WeightFiles, Faults> {
     names.sort_unstable();
     names.dedup();
     let mut faults = Faults::default();
+    // transformers reads the single file, which the index may have replaced or be replaced by.
+    if single_path.exists() && names.iter().all(|name| *name != "model.safetensors") {
+        let text = "exists beside model.safetensors, which it does not name: remove the one that is out of date";
+        faults.push(Fault::file(&index_path, text));
+    }
     let mut files = Vec::new();
     for name in &names {
         // A shard must be a file of this folder, so that an index cannot make us read other files.
@@ -249,6 +330,18 @@ fn open_weights(folder: &Path) -> Result<WeightFiles, Faults> {
         }
         index.insert(tensor.clone(), file);
     }
+    for (number, file) in files.iter().enumerate() {
+        // transformers reads every tensor of every shard.
+        if let Some(name) = file
+            .names()
+            .into_iter()
+            .filter(|name| index.get(name) != Some(&number))
+            .min()
+        {
+            let text = format!("holds tensor `{name}`, which model.safetensors.index.json does not list for this file");
+            faults.push(Fault::file(file.path(), text));
+        }
+    }
     if faults.is_empty() {
         Ok((files, index))
     } else {
@@ -259,16 +352,6 @@ fn open_weights(folder: &Path) -> Result<WeightFiles, Faults> {
 fn single_file(file: TensorFile) -> WeightFiles {
     let index = file.names().into_iter().map(|name| (name, 0)).collect();
     (vec![file], index)
-}
-
-fn find_prefix(folder: &Path, index: &BTreeMap<String, usize>) -> Result<&'static str, Fault> {
-    let has = |prefix: &&&str| index.contains_key(&format!("{prefix}embed_tokens.weight"));
-    PREFIXES.iter().find(has).copied().ok_or_else(|| {
-        Fault::file(
-            folder,
-            "tensor `model.embed_tokens.weight` is missing: these are not the weights of a Gemma text decoder",
-        )
-    })
 }
 
 /// Reads a whole file, or returns a fault if it has more than `limit` bytes.
@@ -284,7 +367,10 @@ pub(super) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, Fault> {
             format!("is too large, expected at most {limit} bytes"),
         ));
     }
-    Ok(bytes)
+    match formats::pointer_fault(path, &bytes) {
+        Some(fault) => Err(fault),
+        None => Ok(bytes),
+    }
 }
 
 /// Reads a whole UTF-8 file, or returns a fault if it has more than `limit` bytes.

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorInfo};
 use sha2::{Digest, Sha256};
 
+use super::formats;
 use crate::fault::Fault;
 use crate::hash::hex;
 
@@ -78,7 +79,7 @@ impl TensorFile {
         let bytes = content.bytes();
         let (header, metadata) = SafeTensors::read_metadata(bytes).map_err(|error| {
             let text = format!("not a complete safetensors file ({} bytes): {error}", bytes.len());
-            Fault::file(path, text)
+            formats::not_safetensors(path, bytes).unwrap_or_else(|| Fault::file(path, text))
         })?;
         Ok(Self {
             path: path.to_owned(),
@@ -107,6 +108,14 @@ impl TensorFile {
     pub(crate) fn tensor_bytes(&self, name: &str) -> Option<usize> {
         let (start, end) = self.metadata.info(name)?.data_offsets;
         Some(end - start)
+    }
+
+    /// Returns the dtype, the shape and the bytes of a tensor, or `None` if the file does not contain it.
+    pub(super) fn content_of(&self, name: &str) -> Option<(Dtype, &[usize], &[u8])> {
+        let info = self.metadata.info(name)?;
+        let (start, end) = info.data_offsets;
+        let bytes = &self.bytes()[self.data_start + start..self.data_start + end];
+        Some((info.dtype, &info.shape, bytes))
     }
 
     /// Returns the content of the whole file.

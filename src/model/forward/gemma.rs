@@ -120,6 +120,12 @@ impl Gemma {
         Ok(adapted)
     }
 
+    /// Returns the decoder with logits that are not soft-capped, which is how a classification head computes them.
+    pub(crate) fn without_softcap(mut self) -> Self {
+        self.config.final_logit_softcapping = None;
+        self
+    }
+
     /// Returns the number of parameters. A tied embedding counts once.
     pub(crate) fn parameters(&self) -> usize {
         let config = &self.config;

@@ -47,11 +47,7 @@ impl Gemma {
         let embed_tokens = loader
             .faults
             .collect(checkpoint.read_as_stored("embed_tokens.weight", &table, &device));
-        let lm_head = if config.tie_word_embeddings {
-            None
-        } else {
-            Some(loader.faults.collect(checkpoint.read_lm_head(&table, &device)))
-        };
+        let lm_head = loader.faults.collect(checkpoint.read_lm_head(&table, &device));
         let norm = loader.norm("norm", config.hidden_size);
         let layers: Vec<Option<DecoderLayer>> = (0..config.num_layers()).map(|index| loader.layer(index)).collect();
         let (Some(embed_tokens), Some(norm), true) = (embed_tokens, norm, loader.faults.is_empty()) else {

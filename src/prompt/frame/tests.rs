@@ -1,5 +1,6 @@
 //! Compares the ids of a frame that is cut with those of the whole prompt, as the `tokenizers` crate gives them.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -20,6 +21,11 @@ struct Subject {
     /// The spellings of all tokens, with spaces.
     tokens: Vec<String>,
     frames: Vec<Frame>,
+    /// Frames with control tokens.
+    templates: Vec<Frame>,
+    /// As transformers uses the tokenizer: it recognises control tokens.
+    transformers: Tokenizer,
+    control: HashSet<u32>,
 }
 
 impl Subject {
@@ -32,11 +38,20 @@ impl Subject {
         let mut oracle = Tokenizer::from_bytes(&bytes).unwrap();
         oracle.set_encode_special_tokens(true);
         let frame = |(head, tail): (&str, &str)| Frame::new(head.to_owned(), tail.to_owned(), &tokenizer);
+        let template =
+            |(head, tail): (&str, &str)| Frame::with_control_tokens(head, tail.to_owned(), &tokenizer).unwrap();
+        let mut transformers = oracle.clone();
+        transformers.set_encode_special_tokens(false);
+        let control = transformers.get_added_tokens_decoder().into_iter();
+        let control = control.filter(|(_, token)| token.special).map(|(id, _)| id).collect();
         let vocabulary = json["model"]["vocab"].as_object().unwrap().keys();
         let added = json["added_tokens"].as_array().unwrap().iter();
         let added = added.map(|token| token["content"].as_str().unwrap().to_owned());
         Self {
             frames: FRAMES.into_iter().map(frame).collect(),
+            templates: TEMPLATES.into_iter().map(template).collect(),
+            transformers,
+            control,
             tokens: vocabulary
                 .map(|token| token.replace('\u{2581}', " "))
                 .chain(added)
@@ -57,10 +72,36 @@ impl Subject {
         assert_eq!(found, expected.get_ids(), "{text:?} in {name:?}");
     }
 
+    /// Checks that a text has no control tokens in a template, and that the ids are those of transformers unless the text
+    /// spells control tokens.
+    fn check_in_templates(&self, text: &str) {
+        let control =
+            |ids: &[u32]| -> Vec<u32> { ids.iter().copied().filter(|id| self.control.contains(id)).collect() };
+        for frame in &self.templates {
+            let found = frame.encode(&self.tokenizer, text).unwrap();
+            let name = (frame.head(), frame.tail());
+            let of_frame = control(&frame.encode(&self.tokenizer, "").unwrap());
+            assert_eq!(control(&found), of_frame, "{text:?} in {name:?}");
+            let as_transformers = self.transformers.encode_fast(frame.around(text), true).unwrap();
+            if control(as_transformers.get_ids()) == of_frame {
+                assert_eq!(found, as_transformers.get_ids(), "{text:?} in {name:?}");
+            }
+            // The piece around the text is that of a frame without control tokens.
+            let piece = [&frame.piece.head, text, &frame.piece.tail].concat();
+            let piece = self.oracle.encode_fast(piece, frame.before.is_none()).unwrap();
+            let before = frame.before.as_deref().unwrap_or_default();
+            assert_eq!(
+                found,
+                [before, piece.get_ids(), &frame.after].concat(),
+                "{text:?} in {name:?}"
+            );
+        }
+    }
+
     /// Returns the parts of the frame that are tokenised for every text.
     fn edges<'a>(&self, frame: &'a Frame) -> Option<(&'a str, &'a str)> {
         let cuts = frame.cuts.as_ref()?;
-        Some((&frame.head[cuts.head..], &frame.tail[..cuts.tail]))
+        Some((&frame.piece.head[cuts.head..], &frame.piece.tail[..cuts.tail]))
     }
 }
 
@@ -81,6 +122,22 @@ const FRAMES: [(&str, &str); 9] = [
     ("Text \u{1f44d}\u{200d}", "\u{301}<separator>"),
     ("", ""),
     ("Positive\u{301}\n\n\n", "\n\n\nPositive\u{301}:"),
+];
+
+/// Frames with control tokens on both sides, on one side, next to the text, next to each other, and at the ends. All
+/// tokenizers of this project have these control tokens.
+const TEMPLATES: [(&str, &str); 8] = [
+    ("<pad>user\nIs this fine?\n", "<eos>\n<pad>model\n"),
+    ("<pad>", "<eos>"),
+    (
+        "<bos>a<pad><pad> long instructions, with a line break\n\n",
+        "  <eos><eos>",
+    ),
+    ("Classify:[Positive,Negative]\nText:", "\n<eos>\nPrediction: "),
+    ("<unk> Text:aa a", " aPrediction:"),
+    ("Text<pad>e\u{301}", "\u{301}\u{323}<unk>\u{301}"),
+    ("<pad>\u{2581}\u{2581} ", "   <pad>   "),
+    ("<pad>t:", "<sepa<eos>r>Text:"),
 ];
 
 /// The tokenizers of this project, and variants whose tokens cross the edges of the default frame.
@@ -139,8 +196,48 @@ fn the_frame_is_cut_where_no_token_crosses() {
     }
     assert!(edges(2).unwrap().0.ends_with("t:") && edges(2).unwrap().1.starts_with("<s"));
     assert!(edges(3).unwrap().0.ends_with("r>Text:") && edges(3).unwrap().1.starts_with("<sepa"));
-    assert_eq!((edges(4), edges(5)), (None, None));
+    // Without a safe point, everything is tokenised.
+    assert_eq!((edges(4), edges(5)), (Some(DEFAULT), None));
 }
+
+#[test]
+fn templates_are_cut_within_the_piece_around_the_text() {
+    let long = "<pad>instructions that are the same for every comment: ";
+    for subject in &SUBJECTS[..2] {
+        let frame = Frame::with_control_tokens(long, "\n<eos>\nmodel".to_owned(), &subject.tokenizer).unwrap();
+        let (head, tail) = subject.edges(&frame).unwrap();
+        assert!(head.len() <= 8 && tail == "\n", "{head:?} {tail:?}");
+        let frame = Frame::with_control_tokens("a<pad>", "<eos>b".to_owned(), &subject.tokenizer).unwrap();
+        assert_eq!(subject.edges(&frame), Some(("", "")));
+    }
+}
+
+#[test]
+fn tokens_that_cross_the_edges_of_a_piece_have_the_ids_of_the_whole_template() {
+    for subject in &SUBJECTS[..4] {
+        for text in TEXTS_AT_EDGES {
+            subject.check_in_templates(text);
+        }
+        for token in subject.tokens.iter().step_by(7) {
+            subject.check_in_templates(token);
+        }
+    }
+}
+
+const TEXTS_AT_EDGES: [&str; 12] = [
+    "",
+    " ",
+    "\n",
+    "  ",
+    "a",
+    ":ab",
+    "ab<sepa",
+    "\u{301}",
+    "pad>",
+    "<eos>",
+    "\n<eos>\n<pad>model\n",
+    "<pad",
+];
 
 /// Texts that continue the head, or precede the tail, with the rest of every token that the frame begins or ends with.
 #[test]
@@ -187,8 +284,10 @@ proptest! {
     #[test]
     fn ids_equal_those_of_the_whole_prompt(text in difficult_text(&SUBJECTS[0].tokens), other in difficult_text(&SUBJECTS[3].tokens)) {
         for subject in SUBJECTS.iter() {
-            subject.check(&text);
-            subject.check(&other);
+            for text in [&text, &other] {
+                subject.check(text);
+                subject.check_in_templates(text);
+            }
         }
     }
 }

@@ -252,6 +252,7 @@ mod tests {
             inclusion: None,
             community_id: None,
             position: 0,
+            replaced_surrogates: 0,
         }
     }
 

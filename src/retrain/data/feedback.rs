@@ -5,7 +5,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
+
+use crate::json::{Document, JsonError};
 
 /// Who gave a label. The order is that of trust: the first is trusted most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +54,8 @@ pub struct Feedback {
     pub community_id: Option<String>,
     /// Offset in the topic or line number in the file.
     pub position: u64,
+    /// The number of halves of surrogate pairs in the text, each of which was read as U+FFFD.
+    pub replaced_surrogates: usize,
 }
 
 impl fmt::Debug for Feedback {
@@ -73,6 +77,12 @@ pub enum FeedbackError {
     /// The record is not UTF-8, not JSON, or not a JSON object.
     #[error("is not a JSON object in UTF-8")]
     NotJson,
+    /// An object has the same field twice; parsers differ in which one they use.
+    #[error("has a duplicate field")]
+    DuplicateField,
+    /// The row of a table cannot be read, for the reason given.
+    #[error("{0}")]
+    BrokenRow(String),
     /// The record is larger than allowed.
     #[error("has {bytes} bytes, expected at most {limit}")]
     TooLarge {
@@ -101,6 +111,8 @@ impl FeedbackError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NotJson => "not_json",
+            Self::DuplicateField => "duplicate_field",
+            Self::BrokenRow(_) => "broken_row",
             Self::TooLarge { .. } => "too_large",
             Self::Missing(_) => "missing_field",
             Self::Wrong { .. } => "wrong_type",
@@ -129,22 +141,26 @@ pub fn decode(bytes: &[u8], position: u64, rules: FeedbackRules) -> Result<Feedb
             limit: rules.max_bytes,
         });
     }
-    let Ok(Value::Object(fields)) = serde_json::from_slice(bytes) else {
+    let fields = Fields(Document::read(bytes).map_err(|error| match error {
+        JsonError::NotJson(error) if error.is_data() => FeedbackError::DuplicateField,
+        _ => FeedbackError::NotJson,
+    })?);
+    if !fields.0.value().is_object() {
         return Err(FeedbackError::NotJson);
-    };
-    let content_id = match optional_string(&fields, "content_id")? {
+    }
+    let content_id = match fields.id("content_id")? {
         Some(id) => id,
         None if rules.lenient => format!("line-{position}"),
         None => return Err(FeedbackError::Missing("content_id")),
     };
-    let source = match optional_string(&fields, "source")? {
+    let source = match fields.string("source")? {
         Some(name) => {
             LabelSource::parse(&name).ok_or(wrong("source", "an unknown name", "`moderator`, `appeal` or `user`"))?
         }
         None if rules.lenient => LabelSource::Moderator,
         None => return Err(FeedbackError::Missing("source")),
     };
-    let weight = number(&fields, "weight")?.unwrap_or(1.0);
+    let weight = fields.number("weight")?.unwrap_or(1.0);
     // A smaller number than f32 can represent becomes 0, which is not a weight.
     if !(weight as f32 > 0.0 && weight <= 1e6) {
         return Err(wrong(
@@ -154,16 +170,17 @@ pub fn decode(bytes: &[u8], position: u64, rules: FeedbackRules) -> Result<Feedb
         ));
     }
     Ok(Feedback {
-        feedback_id: optional_string(&fields, "feedback_id")?,
+        feedback_id: fields.id("feedback_id")?,
         content_id,
-        text: optional_string(&fields, "text")?.ok_or(FeedbackError::Missing("text"))?,
+        text: fields.string("text")?.ok_or(FeedbackError::Missing("text"))?,
         hateful: label(fields.get("label"))?,
         source,
-        supersedes: optional_string(&fields, "supersedes")?,
+        supersedes: fields.id("supersedes")?,
         weight: weight as f32,
         inclusion: inclusion(fields.get("sample"))?,
-        community_id: optional_string(&fields, "community_id")?,
+        community_id: fields.id("community_id")?,
         position,
+        replaced_surrogates: fields.0.replaced_surrogates("/text"),
     })
 }
 
@@ -186,19 +203,40 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
-fn optional_string(fields: &Map<String, Value>, field: &'static str) -> Result<Option<String>, FeedbackError> {
-    match fields.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(wrong(field, type_of(other), "a string")),
-    }
-}
+/// The fields of one record, which is an object.
+struct Fields<'a>(Document<'a>);
 
-fn number(fields: &Map<String, Value>, field: &'static str) -> Result<Option<f64>, FeedbackError> {
-    match fields.get(field) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::Number(number)) => Ok(number.as_f64()),
-        Some(other) => Err(wrong(field, type_of(other), "a number")),
+impl Fields<'_> {
+    fn get(&self, field: &'static str) -> Option<&Value> {
+        self.0.value().get(field)
+    }
+
+    fn string(&self, field: &'static str) -> Result<Option<String>, FeedbackError> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(wrong(field, type_of(other), "a string")),
+        }
+    }
+
+    /// Integers are accepted as ids, as they are in comment events.
+    fn id(&self, field: &'static str) -> Result<Option<String>, FeedbackError> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => match self.0.integer(&format!("/{field}")) {
+                Some(digits) => Ok(Some(digits)),
+                None => Err(wrong(field, type_of(other), "a string or an integer")),
+            },
+        }
+    }
+
+    fn number(&self, field: &'static str) -> Result<Option<f64>, FeedbackError> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Number(number)) => Ok(number.as_f64()),
+            Some(other) => Err(wrong(field, type_of(other), "a number")),
+        }
     }
 }
 
@@ -299,6 +337,7 @@ mod tests {
             inclusion: None,
             community_id: None,
             position: 0,
+            replaced_surrogates: 0,
         }
     }
 
@@ -336,6 +375,18 @@ mod tests {
         };
         check("{", STRICT, "is not a JSON object in UTF-8", "not_json");
         check("[]", STRICT, "is not a JSON object in UTF-8", "not_json");
+        check(
+            r#"{"text": "t", "text": "u"}"#,
+            STRICT,
+            "has a duplicate field",
+            "duplicate_field",
+        );
+        check(
+            r#"{"content_id": 1.5, "text": "t", "label": 1, "source": "user"}"#,
+            STRICT,
+            "`content_id` is a number, expected a string or an integer",
+            "wrong_type",
+        );
         check(
             r#"{"text": "t", "label": 1, "source": "user"}"#,
             STRICT,
@@ -387,6 +438,15 @@ mod tests {
             &format!("has {} bytes, expected at most 1000", large.len()),
             "too_large",
         );
+    }
+
+    #[test]
+    fn what_other_programs_write_is_read() {
+        let json =
+            b"\xef\xbb\xbf{\"content_id\": 12345678901234567890123, \"text\": \"a nice day \\ud83d\", \"label\": 1}";
+        let row = decode(json, 3, LENIENT).unwrap();
+        assert_eq!(row.content_id, "12345678901234567890123");
+        assert_eq!((row.text.as_str(), row.replaced_surrogates), ("a nice day \u{fffd}", 1));
     }
 
     #[test]

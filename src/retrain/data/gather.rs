@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use crate::plural::Count;
+
 use super::feedback::{Feedback, FeedbackError, FeedbackRules, LatestLabels, decode};
 
 /// Number of refused records that are listed with their positions. Further ones are only counted.
@@ -15,6 +17,7 @@ pub struct FeedbackGatherer {
     labels: LatestLabels,
     refused: RefusedRecords,
     records: usize,
+    repaired: usize,
 }
 
 /// The records that could not be used.
@@ -44,8 +47,23 @@ pub struct GatheredFeedback {
     pub superseded: usize,
     /// Number of labels that a tombstone removed.
     pub forgotten: usize,
+    /// Number of records whose text contains half of a surrogate pair, which was read as U+FFFD.
+    pub repaired: usize,
     /// The records that could not be used.
     pub refused: RefusedRecords,
+}
+
+impl GatheredFeedback {
+    /// Returns whether there were records, and none of them could be used.
+    pub fn is_unreadable(&self) -> bool {
+        self.records > 0 && self.refused.total() == self.records
+    }
+
+    /// Says how many texts were changed to make them readable, if any were.
+    pub fn repairs(&self) -> Option<String> {
+        let records = Count(self.repaired, "record");
+        (self.repaired > 0).then(|| format!("{records} with half of a surrogate pair in the text, read as U+FFFD"))
+    }
 }
 
 impl FeedbackGatherer {
@@ -56,6 +74,7 @@ impl FeedbackGatherer {
             labels: LatestLabels::default(),
             refused: RefusedRecords::default(),
             records: 0,
+            repaired: 0,
         }
     }
 
@@ -90,9 +109,18 @@ impl FeedbackGatherer {
         self.refuse(|| format!("line {number}"), &FeedbackError::TooLarge { bytes, limit });
     }
 
+    /// Counts a row of a table as refused, for a reason that quotes no text.
+    pub fn refuse_row(&mut self, number: u64, reason: String) {
+        self.records += 1;
+        self.refuse(|| format!("line {number}"), &FeedbackError::BrokenRow(reason));
+    }
+
     fn decode(&mut self, describe: impl Fn() -> String, position: u64, value: &[u8]) {
         match decode(value, position, self.rules) {
-            Ok(feedback) => self.labels.insert(feedback),
+            Ok(feedback) => {
+                self.repaired += usize::from(feedback.replaced_surrogates > 0);
+                self.labels.insert(feedback);
+            }
             Err(error) => self.refuse(describe, &error),
         }
     }
@@ -112,6 +140,7 @@ impl FeedbackGatherer {
             records: self.records,
             superseded,
             forgotten,
+            repaired: self.repaired,
             refused: self.refused,
         }
     }
@@ -138,7 +167,7 @@ mod tests {
             offset += 1;
         };
         add(Some("a"), Some(&label("a", "ok")));
-        add(Some("b"), Some(&label("b", "ok")));
+        add(Some("b"), Some(&label("b", "ok").replace("a text", r"a text \ud83d")));
         add(Some("a"), Some(&label("a", "hateful")));
         add(Some("b"), None);
         add(Some("c"), Some("no json"));
@@ -147,7 +176,7 @@ mod tests {
         gatherer.refuse_long_line(8, 1 << 30);
         let gathered = gatherer.finish();
         assert_eq!((gathered.records, gathered.superseded, gathered.forgotten), (8, 1, 1));
-        assert_eq!(gathered.rows.len(), 1);
+        assert_eq!((gathered.rows.len(), gathered.repaired), (1, 1));
         assert_eq!(
             (gathered.rows[0].content_id.as_str(), gathered.rows[0].hateful),
             ("a", 1.0)

@@ -102,6 +102,7 @@ impl FinishedChallenger<'_> {
                 "refused": split.refused,
                 "superseded": split.superseded,
                 "forgotten": split.forgotten,
+                "repaired": split.repaired,
                 "counts": split.dataset.counts,
                 "train": train,
                 "validation": validation,

@@ -37,6 +37,8 @@ impl ReportInputs<'_> {
             identities: vec![
                 Fact::new("Base model", &self.facts.base),
                 Fact::new("Adapter", self.adapter),
+                // The version is a hash of the manifest, which covers this report.
+                Fact::new("Version", "named beside the adapter by `moderatord adapters list`"),
                 Fact::new("Prompt", &self.facts.prompt),
                 Fact::new("Normaliser", &self.facts.normalizer),
                 Fact::new("Calibration", self.facts.calibration.name()),
@@ -67,6 +69,7 @@ fn in_words(key: &str) -> String {
         "refused" => "Records that could not be used",
         "superseded" => "Labels replaced by a later label",
         "forgotten" => "Labels removed by a deletion record",
+        "repaired" => "Records with half of a surrogate pair in the text, read as U+FFFD",
         "train" => "Rows in the training part",
         "validation" => "Rows in the validation part",
         "test" => "Rows in the test part",

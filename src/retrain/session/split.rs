@@ -22,6 +22,8 @@ pub(super) struct FeedbackSplit {
     pub(super) superseded: usize,
     /// Number of labels that a tombstone removed.
     pub(super) forgotten: usize,
+    /// Number of records with half of a surrogate pair in their text.
+    pub(super) repaired: usize,
 }
 
 /// Number of rows in each part of a split.
@@ -60,6 +62,7 @@ impl FeedbackSplit {
             records: gathered.records,
             superseded: gathered.superseded,
             forgotten: gathered.forgotten,
+            repaired: gathered.repaired,
         })
     }
 

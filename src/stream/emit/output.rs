@@ -403,6 +403,42 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn every_header_of_a_dead_letter_is_documented() {
+        let page = include_str!("../../../docs/schema.md");
+        let (_, section) = page.split_once("\n## Dead letters\n").unwrap();
+        let row = |line: &str| {
+            let mut cells = line.strip_prefix("| `")?.split(" | ");
+            let name = cells.next()?.trim_end_matches('`').to_owned();
+            Some((name, cells.last()?.trim_end_matches(" |").to_owned()))
+        };
+        let documented: Vec<(String, String)> = section
+            .lines()
+            .filter_map(row)
+            .filter(|(name, _)| name.contains('.'))
+            .collect();
+        let names = |output: &Output| -> Vec<String> {
+            shown(output)
+                .iter()
+                .map(|header| header.split('=').next().unwrap().to_owned())
+                .collect()
+        };
+        let mut output = rejected(record(Some(b"{"), b"key", Vec::new()));
+        let complete = names(&output);
+        origin().strip(&mut output);
+        let stripped = names(&output);
+        let listed: Vec<&String> = documented.iter().map(|(name, _)| name).collect();
+        assert_eq!(listed, stripped.iter().collect::<Vec<_>>());
+        for (name, absent) in &documented {
+            let is_only_stripped = !complete.contains(name);
+            assert_eq!(
+                is_only_stripped,
+                absent == "unless the value was left out",
+                "{name}: {absent}"
+            );
+        }
+    }
+
+    #[test]
     fn a_dead_letter_carries_the_record_and_the_reason() {
         let headers = vec![
             ("traceparent".to_owned(), Some(b"00-1".to_vec())),

@@ -110,7 +110,7 @@ impl RecordEncoder {
             return Decoded::Done(Outcome::Tombstone);
         };
         let fields = &self.input.fields;
-        let decoded = decode(value, fields, self.input.max_bytes)
+        let decoded = decode(value, &record.headers, fields, self.input.max_bytes)
             .and_then(|comment| require_content_id(&comment, fields).map(|()| comment));
         let comment = match decoded {
             Ok(comment) => comment,

@@ -203,7 +203,7 @@ mod tests {
     use super::super::record::Outcome;
     use super::super::record::tests::record;
     use super::*;
-    use crate::config::{InputConfig, InputFields, PromptConfig};
+    use crate::config::{InputConfig, InputFields, Markup, PromptConfig};
     use crate::message::CommentMargin;
     use crate::prompt::Prompter;
 
@@ -253,12 +253,13 @@ mod tests {
             hateful_label: "Negative".into(),
             instructions: "Classify the following text into one of the following classes:[{labels}]".into(),
             separator: "<separator>".into(),
+            template: None,
+            markup: Markup::None,
             normalize: true,
             max_window_tokens: 64,
             max_windows: 4,
         };
         let prompter = Prompter::new(&path, &std::fs::read(&path).unwrap(), &prompt, 1024, 8192).unwrap();
-        let field = |name: &str| format!("/{name}");
         let ownership = Arc::new(Ownership::default());
         for partition in 0..2 {
             ownership.assign(partition);
@@ -270,14 +271,7 @@ mod tests {
         let stage = EncodeStage {
             encoder: RecordEncoder {
                 input: InputConfig {
-                    fields: InputFields {
-                        event_id: field("event_id"),
-                        content_id: field("content_id"),
-                        revision: field("revision"),
-                        op: field("op"),
-                        community_id: field("community_id"),
-                        text: field("text"),
-                    },
+                    fields: InputFields::default(),
                     max_bytes: 1 << 20,
                 },
                 prompter: Arc::new(prompter),

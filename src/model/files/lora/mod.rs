@@ -2,8 +2,11 @@
 //!
 //! LoRA is described in Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021. The file format and the
 //! matching of module names follow PEFT (`peft/tuners/lora`, `peft/utils/other.py`). Options that change the arithmetic
-//! and are not computed here, such as DoRA, biases and replicated layers, are reported as faults.
+//! and are not computed here, such as DoRA, biases and replicated layers, are reported as faults, and so is every tensor
+//! that would not be used.
 
+mod names;
+mod options;
 mod pattern;
 mod read;
 
@@ -14,6 +17,7 @@ use candle_core::{Device, Result, Tensor};
 
 use self::read::AdapterReader;
 use super::checkpoint::{MAX_JSON_BYTES, read_bytes};
+use super::formats;
 use super::tensor_file::TensorFile;
 use crate::config::Projection;
 use crate::fault::Faults;
@@ -46,10 +50,16 @@ impl LoraWeights {
     }
 }
 
+/// The weight (outputs, hidden) of a classification head, in f32.
+#[derive(Debug, Clone)]
+pub(crate) struct HeadWeight(pub(crate) Tensor);
+
 /// An adapter whose tensors have the shapes that its base model requires.
 #[derive(Debug)]
 pub struct Adapter {
     weights: BTreeMap<(usize, Projection), LoraWeights>,
+    head: Option<HeadWeight>,
+    notes: Vec<String>,
     fingerprint: String,
     version: Option<String>,
     description: String,
@@ -64,6 +74,9 @@ impl Adapter {
     /// Returns every fault found: files that cannot be read, unsupported options, tensors that are missing, misshapen
     /// or unexpected, values that are not finite, and a manifest that names another base model.
     pub fn load(folder: &Path, config: &GemmaConfig, base_fingerprint: &str) -> std::result::Result<Self, Faults> {
+        if let Some(fault) = formats::not_an_adapter(folder) {
+            return Err(fault.into());
+        }
         let config_path = folder.join("adapter_config.json");
         let weights_path = folder.join("adapter_model.safetensors");
         let config_bytes = read_bytes(&config_path, MAX_JSON_BYTES)?;
@@ -74,7 +87,7 @@ impl Adapter {
             base: config,
             faults: Faults::default(),
         };
-        let weights = reader.read(&config_bytes);
+        let read::AdapterParts { weights, head, notes } = reader.read(&config_bytes);
         let version = reader.read_version(&folder.join("manifest.json"), base_fingerprint);
         if !reader.faults.is_empty() {
             return Err(reader.faults);
@@ -82,6 +95,8 @@ impl Adapter {
         let description = describe(&weights);
         Ok(Self {
             weights,
+            head,
+            notes,
             fingerprint: adapter_hash(&config_bytes, file.bytes()),
             version,
             description,
@@ -91,6 +106,21 @@ impl Adapter {
     /// Returns the delta of one linear layer, if the adapter has one.
     pub fn get(&self, layer: usize, projection: Projection) -> Option<&LoraWeights> {
         self.weights.get(&(layer, projection))
+    }
+
+    /// Returns whether the adapter in this folder has a classification head, as far as its config can be read.
+    pub(crate) fn declares_head(folder: &Path) -> bool {
+        read::declares_head(&folder.join("adapter_config.json"))
+    }
+
+    /// Returns the classification head, if the adapter has one.
+    pub(crate) fn head(&self) -> Option<&HeadWeight> {
+        self.head.as_ref()
+    }
+
+    /// Returns remarks for the operator, such as parts that are left out.
+    pub(crate) fn notes(&self) -> &[String] {
+        &self.notes
     }
 
     /// Returns the content hash of the adapter, which is computed from the SHA-256 of its two PEFT files.
