@@ -136,7 +136,7 @@ fn init_fault(value: &Value) -> Option<String> {
 const CONVERT: &str = ": it subtracts the initial adapter from the base model, so this adapter does not fit the checkpoint. \
                        Convert it with PEFT: `model.save_pretrained(FOLDER, \
                        path_initial_model_for_weight_conversion=INITIAL_ADAPTER)`, or save the merged model with \
-                       `merge_and_unload` and point `model.path` to it";
+                       `merge_and_unload` where it was trained and point `model.path` to it";
 
 #[cfg(test)]
 mod tests {
