@@ -22,11 +22,22 @@ const ROWS_PER_TASK: usize = 1024;
 pub(super) fn logits(hidden: &[f32], table: &Tensor) -> Result<Vec<f32>> {
     let (rows, width) = table.dims2()?;
     let positions = hidden.len() / width;
-    let parts = map_tasks(table, |_, rows| {
-        let mut part = Vec::with_capacity(rows.count * positions);
-        rows.for_each(|row| part.extend(hidden.chunks_exact(width).map(|hidden| dot(hidden, row))));
-        part
-    })?;
+    let parts = map_tasks(
+        table,
+        #[inline(always)]
+        |_, rows| {
+            let mut part = Vec::with_capacity(rows.count * positions);
+            rows.for_each(
+                #[inline(always)]
+                |row| {
+                    for hidden in hidden.chunks_exact(width) {
+                        part.push(dot(hidden, row));
+                    }
+                },
+            );
+            part
+        },
+    )?;
     let mut logits = vec![0f32; positions * rows];
     logits
         .par_chunks_exact_mut(rows)
@@ -48,20 +59,27 @@ pub(super) fn logits(hidden: &[f32], table: &Tensor) -> Result<Vec<f32>> {
 pub(super) fn weighted_rows(factors: &[f32], table: &Tensor) -> Result<Vec<f32>> {
     let (rows, width) = table.dims2()?;
     let positions = factors.len() / rows;
-    let parts = map_tasks(table, |first, table_rows| {
-        let mut sums = vec![0f32; positions * width];
-        let mut index = first;
-        table_rows.for_each(|row| {
-            for (position, sum) in sums.chunks_exact_mut(width).enumerate() {
-                let factor = factors[position * rows + index];
-                for (sum, value) in sum.iter_mut().zip(row) {
-                    *sum = factor.mul_add(*value, *sum);
-                }
-            }
-            index += 1;
-        });
-        sums
-    })?;
+    let parts = map_tasks(
+        table,
+        #[inline(always)]
+        |first, table_rows| {
+            let mut sums = vec![0f32; positions * width];
+            let mut index = first;
+            table_rows.for_each(
+                #[inline(always)]
+                |row| {
+                    for (position, sum) in sums.chunks_exact_mut(width).enumerate() {
+                        let factor = factors[position * rows + index];
+                        for (sum, value) in sum.iter_mut().zip(row) {
+                            *sum = factor.mul_add(*value, *sum);
+                        }
+                    }
+                    index += 1;
+                },
+            );
+            sums
+        },
+    )?;
     let mut total = vec![0f32; positions * width];
     for part in parts {
         total.iter_mut().zip(part).for_each(|(total, part)| *total += part);
@@ -90,7 +108,11 @@ impl TableRows<'_> {
         let width = self.width;
         let mut wide = vec![0f32; width];
         match self.elements {
-            Elements::F32(elements) => elements.chunks_exact(width).for_each(work),
+            Elements::F32(elements) => {
+                for row in elements.chunks_exact(width) {
+                    work(row);
+                }
+            }
             Elements::F16(elements) => {
                 for row in elements.chunks_exact(width) {
                     row.convert_to_f32_slice(&mut wide);
