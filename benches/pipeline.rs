@@ -43,6 +43,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Deserialize;
+use support::arguments::argument;
 use support::brokers::{Broker, serve_if_requested};
 use support::comments::{event, texts};
 use support::{cpu_time, median};
@@ -62,8 +63,8 @@ fn main() {
     if serve_if_requested() {
         return;
     }
-    let events = argument("--events").unwrap_or(EVENTS);
-    let rounds = argument("--rounds").unwrap_or(5);
+    let events = argument("--events").map_or(EVENTS, |value| value.parse().unwrap());
+    let rounds = argument("--rounds").map_or(5, |value| value.parse().unwrap());
     let mut out = std::io::stdout().lock();
     let metrics = metrics::install().unwrap();
     let prompter = Arc::new(prompter());
@@ -86,11 +87,6 @@ fn main() {
         )
         .unwrap(),
     }
-}
-
-fn argument(name: &str) -> Option<usize> {
-    let mut arguments = std::env::args().skip_while(|argument| argument != name);
-    arguments.nth(1).and_then(|value| value.parse().ok())
 }
 
 /// One broker with the comments on it.

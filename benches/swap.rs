@@ -25,6 +25,7 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
+use support::arguments::argument;
 use support::brokers::{Broker, serve_if_requested};
 
 const PARTITIONS: i32 = 1;
@@ -101,10 +102,6 @@ fn main() {
         peak_memory / steady_memory
     )
     .unwrap();
-}
-
-fn argument(name: &str) -> Option<String> {
-    std::env::args().skip_while(|argument| argument != name).nth(1)
 }
 
 fn quantile(values: &mut [u64], share: f64) -> f64 {

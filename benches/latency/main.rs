@@ -32,6 +32,7 @@ use serde_json::json;
 use daemon::Daemon;
 use figures::{BrokerFigures, LevelFigures, Recovery};
 use load::{Load, Phase};
+use support::arguments::{argument, arguments, has_flag};
 use support::brokers::{Broker, serve_if_requested};
 
 /// The loads that are measured, relative to the capacity.
@@ -183,21 +184,6 @@ fn flood(name: &str, mut broker: Broker, share: f64, settings: &[String]) {
 fn print(line: &str) {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}").unwrap();
-}
-
-fn argument(name: &str) -> Option<String> {
-    arguments(name).pop()
-}
-
-/// Returns the values of an argument that may be given several times.
-fn arguments(name: &str) -> Vec<String> {
-    let all: Vec<String> = std::env::args().collect();
-    let given = all.windows(2).filter(|pair| pair[0] == name);
-    given.map(|pair| pair[1].clone()).collect()
-}
-
-fn has_flag(name: &str) -> bool {
-    std::env::args().any(|argument| argument == name)
 }
 
 /// Returns the model of the CPU and the number of its threads.

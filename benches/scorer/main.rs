@@ -33,6 +33,7 @@ use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use moderatord::ops::memory;
 use results::{Figures, Measured};
+use support::arguments::{argument, has_flag};
 use support::peer::Peer;
 use support::{Random, comment_lengths, cpu_time, random_gemma};
 
@@ -63,7 +64,7 @@ fn main() {
     let work_file = work.write(folder.path());
     let thread_count = threads.to_string();
     let mut options = vec!["--threads", &thread_count];
-    options.extend(flag("--compile").then_some("--compile"));
+    options.extend(has_flag("--compile").then_some("--compile"));
     let mut peers = Vec::new();
     for (name, script) in [("PyTorch", "pytorch.py"), ("llama.cpp", "llama.py")] {
         let options = if name == "PyTorch" { &options[..] } else { &options[..2] };
@@ -113,7 +114,7 @@ fn main() {
     }
     let table = figures.table();
     say(&table);
-    if flag("--save") {
+    if has_flag("--save") {
         figures.save(&table);
     }
 }
@@ -121,14 +122,6 @@ fn main() {
 /// Prints a line.
 fn say(line: &str) {
     println!("{line}");
-}
-
-fn argument(name: &str) -> Option<String> {
-    std::env::args().skip_while(|argument| argument != name).nth(1)
-}
-
-fn flag(name: &str) -> bool {
-    std::env::args().any(|argument| argument == name)
 }
 
 fn write_checkpoint(folder: &Path) -> Checkpoint {

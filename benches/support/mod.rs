@@ -1,10 +1,11 @@
-//! Code that the benchmarks share: brokers, random checkpoints of published shapes, comments, and a CPU-time clock.
+//! Code that the benchmarks share: arguments, brokers, random checkpoints of published shapes, comments, and a CPU-time clock.
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
+pub mod arguments;
 pub mod brokers;
-pub mod peer;
 pub mod comments;
+pub mod peer;
 pub mod random_gemma;
 
 use std::time::Duration;

@@ -25,6 +25,7 @@ use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use moderatord::model::training::{Example, LoraVariables, Trainable, Variables};
 use moderatord::ops::memory;
+use support::arguments::argument;
 use support::peer::Peer;
 use support::{Random, cpu_time, median, random_gemma};
 
@@ -97,10 +98,6 @@ fn main() {
         );
         println!("peak memory, relative to PEFT: {:.2}", peak() / their_peak);
     }
-}
-
-fn argument(name: &str) -> Option<String> {
-    std::env::args().skip_while(|argument| argument != name).nth(1)
 }
 
 /// Loads the base model, with an adapter whose B is zero, as at the start of a training.

@@ -11,6 +11,7 @@
 
 mod bpe;
 mod frame;
+mod identity;
 mod long;
 mod markup;
 mod normalize;
@@ -24,6 +25,7 @@ use std::path::Path;
 pub use normalize::NORMALIZER_VERSION;
 
 use frame::Frame;
+use identity::{FORMAT, IsFramed, canonical_form, text_rules};
 use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
@@ -32,12 +34,6 @@ use crate::config::{Markup, PromptConfig, Template};
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::scorer::Row;
-
-/// The number of the rules by which settings and a text become rows. It is part of the prompt's hash.
-///
-/// Format 1 spread the windows of every text over its tokens. Since format 2, those of a text with many more tokens
-/// than the windows cover are spread over its bytes.
-const FORMAT: u32 = 2;
 
 /// The most tokens that completing the characters at both edges of a window adds to it, if a character has at most four
 /// tokens, as one without a token of its own does in Gemma's vocabularies.
@@ -502,104 +498,5 @@ fn tokenizer_error(bytes: usize, error: &tokenizers::Error) -> PromptError {
     PromptError::Tokenizer {
         bytes,
         reason: error.to_string(),
-    }
-}
-
-/// Whether a prompt is a frame around the text, or the text alone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum IsFramed {
-    Yes,
-    No,
-}
-
-/// Returns the name of the rules by which a text is changed before it is tokenised.
-fn text_rules(markup: Markup, normalize: bool) -> String {
-    let normalizer = normalize.then(|| NORMALIZER_VERSION.to_owned());
-    let rules: Vec<String> = [markup.version(), normalizer].into_iter().flatten().collect();
-    if rules.is_empty() {
-        return "none".to_owned();
-    }
-    rules.join("+")
-}
-
-/// Returns the canonical JSON form of the settings that shape a prompt.
-fn canonical_form(config: &PromptConfig, format: u32, framed: IsFramed) -> String {
-    let mut canonical = serde_json::json!({
-        "format": format,
-        "labels": config.labels,
-        "hateful_label": config.hateful_label,
-        "separator": config.separator,
-        "max_window_tokens": config.max_window_tokens,
-        "window_overlap_tokens": window::overlap(config.max_window_tokens),
-        "max_windows": config.max_windows,
-    });
-    match &config.template {
-        None => canonical["instructions"] = config.instructions.as_str().into(),
-        Some(Template { head, tail }) => canonical["template"] = serde_json::json!({ "head": head, "tail": tail }),
-    }
-    if framed == IsFramed::No {
-        canonical["frame"] = "none".into();
-    }
-    canonical.to_string()
-}
-
-impl PromptConfig {
-    /// Returns the hash by which decisions refer to the prompt that these settings produce.
-    pub fn content_hash(&self) -> String {
-        content_hash(canonical_form(self, FORMAT, IsFramed::Yes).as_bytes())
-    }
-
-    /// Returns the hash by which decisions of a classification head refer to the settings, which have no frame.
-    pub fn unframed_hash(&self) -> String {
-        content_hash(canonical_form(self, FORMAT, IsFramed::No).as_bytes())
-    }
-
-    /// Returns the hash by which decisions referred to this prompt in format 1.
-    pub fn earlier_hash(&self) -> String {
-        content_hash(canonical_form(self, 1, IsFramed::Yes).as_bytes())
-    }
-
-    /// Returns these settings with the rules that a decision names as its normaliser, or `None` if this build does not
-    /// have these rules.
-    pub fn with_text_rules(&self, name: &str) -> Option<Self> {
-        let markups = [Markup::None, Markup::Html, Markup::Markdown];
-        let mut all = markups.into_iter().flat_map(|markup| [(markup, false), (markup, true)]);
-        let (markup, normalize) = all.find(|&(markup, normalize)| text_rules(markup, normalize) == name)?;
-        Some(Self {
-            markup,
-            normalize,
-            ..self.clone()
-        })
-    }
-
-    /// Reads the settings back from their canonical form. Markup and the normaliser are off in the result, because they
-    /// are not part of that form.
-    ///
-    /// # Errors
-    /// Returns an error if `canonical` is not such a form.
-    pub fn from_canonical(canonical: &str) -> Result<Self, serde_json::Error> {
-        #[derive(serde::Deserialize)]
-        struct CanonicalPrompt {
-            labels: [String; 2],
-            hateful_label: String,
-            #[serde(default)]
-            instructions: String,
-            separator: String,
-            template: Option<Template>,
-            max_window_tokens: usize,
-            max_windows: usize,
-        }
-        let found: CanonicalPrompt = serde_json::from_str(canonical)?;
-        Ok(Self {
-            labels: found.labels,
-            hateful_label: found.hateful_label,
-            instructions: found.instructions,
-            separator: found.separator,
-            template: found.template,
-            markup: Markup::None,
-            normalize: false,
-            max_window_tokens: found.max_window_tokens,
-            max_windows: found.max_windows,
-        })
     }
 }

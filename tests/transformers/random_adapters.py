@@ -8,7 +8,6 @@ multimodal model with a vision tower, with random weights, and saves it. Its mar
 Writes only to its temporary folder. Exit code: 0 all margins agree, 1 some margins differ or a step failed.
 """
 
-import argparse
 import json
 import random
 import shutil
@@ -22,7 +21,6 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSequenceClassification
 from transformers import Gemma3Config, Gemma3TextConfig
-from transformers.utils import logging
 
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LAYERS = 4
@@ -93,14 +91,7 @@ def margins(model, tokenizer, has_head):
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--moderatord", required=True)
-    parser.add_argument("--fixtures", type=Path, required=True)
-    parser.add_argument("seed", nargs="?", type=int, default=1)
-    parser.add_argument("count", nargs="?", type=int, default=40)
-    arguments = parser.parse_args()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    arguments = common.read_arguments()
     tokenizer = Tokenizer.from_file(str(arguments.fixtures / "gemma3" / "tokenizer.json"))
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:

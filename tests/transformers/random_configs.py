@@ -200,7 +200,8 @@ def scored(binary, folder, adapter=""):
     return torch.tensor([json.loads(line)["margin"] for line in done.stdout.splitlines()]).double(), None
 
 
-def main():
+def read_arguments():
+    """Returns the arguments of a comparison, and silences transformers."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--moderatord", required=True)
     parser.add_argument("--fixtures", type=Path, required=True)
@@ -209,6 +210,11 @@ def main():
     arguments = parser.parse_args()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    return arguments
+
+
+def main():
+    arguments = read_arguments()
     source = arguments.fixtures / "gemma3" / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(source))
     failed, worst = 0, 0.0

@@ -372,8 +372,8 @@ impl Gemma {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
+pub(super) mod tests {
+    use std::path::{Path, PathBuf};
 
     use super::*;
     use crate::config::Quantize;
@@ -382,23 +382,32 @@ mod tests {
     use crate::model::forward::linear::LoraMode;
     use crate::model::forward::load::LoadOptions;
 
+    fn folder() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3")
+    }
+
+    /// Returns a small Gemma 3 without an adapter.
+    pub fn base(quantize: Quantize) -> Gemma {
+        let options = LoadOptions {
+            lora: LoraMode::Unmerged,
+            quantize,
+            placement: Placement::cpu(),
+            for_training: false,
+        };
+        Gemma::load(&Checkpoint::open(&folder()).unwrap(), None, options).unwrap()
+    }
+
+    /// Returns an adapter of [`base`].
+    pub fn adapter(name: &str, base: &Gemma) -> Adapter {
+        Adapter::load(&folder().join(name), base.config(), "sha256:0").unwrap()
+    }
+
     /// During a swap, two versions serve at once. They hold one base between them.
     #[test]
     fn decoders_with_different_adapters_hold_one_base() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3");
-        let checkpoint = Checkpoint::open(&folder).unwrap();
         for quantize in [Quantize::None, Quantize::Int8] {
-            let options = LoadOptions {
-                lora: LoraMode::Unmerged,
-                quantize,
-                placement: Placement::cpu(),
-                for_training: false,
-            };
-            let base = Gemma::load(&checkpoint, None, options).unwrap();
-            let adapted = |name: &str| {
-                let adapter = Adapter::load(&folder.join(name), base.config(), "sha256:0").unwrap();
-                base.with_adapter(&adapter).unwrap()
-            };
+            let base = base(quantize);
+            let adapted = |name: &str| base.with_adapter(&adapter(name, &base)).unwrap();
             for (one, other) in [
                 (adapted("lora_qv"), adapted("lora_all_rslora")),
                 (base.clone(), adapted("lora_qv")),

@@ -44,32 +44,16 @@ impl DecoderLayer {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::config::Quantize;
-    use crate::model::device::Placement;
-    use crate::model::files::checkpoint::Checkpoint;
-    use crate::model::files::lora::Adapter;
-    use crate::model::forward::gemma::Gemma;
-    use crate::model::forward::linear::LoraMode;
-    use crate::model::forward::load::LoadOptions;
+    use crate::model::forward::gemma::tests::{adapter, base};
     use crate::model::kernels::tests::{assert_close, random};
 
     #[test]
     fn an_mlp_in_chunks_equals_that_of_whole_tensors() -> Result<()> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3");
-        let checkpoint = Checkpoint::open(&folder).unwrap();
-        let adapter = Adapter::load(&folder.join("lora_all_rslora"), checkpoint.config(), "sha256:0").unwrap();
         for quantize in [Quantize::None, Quantize::Int8] {
-            let options = LoadOptions {
-                lora: LoraMode::Unmerged,
-                quantize,
-                placement: Placement::cpu(),
-                for_training: false,
-            };
-            let base = Gemma::load(&checkpoint, None, options).unwrap();
-            for gemma in [base.with_adapter(&adapter)?, base] {
+            let base = base(quantize);
+            for gemma in [base.with_adapter(&adapter("lora_all_rslora", &base))?, base] {
                 // One row, one chunk, and several of which the last is not full.
                 for rows in [1, 64, 1100] {
                     let x = random((rows, gemma.config.hidden_size), 1)?;
