@@ -75,6 +75,10 @@ pub(super) fn check(
     }
     let mut config = draft.finish();
     // A name is resolved once, so that all parts of the process use the same commit.
+    if let (Err(_), Some(model)) = (&config, &mut model) {
+        // Nothing is downloaded for settings that have to be changed first.
+        model.download = false;
+    }
     let named = model.as_mut().map_or_else(|| Ok(Vec::new()), named::resolve);
     if let (Ok(config), Some(model)) = (&mut config, &model) {
         config.model = model.clone();

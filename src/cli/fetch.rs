@@ -19,8 +19,8 @@ pub(super) struct FetchArgs {
 
 const AFTER_HELP: &str = "\
 Downloads the config, the tokenizer and the weights into the cache that Python's huggingface_hub also
-uses, checks the SHA-256 of the weights, and prints the folder. What an interrupted download has left is
-continued. `model.path` and `model.adapter` accept the same names.
+uses, checks the SHA-256 of the weights, and prints the folder. Interrupted downloads are resumed.
+`model.path` and `model.adapter` accept the same names.
 
 Environment:
   HF_TOKEN, HF_TOKEN_PATH  token for gated and private repositories, or the file with the token;
@@ -30,7 +30,7 @@ Environment:
 
 Exit codes:
   0   the model is in the cache
-  1   the hub or the network failed; another attempt continues the download
+  1   the hub, the network or the disk failed; another attempt resumes the download
   78  the hub refuses: the name, the licence or the token needs attention
 
 Examples:

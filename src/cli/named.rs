@@ -1,5 +1,7 @@
 //! Models by name: finds `hf://` paths of the settings in the cache, or downloads them if the settings allow it.
 
+use std::time::Duration;
+
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::{info, warn};
@@ -49,24 +51,36 @@ pub(super) fn resolve(model: &mut ModelConfig) -> anyhow::Result<Vec<Named>> {
     if faults.is_empty() { Ok(named) } else { bail!(faults) }
 }
 
+/// The longest pause before another attempt if the cache has a model, so that a start is not held up.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 fn find(reference: &Reference, download: bool) -> Result<Snapshot, HubError> {
-    let hub = Hub::from_environment()?;
+    let mut hub = Hub::from_environment()?;
+    let cached = hub.cached(reference);
     if !download {
-        return hub.cached(reference);
+        return cached;
+    }
+    if cached.is_ok() {
+        hub = hub.with_longest_pause(LONGEST_PAUSE);
     }
     let mut progress = |progress: Progress<'_>| match progress {
         Progress::File { name, size, present } => info!(model = %reference, file = name, size, present, "downloading"),
-        Progress::Retry { reason, pause } => warn!(reason, pause_s = pause.as_secs(), "a download is tried again"),
+        Progress::Retry { reason, pause } => warn!(reason, pause_s = pause.as_secs(), "retrying the download"),
         Progress::Bytes(_) => {}
     };
-    match hub.fetch(reference, &mut progress) {
-        // Without the hub, what is in the cache is served.
-        Err(HubError::Failed(reason)) => {
-            let snapshot = hub.cached(reference).map_err(|_| HubError::Failed(reason.clone()))?;
-            warn!(model = %reference, reason, commit = snapshot.commit, "the hub does not answer: using the cache");
+    match (hub.fetch(reference, &mut progress), cached) {
+        // A service that could start yesterday starts today, whether the hub fails, the token has expired or the disk is
+        // full.
+        (Err(error), Ok(snapshot)) => {
+            warn!(
+                model = %reference,
+                %error,
+                commit = snapshot.commit,
+                "cannot ask the hub for a newer commit: using the one in the cache"
+            );
             Ok(snapshot)
         }
-        fetched => fetched,
+        (fetched, _) => fetched,
     }
 }
 
@@ -87,7 +101,7 @@ pub(super) fn fetch(reference: &Reference) -> anyhow::Result<Snapshot> {
         }
         Progress::Bytes(bytes) => bar.inc(bytes),
         Progress::Retry { reason, pause } => {
-            bar.suspend(|| warn!(reason, pause_s = pause.as_secs(), "a download is tried again"));
+            bar.suspend(|| warn!(reason, pause_s = pause.as_secs(), "retrying the download"));
         }
     };
     let fetched = hub.fetch(reference, &mut progress);

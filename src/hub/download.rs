@@ -1,15 +1,19 @@
 //! Downloads the files of a model into the cache: `blobs` holds each file under its etag, `snapshots` has a folder of
 //! links for each commit, and `refs` maps revisions to commits.
 //!
-//! A file is written as `<etag>.incomplete`, which a later download continues. It gets its name only once its size and
-//! SHA-256 are those that the hub states. The reference is written last.
+//! Weights and other files in Git LFS are written as `<etag>.incomplete`, which a later download continues, and get their
+//! name only once their size and SHA-256 are those that the hub states. Of smaller files, the hub states no SHA-256: they
+//! are always downloaded from their beginning, and only their size is checked. The reference is written last.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 use ureq::http::StatusCode;
+
+use crate::hash::hex;
 
 use super::requests::{Client, ModelInfo, RemoteFile};
 use super::{Hub, HubError, Progress, Reference, Snapshot, is_commit, missing_file};
@@ -109,6 +113,9 @@ impl Hub {
         if blob.exists() {
             return Ok(blob);
         }
+        if file.lfs.is_none() && part.exists() {
+            fs::remove_file(&part).map_err(|error| cannot_write(&part, &error))?;
+        }
         let url = format!("{}/{}/resolve/{commit}/{name}", self.endpoint, reference.id);
         let present = present_bytes(&part);
         progress(Progress::File {
@@ -157,6 +164,7 @@ impl Hub {
         progress: &mut dyn FnMut(Progress<'_>),
     ) -> Result<(), HubError> {
         let mut attempt = 0;
+        let mut furthest = present_bytes(part);
         loop {
             let mut present = present_bytes(part);
             if size.is_some_and(|size| present > size) {
@@ -182,18 +190,22 @@ impl Hub {
             let opened = open(part, continues);
             let mut output = opened.map_err(|error| cannot_write(part, &error))?;
             let mut input = response.body_mut().as_reader();
-            let before = present_bytes(part);
             let broken = copy(&mut input, &mut output, progress).map_err(|error| cannot_write(part, &error))?;
             output.sync_all().map_err(|error| cannot_write(part, &error))?;
             let received = present_bytes(part);
             let reason = match (broken, size) {
                 (Some(reason), _) => reason,
+                (None, Some(size)) if received > size => {
+                    return Err(HubError::Failed(format!(
+                        "{url}: {received} bytes arrived, but the hub states {size}"
+                    )));
+                }
                 (None, Some(size)) if received != size => format!("{received} of {size} bytes arrived"),
                 (None, _) => return Ok(()),
             };
-            // A slow download may break off often, as long as it gets on.
-            if received > before {
-                attempt = 0;
+            // A slow download may break off often, as long as it gets further than before.
+            if received > furthest {
+                (attempt, furthest) = (0, received);
             }
             client.pause(&mut attempt, None, &format!("{url} broke off: {reason}"), progress)?;
         }
@@ -216,9 +228,14 @@ impl Hub {
 
 /// Replaces the commit of a branch or tag, whose name may have several parts.
 fn write_ref(path: &Path, commit: &str) -> std::io::Result<()> {
+    if fs::read_to_string(path).is_ok_and(|found| found == commit) {
+        return Ok(());
+    }
     let folder = path.parent().unwrap_or(path);
     fs::create_dir_all(folder)?;
-    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    // As readable as the other files of the cache: a service may run as another user than `moderatord fetch`.
+    let readable = fs::Permissions::from_mode(0o666);
+    let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
     file.write_all(commit.as_bytes())?;
     file.persist(path)?;
     Ok(())
@@ -275,27 +292,30 @@ fn copy(
 fn sha256(path: &Path) -> std::io::Result<String> {
     let mut hasher = Sha256::new();
     std::io::copy(&mut File::open(path)?, &mut hasher)?;
-    let hex = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(hex)
+    Ok(hex(&hasher.finalize()))
 }
 
 /// Makes a relative link to a blob, as Python does, so that the cache can be moved.
 fn link(blob: &Path, pointer: &Path) -> std::io::Result<()> {
     let (Some(folder), Some(name)) = (pointer.parent(), blob.file_name()) else {
-        return Err(std::io::Error::other("the cache has no folder"));
+        return Err(std::io::Error::other(format!(
+            "{} is not in a folder",
+            pointer.display()
+        )));
     };
     fs::create_dir_all(folder)?;
     let target = Path::new("../../blobs").join(name);
     if fs::read_link(pointer).is_ok_and(|found| found == target) {
         return Ok(());
     }
-    let temporary = folder.join(format!(".{}.link", std::process::id()));
-    std::os::unix::fs::symlink(&target, &temporary)?;
-    fs::rename(temporary, pointer)
+    // Several containers, in which processes have the same ids, may share a cache.
+    let temporary = tempfile::Builder::new().make_in(folder, |path| std::os::unix::fs::symlink(&target, path))?;
+    temporary.into_temp_path().persist(pointer)?;
+    Ok(())
 }
 
 fn cannot_write(path: &Path, error: &std::io::Error) -> HubError {
-    HubError::Refused(format!(
+    HubError::Failed(format!(
         "cannot write {} in the cache of models: {error}",
         path.display()
     ))

@@ -162,7 +162,10 @@ impl Hub {
             .or_else(|| Some(variable("HOME")?.join(".cache/huggingface")));
         let in_home = |name: &str| home.as_ref().map(|home| home.join(name));
         let cache = variable("HF_HUB_CACHE").or_else(|| in_home("hub")).ok_or_else(|| {
-            HubError::Refused("the cache of models has no folder: set HF_HOME or HF_HUB_CACHE".to_owned())
+            HubError::Refused(
+                "cannot tell where models are cached, because there is no home folder: set HF_HOME or HF_HUB_CACHE"
+                    .to_owned(),
+            )
         })?;
         let text = |path: PathBuf| path.to_string_lossy().trim().to_owned();
         let token = match (variable("HF_TOKEN"), variable("HF_TOKEN_PATH")) {
@@ -208,8 +211,17 @@ impl Hub {
         let commit = if reference.is_commit() {
             reference.revision.clone()
         } else {
-            let commit = std::fs::read_to_string(self.ref_path(reference)).map_err(|_| refused("is not in"))?;
-            commit.trim().to_owned()
+            let path = self.ref_path(reference);
+            match std::fs::read_to_string(&path) {
+                Ok(commit) => commit.trim().to_owned(),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(refused("is not in")),
+                Err(error) => {
+                    return Err(HubError::Refused(format!(
+                        "{reference}: cannot read {}: {error}",
+                        path.display()
+                    )));
+                }
+            }
         };
         let folder = self.snapshot(reference, &commit);
         if !is_commit(&commit) || !folder.is_dir() {
@@ -254,7 +266,7 @@ struct ShardIndex {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-/// Returns the name of a file that a folder lacks for being a checkpoint or an adapter.
+/// Returns a file that is missing from the folder of a checkpoint or an adapter.
 fn missing_file(folder: &Path) -> Option<String> {
     let lacks = |name: &str| !folder.join(name).exists();
     if !lacks("adapter_config.json") {
@@ -262,6 +274,9 @@ fn missing_file(folder: &Path) -> Option<String> {
     }
     if lacks("config.json") {
         return Some("config.json".to_owned());
+    }
+    if lacks("tokenizer.json") && lacks("tokenizer.model") {
+        return Some("tokenizer.json".to_owned());
     }
     let index = std::fs::read(folder.join("model.safetensors.index.json")).ok();
     let index = index.and_then(|text| serde_json::from_slice::<ShardIndex>(&text).ok());

@@ -150,7 +150,7 @@ impl<'a> Client<'a> {
         Ok(())
     }
 
-    /// Says what an answer means that trying again does not change.
+    /// Explains a response that retrying cannot change.
     fn explain(&self, url: &str, response: &Response<Body>, reference: &Reference) -> HubError {
         let endpoint = &self.hub.endpoint;
         let page = format!("{endpoint}/{}", reference.id);
@@ -170,7 +170,7 @@ impl<'a> Client<'a> {
                  the licence at {page}, and check the token at {endpoint}/settings/tokens"
             ),
             (403, _) => format!(
-                "{reference}: the hub answers {status}: the owner of the token has no access. Accept the licence at {page} \
+                "{reference}: the hub answers {status}: the token's owner has no access. Accept the licence at {page} \
                  (access may have to be granted), and let the token read gated repositories"
             ),
             (404, Some("RevisionNotFound")) => format!(

@@ -28,6 +28,8 @@ enum Trouble {
     Damaged,
     /// The range is ignored.
     WholeFile,
+    /// The file has this many bytes, whatever the hub states.
+    Length(usize),
 }
 
 /// What a client asked for.
@@ -184,6 +186,12 @@ fn serve(mut connection: TcpStream, port: u16, state: &Mutex<State>) -> std::io:
     if trouble == Some(Trouble::Damaged) {
         file[100] ^= 1;
     }
+    if let Some(Trouble::Length(length)) = trouble {
+        file.resize(length, 0);
+        if range.is_some_and(|from| from >= length as u64) {
+            return answer("416 Range Not Satisfiable", "", b"");
+        }
+    }
     let (status, headers, body) = match range {
         Some(from) if trouble != Some(Trouble::WholeFile) => {
             let from = usize::try_from(from).unwrap();
@@ -307,6 +315,51 @@ fn a_download_that_breaks_off_is_continued() {
     assert_eq!(server.requests("/cdn/model")[0].range, Some(2000));
 }
 
+/// A mirror that serves another file than the hub describes is asked only a few times.
+#[test]
+fn a_file_of_another_size_is_an_error() {
+    let stated = std::fs::metadata(fixture("gemma3/model.safetensors")).unwrap().len();
+    for (length, part) in [(stated - 100, "after 6 attempts"), (stated + 100, "bytes arrived")] {
+        let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+        let hub = hub(&server, cache.path(), None);
+        server.trouble("/cdn/model", &[Trouble::Length(usize::try_from(length).unwrap()); 40]);
+        let error = fetch(&hub, &main_branch()).0.unwrap_err();
+        assert!(
+            matches!(&error, HubError::Failed(text) if text.contains(part)),
+            "{error}"
+        );
+        assert!(server.requests("/cdn/model").len() < 20);
+        assert!(hub.cached(&main_branch()).is_err());
+    }
+}
+
+/// A commit in the cache is complete only with all files that it needs.
+#[test]
+fn what_an_interrupted_download_of_a_commit_lacks_is_downloaded() {
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let hub = hub(&server, cache.path(), None);
+    let commit = Reference::parse(&format!("hf://{ID}@{COMMIT}")).unwrap();
+    for name in ["config.json", "tokenizer.json", "model.safetensors"] {
+        let folder = fetch(&hub, &commit).0.unwrap().folder;
+        std::fs::remove_file(folder.join(name)).unwrap();
+        assert!(hub.cached(&commit).is_err(), "{name}");
+        assert_complete(&fetch(&hub, &commit).0.unwrap().folder);
+    }
+}
+
+#[test]
+fn a_reference_is_as_readable_as_the_other_files() {
+    use std::os::unix::fs::PermissionsExt;
+    let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
+    let folder = fetch(&hub(&server, cache.path(), None), &main_branch())
+        .0
+        .unwrap()
+        .folder;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
+    let reference = cache.path().join("models--garden--tiny-gemma/refs/main");
+    assert_eq!(mode(&reference), mode(&folder.join("config.json")));
+}
+
 #[test]
 fn damaged_weights_are_never_used() {
     let (server, cache) = (Server::start(), tempfile::tempdir().unwrap());
@@ -428,6 +481,10 @@ fn commands_find_models_by_name_and_download_only_if_they_may() {
         code == Some(78) && err.contains("the token is not valid") && !err.contains("hf_wrong"),
         "{err}"
     );
+    // A token that has expired stops no service whose model is in the cache.
+    let expired = [("HF_TOKEN", "hf_wrong"), ("MODERATORD__MODEL__DOWNLOAD", "true")];
+    let (code, out, err) = run(&score, &expired);
+    assert!(code == Some(0) && out.contains("\"probability\""), "{err}");
     // With leave, `score` downloads it.
     std::fs::remove_dir_all(cache.path().join("hub")).unwrap();
     let (code, out, err) = run(&score, &[("MODERATORD__MODEL__DOWNLOAD", "true")]);
