@@ -145,6 +145,7 @@ impl<R: Read> Table<R> {
             .flexible(true)
             .from_reader(RowLimit {
                 source,
+                end: io::Cursor::new([b"\n", AFTER_THE_END].concat()),
                 row_bytes: Rc::clone(&row_bytes),
             });
         let header = reader.byte_headers()?.clone();
@@ -167,9 +168,9 @@ impl<R: Read> Table<R> {
             };
             bail!("it is CSV without the column {}; {named}", missing.join(" and "));
         }
-        for (column, _) in found.iter().filter(|(_, place)| place.is_some()) {
-            let name = &column.names[0];
-            if header.iter().filter(|cell| is_name(cell, name)).count() > 1 {
+        for place in found.iter().filter_map(|(_, place)| *place) {
+            let name = String::from_utf8_lossy(header[place].trim_ascii());
+            if header.iter().filter(|cell| is_name(cell, &name)).count() > 1 {
                 bail!("it is CSV with two columns `{name}`");
             }
         }
@@ -208,6 +209,15 @@ impl<R: Read> Table<R> {
             return Ok(None);
         }
         let line = self.record.position().map_or(0, csv::Position::line);
+        let last = self.record.iter().next_back().unwrap_or_default();
+        if last == AFTER_THE_END && self.record.len() == 1 {
+            return Ok(None);
+        }
+        if last.ends_with(AFTER_THE_END) {
+            let reason =
+                "a quote that begins here or later in the row never ends, so it and all that follows is one cell";
+            return Ok(Some((line, Entry::Refused(reason.to_owned()))));
+        }
         Ok(Some((line, self.entry())))
     }
 
@@ -259,9 +269,14 @@ fn shown(cell: &[u8]) -> String {
     format!("`{name}`")
 }
 
-/// A reader that fails if one row is larger than any real one.
+/// A row that is added after the end of a file, by itself. If a quote is still open there, it is in that cell instead.
+const AFTER_THE_END: &[u8] = b"\x00the file has ended\x00";
+
+/// A reader that fails if one row is larger than any real one, and adds [`AFTER_THE_END`].
 struct RowLimit<R> {
     source: R,
+    /// What is added to the source.
+    end: io::Cursor<Vec<u8>>,
     /// The bytes that were read since the last row began.
     row_bytes: Rc<Cell<u64>>,
 }
@@ -272,7 +287,10 @@ impl<R: Read> Read for RowLimit<R> {
             let reason = format!("a row has more than {MAX_ROW_BYTES} bytes, expected a quote that ends it");
             return Err(io::Error::new(io::ErrorKind::InvalidData, reason));
         }
-        let count = self.source.read(buffer)?;
+        let count = match self.source.read(buffer)? {
+            0 => self.end.read(buffer)?,
+            count => count,
+        };
         self.row_bytes.set(self.row_bytes.get() + count as u64);
         Ok(count)
     }

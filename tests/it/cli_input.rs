@@ -269,6 +269,26 @@ fn a_file_of_which_nothing_can_be_read_is_a_failure_that_says_what_it_looks_like
     }
 }
 
+/// The rows after a quote that never ends would otherwise become a part of one comment.
+#[test]
+fn a_quote_that_never_ends_is_named() {
+    let files = Files::new();
+    let rows = "content_id,text\n1,a fine day\n2,\"so nice\n3,see you\n";
+    for rows in [rows.to_owned(), rows.trim_end().to_owned(), format!("{rows}\n\n")] {
+        let (code, out, err) = files.run("score", &files.write("in.csv", rows));
+        assert_eq!(code, Some(1), "{out}");
+        assert!(
+            out.contains("\"content_id\":\"1\"") && out.lines().count() == 1,
+            "{out}"
+        );
+        assert!(err.contains("line 3: a quote that begins here"), "{err}");
+    }
+    // A quote that ends, or that does not begin a cell, is no fault.
+    let rows = "content_id,text\n1,a 5\" nail\n2,\"so nice\"\n";
+    let (code, out, err) = files.run("score", &files.write("in.csv", rows));
+    assert_eq!((code, out.lines().count()), (Some(0), 2), "{err}");
+}
+
 #[test]
 fn labels_are_read_from_a_table() {
     let files = Files::new();
