@@ -115,8 +115,8 @@ impl Choice {
     fn notes(self, outputs: &Outputs) -> Vec<String> {
         match (self, outputs.problem_type.as_deref()) {
             (Self::Single, Some("regression")) => vec![
-                "`problem_type` is `regression`: the output of the head is taken for a logit, so a calibration is needed \
-                 if it was trained to be a probability"
+                "`problem_type` is `regression`: the output of the head is used as a logit; add a calibration if the head \
+                 was trained to predict a probability"
                     .to_owned(),
             ],
             _ => Vec::new(),
@@ -124,12 +124,23 @@ impl Choice {
     }
 }
 
-/// Returns the index of the hateful output: the one that `prompt.hateful_label` names if the two outputs are the labels
-/// of the settings, or else the one with the name `hateful`.
+/// The labels of the shipped settings, in which the negative one is hateful. A head may mean the opposite by the same
+/// names.
+const DEFAULT_LABELS: [&str; 2] = ["Positive", "Negative"];
+
+/// Returns the index of the hateful output: the one that `prompt.hateful_label` names if the two outputs are labels that
+/// the operator has chosen, or else the one with the name `hateful`.
 fn hateful_of(names: &[String], prompt: &PromptConfig) -> Result<usize, String> {
     let [first, second] = names else {
         return Err(format!("`id2label` names {} outputs, but the head has 2", names.len()));
     };
+    let is_default = |name: &String| DEFAULT_LABELS.iter().any(|label| name.eq_ignore_ascii_case(label));
+    if is_default(first) && is_default(second) {
+        return Err(format!(
+            "`id2label` names the outputs `{first}` and `{second}`, of which it is not known which one is for hateful \
+             texts: rename that output to `hateful` in config.json"
+        ));
+    }
     if prompt.labels.contains(first) && prompt.labels.contains(second) && first != second {
         return Ok(usize::from(*second == prompt.hateful_label));
     }
@@ -171,16 +182,16 @@ mod tests {
 
     #[test]
     fn the_hateful_output_is_named_or_the_second() {
-        for (names, hateful) in [
-            (&[][..], 1),
-            (&["hateful", "ok"], 0),
-            (&["fine", "Hateful"], 1),
-            (&["Negative", "Positive"], 0),
-            (&["Positive", "Negative"], 1),
-        ] {
+        for (names, hateful) in [(&[][..], 1), (&["hateful", "ok"], 0), (&["fine", "Hateful"], 1)] {
             assert_eq!(choice(2, names, None), Ok(Choice::Of2 { hateful }), "{names:?}");
         }
         assert_eq!(choice(1, &[], Some("regression")), Ok(Choice::Single));
+    }
+
+    #[test]
+    fn the_default_labels_are_those_of_the_shipped_settings() {
+        let config = crate::config::Config::load(&crate::config::Sources::default()).unwrap();
+        assert_eq!(config.prompt.labels, DEFAULT_LABELS);
     }
 
     #[test]
@@ -191,6 +202,12 @@ mod tests {
                 &["safe", "toxic"][..],
                 None,
                 "set `prompt.labels` to [\"safe\", \"toxic\"]",
+            ),
+            (
+                2,
+                &["Negative", "Positive"],
+                None,
+                "rename that output to `hateful` in config.json",
             ),
             (2, &["a", "b", "c"], None, "names 3 outputs"),
             (

@@ -229,16 +229,19 @@ fn tensors_that_would_be_ignored_are_refused_by_name() {
 /// What `Gemma3TextModel.save_pretrained` writes, which transformers loads as a language model.
 #[test]
 fn a_bare_decoder_scores_like_the_language_model() {
-    let built = Built::changed(|config, tensors| {
-        config["architectures"] = json!(["Gemma3TextModel"]);
-        let bare = |(name, tensor): (String, Tensor)| (name.replacen("model.", "", 1), tensor);
-        *tensors = tensors.drain().map(bare).collect();
-    });
     let mut plain = load(fixture("gemma3"), None, &prompt_config()).unwrap();
-    assert_eq!(
-        margins(&mut built.load(None).unwrap(), &TEXTS),
-        margins(&mut plain, &TEXTS)
-    );
+    for prefix in ["", "language_model."] {
+        let built = Built::changed(|config, tensors| {
+            config["architectures"] = json!(["Gemma3TextModel"]);
+            let bare = |(name, tensor): (String, Tensor)| (name.replacen("model.", prefix, 1), tensor);
+            *tensors = tensors.drain().map(bare).collect();
+        });
+        assert_eq!(
+            margins(&mut built.load(None).unwrap(), &TEXTS),
+            margins(&mut plain, &TEXTS),
+            "{prefix}"
+        );
+    }
 }
 
 /// The adapter of the fixture, after a change of its config and its tensors.
@@ -427,6 +430,9 @@ fn classification_heads_score_as_with_transformers_and_peft() {
     // A cap of logits concerns the vocabulary.
     let capped = with_head(2, |config| config["final_logit_softcapping"] = json!(0.01));
     assert_head(&mut capped.load(None).unwrap(), "base", second);
+    let capped = Built::changed(|config, _| config["final_logit_softcapping"] = json!(0.01));
+    let mut adapted = capped.load(Some(fixture("gemma3/seq_cls"))).unwrap();
+    assert_head(&mut adapted, "adapter", second);
 }
 
 #[test]
@@ -485,7 +491,7 @@ fn other_formats_are_recognised() {
         ),
         (
             &[("config.json", b"{}"), ("pytorch_model.bin", ZIP)],
-            "pytorch_model.bin: is a pickle",
+            "getattr(t, c.architectures[0]).from_pretrained",
         ),
         (&[("model.pt", b"\x80\x02}")], "model.pt: is a pickle"),
         (&[("model.weights.h5", HDF5)], "export_to_transformers(FOLDER)"),
@@ -574,7 +580,7 @@ fn an_adapter_beside_a_checkpoint_is_not_ignored() {
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         std::fs::copy(fixture("gemma3/lora_qv").join(file), built.path().join(file)).unwrap();
     }
-    assert_fault(built.load(None), &["adapter_config.json: lies beside the checkpoint"]);
+    assert_fault(built.load(None), &["adapter_config.json: is in the same folder as the checkpoint"]);
     let mut both = built.load(Some(built.path())).unwrap();
     let mut apart = load(fixture("gemma3"), Some(fixture("gemma3/lora_qv")), &prompt_config()).unwrap();
     assert_eq!(margins(&mut both, &TEXTS), margins(&mut apart, &TEXTS));

@@ -49,8 +49,8 @@ impl Checkpoint {
         let checkpoint = Self::open(folder)?;
         let adapter = folder.join("adapter_config.json");
         if adapter.exists() && model.adapter.as_ref() != Some(folder) {
-            let text = "lies beside the checkpoint, and transformers applies the adapter with it: point `model.adapter` to \
-                        this folder as well, or move the adapter away if its weights are merged";
+            let text = "is in the same folder as the checkpoint, and transformers would apply this adapter: point \
+                        `model.adapter` to this folder as well, or move the adapter away if its weights are merged";
             return Err(Fault::file(&adapter, text).into());
         }
         Ok(checkpoint)

@@ -1,5 +1,5 @@
-//! Which part of a model each tensor of a file belongs to. Whatever the scorer does not use must be known to have no
-//! influence on a text, or is a fault.
+//! Which part of a model each tensor of a file belongs to. A tensor that the scorer does not use is a fault, unless it is
+//! known not to affect the score of a text.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,8 +10,14 @@ use crate::model::config::GemmaConfig;
 use crate::plural::Count;
 
 /// The prefixes of the decoder's tensor names in text-only checkpoints, in old and new multimodal ones, and in those of
-/// a bare decoder.
-const PREFIXES: [&str; 4] = ["model.", "language_model.model.", "model.language_model.", ""];
+/// a bare multimodal model and a bare decoder.
+const PREFIXES: [&str; 5] = [
+    "model.",
+    "language_model.model.",
+    "model.language_model.",
+    "language_model.",
+    "",
+];
 
 /// The modules that see images or sounds. A text does not pass through them.
 const OTHER_MODALITIES: [&str; 6] = [

@@ -1,5 +1,5 @@
-//! Formats that people hold and that are not read here. They are recognised by their first bytes or their name, so that
-//! the error can say what was found and how to convert it. None of them is parsed; pickles could run code.
+//! Formats that users may have but that moderatord does not read. They are recognised by their first bytes or their name,
+//! so that the error can say what was found and how to convert it. None of them is parsed; pickles could run code.
 
 use std::fs::File;
 use std::io::Read;
@@ -43,7 +43,8 @@ impl Format {
         }
     }
 
-    /// Says what the file is and what to do, for a checkpoint.
+    /// Says what the file is and what to do, for a checkpoint. The conversion of a pickle keeps the architecture, because
+    /// transformers drops a classification head with no more than a warning if it loads another one.
     fn checkpoint_advice(self, path: &Path) -> String {
         match self {
             Self::GitLfsPointer => LFS.to_owned(),
@@ -56,9 +57,11 @@ impl Format {
                     .to_owned()
             }
             Self::Pickle => format!(
-                "is a pickle, expected safetensors: pickles can run code and are not read. Convert it where you trust it: \
-                 python -c \"from transformers import AutoModelForCausalLM as M; d = '{}'; \
-                 M.from_pretrained(d, dtype='auto').save_pretrained(d)\"",
+                "is a pickle, expected safetensors: pickles can run code and are not read. Convert it where you trust it, \
+                 and point `model.path` to the new folder: python -c \"import transformers as t; d = '{0}'; n = d + \
+                 '-safetensors'; c = t.AutoConfig.from_pretrained(d); getattr(t, \
+                 c.architectures[0]).from_pretrained(d, dtype='auto').save_pretrained(n); \
+                 t.AutoTokenizer.from_pretrained(d).save_pretrained(n)\"",
                 folder_of(path).display()
             ),
         }

@@ -106,8 +106,10 @@ struct Scales {
 /// The manifest that accompanies the PEFT files of an adapter from a registry.
 #[derive(Debug, Deserialize)]
 struct RawManifest {
-    version: Option<String>,
-    base: Option<String>,
+    #[serde(default)]
+    version: Value,
+    #[serde(default)]
+    base: Value,
 }
 
 /// The modules that PEFT saves as a whole for a classifier, whose head has one of these names.
@@ -473,13 +475,14 @@ impl AdapterReader<'_> {
                 .map_err(|error| Fault::file(path, format!("cannot read: {error}")))
         });
         let manifest = self.faults.collect(manifest)?;
-        if let Some(base) = manifest.base.filter(|base| base != base_fingerprint) {
+        // Other programs also write files of this name.
+        if let Some(base) = manifest.base.as_str().filter(|base| *base != base_fingerprint) {
             self.faults.push(Fault::file(
                 path,
                 format!("the adapter was made for base model `{base}`, expected `{base_fingerprint}`"),
             ));
         }
-        manifest.version
+        manifest.version.as_str().map(str::to_owned)
     }
 }
 
