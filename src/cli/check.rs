@@ -18,7 +18,6 @@ use crate::kafka::client;
 use crate::kafka::topics::TopicFacts;
 use crate::ops::log;
 use crate::plural::Count;
-use crate::prompt::Prompter;
 use crate::scorer::Scorer;
 
 #[derive(Debug, Args)]
@@ -68,7 +67,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
     summary(&config, &model, &margins, out)?;
     stream_summary(stream.as_ref(), &config.input, out)?;
     if args.show_prompt {
-        show_prompt(&model.loaded.classifier.prompter(), &config.prompt, &args.text, out)?;
+        show_prompt(&model.loaded.classifier, &config.prompt, &args.text, out)?;
     }
     if args.oracle {
         let report = oracle::compare(&config.model, &config.prompt, &canary::TEXTS)?;
@@ -143,10 +142,15 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
 }
 
 /// Prints each prompt that a text becomes, as a JSON string, so that white space is seen, with the ids that are scored.
-fn show_prompt(prompter: &Prompter, config: &PromptConfig, text: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+fn show_prompt(classifier: &Classifier, config: &PromptConfig, text: &str, out: &mut dyn Write) -> anyhow::Result<()> {
+    let prompter = classifier.prompter();
     for (string, row) in prompter.prompts(text).context("cannot encode the text")? {
         writeln!(out, "string    {}", serde_json::to_string(&string)?)?;
         writeln!(out, "ids       {:?}", row.tokens)?;
+    }
+    // A classification head has outputs instead of tokens for its labels.
+    if classifier.head().is_some() {
+        return Ok(());
     }
     let [hateful, other] = prompter.label_ids();
     let other_label = config.labels.iter().find(|label| **label != config.hateful_label);

@@ -111,7 +111,8 @@ fn decode_html(html: &str) -> Cow<'_, str> {
             }
             // One that never ends is reported before, unless it begins as no comment should, such as `<!a`.
             Token::Comment(comment) => {
-                if !is_unfinished && html[..comment.span.end].ends_with('>') {
+                let shown = html.as_bytes().get(..comment.span.end);
+                if !is_unfinished && shown.is_some_and(|shown| shown.ends_with(b">")) {
                     end = comment.span.end;
                 } else {
                     is_unfinished = true;

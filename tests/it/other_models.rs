@@ -580,7 +580,10 @@ fn an_adapter_beside_a_checkpoint_is_not_ignored() {
     for file in ["adapter_config.json", "adapter_model.safetensors"] {
         std::fs::copy(fixture("gemma3/lora_qv").join(file), built.path().join(file)).unwrap();
     }
-    assert_fault(built.load(None), &["adapter_config.json: is in the same folder as the checkpoint"]);
+    assert_fault(
+        built.load(None),
+        &["adapter_config.json: is in the same folder as the checkpoint"],
+    );
     let mut both = built.load(Some(built.path())).unwrap();
     let mut apart = load(fixture("gemma3"), Some(fixture("gemma3/lora_qv")), &prompt_config()).unwrap();
     assert_eq!(margins(&mut both, &TEXTS), margins(&mut apart, &TEXTS));
