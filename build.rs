@@ -1,5 +1,5 @@
-//! Finds the commit of the build. With the feature `cuda`, compiles our kernels to PTX, which the driver compiles
-//! further for the GPU, and the code that finds the driver when the program starts.
+//! Finds the commit of the build. With the feature `cuda`, compiles our kernels for every supported GPU, and the code
+//! that finds the driver when the program starts.
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -46,12 +46,17 @@ mod commit {
 #[cfg(feature = "cuda")]
 mod cuda {
     use std::path::{Path, PathBuf};
-    use std::process::Command;
+    use std::process::{Command, Stdio};
 
     const KERNELS: [&str; 4] = ["geglu", "norm", "norm_rope", "attention"];
 
-    /// Ampere, the oldest architecture with bf16 tensor cores. Later ones run the same code.
-    const ARCHITECTURE: &str = "compute_80";
+    /// The architectures for which machine code is made. Code for one also runs on later GPUs with the same major
+    /// number. A compiler may not know all of them yet, or any more.
+    const MACHINE_CODE: [u32; 6] = [80, 86, 89, 90, 100, 120];
+
+    /// Ampere, the oldest architecture with bf16 tensor cores. The driver compiles the PTX for it on GPUs for which
+    /// there is no machine code.
+    const PTX: u32 = 80;
 
     pub fn build() {
         println!("cargo::rerun-if-changed=src/model/kernels/cuda");
@@ -66,19 +71,36 @@ mod cuda {
             .compile("moderatord_driver");
     }
 
+    /// Compiles each source to one fat binary, from which the driver takes the code for the installed GPU.
     fn kernels() {
         let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("cargo sets OUT_DIR for build scripts"));
+        let known = run(Command::new(nvcc()).arg("--list-gpu-code"));
+        let is_known = |architecture: &u32| {
+            known
+                .split_whitespace()
+                .any(|code| code == format!("sm_{architecture}"))
+        };
+        let mut targets = vec![format!("arch=compute_{PTX},code=compute_{PTX}")];
+        for architecture in MACHINE_CODE.iter().filter(|architecture| is_known(architecture)) {
+            targets.push(format!("arch=compute_{architecture},code=sm_{architecture}"));
+        }
+        // One process for each target, up to as many as cargo runs.
+        let threads = std::env::var("NUM_JOBS").unwrap_or_else(|_| "1".to_owned());
         for kernel in KERNELS {
-            let source = Path::new("src/model/kernels/cuda").join(format!("{kernel}.cu"));
-            let target = out.join(format!("{kernel}.ptx"));
             let mut command = Command::new(nvcc());
-            command.args(["-ptx", "-std=c++17", "-O3", "-arch", ARCHITECTURE, "-o"]);
-            let status = command.arg(&target).arg(&source).status();
-            match status {
-                Ok(status) if status.success() => {}
-                Ok(status) => panic!("{command:?} failed: {status}"),
-                Err(error) => panic!("cannot run {command:?}: {error}; see README.md for how to install nvcc"),
-            }
+            command.args(["-fatbin", "-std=c++17", "-O3", "--threads", &threads]);
+            command.args(targets.iter().flat_map(|target| ["-gencode", target]));
+            command.arg("-o").arg(out.join(format!("{kernel}.fatbin")));
+            run(command.arg(Path::new("src/model/kernels/cuda").join(format!("{kernel}.cu"))));
+        }
+    }
+
+    /// Runs a command and returns what it prints.
+    fn run(command: &mut Command) -> String {
+        match command.stderr(Stdio::inherit()).output() {
+            Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).into_owned(),
+            Ok(output) => panic!("{command:?} failed: {}", output.status),
+            Err(error) => panic!("cannot run {command:?}: {error}; see README.md for how to install nvcc"),
         }
     }
 

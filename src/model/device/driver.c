@@ -12,6 +12,7 @@
 #define FUNCTIONS(F)                                                                                                  \
     F(cuCtxDestroy_v2) F(cuCtxGetCurrent) F(cuCtxSetCurrent) F(cuCtxSynchronize) F(cuDeviceGet)                       \
     F(cuDeviceGetAttribute) F(cuDeviceGetMemPool) F(cuDevicePrimaryCtxRelease_v2) F(cuDevicePrimaryCtxRetain)         \
+    F(cuDriverGetVersion) F(cuFuncSetAttribute)                                                                       \
     F(cuEventCreate) F(cuEventDestroy_v2) F(cuEventQuery) F(cuEventRecord) F(cuEventSynchronize)                      \
     F(cuGetErrorName) F(cuGetErrorString) F(cuInit) F(cuLaunchKernel) F(cuMemAllocAsync) F(cuMemAlloc_v2)             \
     F(cuMemFreeAsync) F(cuMemFreeHost) F(cuMemFree_v2) F(cuMemGetInfo_v2) F(cuMemHostAlloc)                           \

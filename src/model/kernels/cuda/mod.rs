@@ -1,30 +1,27 @@
 //! The fused operations on CUDA. Each one launches a kernel of this folder, in f32 or bf16 according to its inputs.
 //!
 //! The residual stream, the norm weights and the rope angles are always f32, whatever dtype the matrix products use.
-//! `build.rs` compiles the kernels to PTX when the crate is built, and the driver compiles the PTX for the installed
-//! GPU when a kernel is first loaded.
+//! `build.rs` compiles each source to a fat binary with machine code for the supported GPUs.
 
+mod module;
 #[cfg(test)]
 mod tests;
 
-use candle_core::cuda_backend::cudarc::driver::{LaunchConfig, PushKernelArg};
-use candle_core::cuda_backend::{CudaDType, WrapErr};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::cuda_backend::cudarc::driver::{CudaFunction, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::{CudaDType, DeviceId, WrapErr};
 use candle_core::{CudaDevice, DType, Result, Tensor, bail};
 use half::bf16;
 
 use super::{PackedAttention, RopeAngles};
 use crate::model::transfer::cuda_tensor::{CudaTensor, wrap};
+use module::Module;
 
-const GEGLU: Module = Module("moderatord_geglu", include_str!(concat!(env!("OUT_DIR"), "/geglu.ptx")));
-const NORM: Module = Module("moderatord_norm", include_str!(concat!(env!("OUT_DIR"), "/norm.ptx")));
-const NORM_ROPE: Module = Module(
-    "moderatord_norm_rope",
-    include_str!(concat!(env!("OUT_DIR"), "/norm_rope.ptx")),
-);
-const ATTENTION: Module = Module(
-    "moderatord_attention",
-    include_str!(concat!(env!("OUT_DIR"), "/attention.ptx")),
-);
+static GEGLU: FatBinary = FatBinary::new(include_bytes!(concat!(env!("OUT_DIR"), "/geglu.fatbin")));
+static NORM: FatBinary = FatBinary::new(include_bytes!(concat!(env!("OUT_DIR"), "/norm.fatbin")));
+static NORM_ROPE: FatBinary = FatBinary::new(include_bytes!(concat!(env!("OUT_DIR"), "/norm_rope.fatbin")));
+static ATTENTION: FatBinary = FatBinary::new(include_bytes!(concat!(env!("OUT_DIR"), "/attention.fatbin")));
 
 /// Number of threads in a block of the norm kernels, as in norm.cu.
 const NORM_THREADS: u32 = 256;
@@ -39,8 +36,32 @@ const ATTENTION_WARPS: u32 = 3;
 /// Widths of heads that `attention_bf16` is compiled for, as in attention.cu.
 const ATTENTION_HEAD_DIMS: [usize; 4] = [32, 64, 128, 256];
 
-/// A compiled CUDA source: the name that the device caches it under, and its PTX.
-struct Module(&'static str, &'static str);
+/// A compiled CUDA source, and the GPUs that it has been loaded onto.
+struct FatBinary {
+    image: &'static [u8],
+    loaded: Mutex<Vec<(DeviceId, Module)>>,
+}
+
+impl FatBinary {
+    const fn new(image: &'static [u8]) -> Self {
+        Self {
+            image,
+            loaded: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Returns the kernel with the given name on a GPU. The first call for a GPU loads all kernels of the source.
+    fn function(&self, device: &CudaDevice, name: &str) -> Result<CudaFunction> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, module)) = loaded.iter().find(|(id, _)| *id == device.id()) {
+            return module.function(name, 0);
+        }
+        let module = Module::load(device, self.image)?;
+        let function = module.function(name, 0);
+        loaded.push((device.id(), module));
+        function
+    }
+}
 
 /// An element type that the kernels are compiled for. Its suffix completes the name of a kernel.
 trait Element: CudaDType + candle_core::cuda_backend::cudarc::driver::DeviceRepr {
@@ -86,11 +107,12 @@ pub(super) fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
         let (held_gate, held_up) = (CudaTensor::new("geglu", gate)?, CudaTensor::new("geglu", up)?);
         let (views, elements) = ((held_gate.view::<T>()?, held_up.view::<T>()?), gate.elem_count());
         let count = count("geglu", elements)?;
-        let function = device.get_or_load_custom_func(&format!("geglu_{}", T::SUFFIX), GEGLU.0, GEGLU.1)?;
+        let function = GEGLU.function(&device, &format!("geglu_{}", T::SUFFIX))?;
         #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
         // SAFETY: the kernel writes every element, and stays below index `count` in all three buffers.
         let out = unsafe { device.alloc::<T>(elements)? };
-        let mut builder = function.builder();
+        let stream = device.cuda_stream();
+        let mut builder = stream.launch_builder(&function);
         builder.arg(&views.0).arg(&views.1).arg(&out).arg(&count);
         launch(builder, (count.div_ceil(256 * 4).max(1), 1), 256)?;
         Ok(wrap(out, &device, gate.shape()))
@@ -108,11 +130,12 @@ pub(super) fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, dtype: DType) -> R
         let (rows, width) = norm_shape(x, &[weight])?;
         let (held_x, held_weight) = (CudaTensor::new("rms-norm", x)?, CudaTensor::new("rms-norm", weight)?);
         let views = (held_x.view::<f32>()?, held_weight.view::<f32>()?);
-        let function = device.get_or_load_custom_func(&format!("rms_norm_{}", T::SUFFIX), NORM.0, NORM.1)?;
+        let function = NORM.function(&device, &format!("rms_norm_{}", T::SUFFIX))?;
         #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
         // SAFETY: the kernel writes every element, and each block accesses only its own row.
         let out = unsafe { device.alloc::<T>(x.elem_count())? };
-        let mut builder = function.builder();
+        let stream = device.cuda_stream();
+        let mut builder = stream.launch_builder(&function);
         builder.arg(&views.0).arg(&views.1).arg(&out).arg(&width).arg(&eps);
         launch(builder, (rows, 1), NORM_THREADS)?;
         Ok(wrap(out, &device, x.shape()))
@@ -155,11 +178,12 @@ pub(super) fn add_rms_norm(
         let held_post = post.map(|post| CudaTensor::new(OP, post)).transpose()?;
         let views = (held.0.view::<f32>()?, held.1.view::<T>()?, held.2.view::<f32>()?);
         let post = held_post.as_ref().map(CudaTensor::view::<f32>).transpose()?;
-        let function = device.get_or_load_custom_func(&format!("add_rms_norm_{}", T::SUFFIX), NORM.0, NORM.1)?;
+        let function = NORM.function(&device, &format!("add_rms_norm_{}", T::SUFFIX))?;
         #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
         // SAFETY: the kernel writes every element, and each block accesses only its own row.
         let (sum, normed) = unsafe { (device.alloc::<f32>(y.elem_count())?, device.alloc::<T>(y.elem_count())?) };
-        let mut builder = function.builder();
+        let stream = device.cuda_stream();
+        let mut builder = stream.launch_builder(&function);
         builder.arg(&views.0).arg(&views.1);
         match &post {
             Some(post) => builder.arg(post),
@@ -208,12 +232,13 @@ pub(super) fn norm_rope(x: &Tensor, angles: &RopeAngles, norm: Option<(&Tensor, 
         );
         let eps = norm.map_or(0.0, |(_, eps)| eps as f32);
         let (tokens, heads, half) = (count(OP, tokens)?, count(OP, width / (2 * half))?, count(OP, half)?);
-        let function = device.get_or_load_custom_func(&format!("norm_rope_{}", T::SUFFIX), NORM_ROPE.0, NORM_ROPE.1)?;
+        let function = NORM_ROPE.function(&device, &format!("norm_rope_{}", T::SUFFIX))?;
         #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
         // SAFETY: the kernel writes every element, each warp accesses only its own head, and `RopeTables::angles`
         // has checked the positions.
         let out = unsafe { device.alloc::<T>(x.elem_count())? };
-        let mut builder = function.builder();
+        let stream = device.cuda_stream();
+        let mut builder = stream.launch_builder(&function);
         builder.arg(&views.0).arg(&views.1).arg(&views.2).arg(&positions);
         match &weight {
             Some(weight) => builder.arg(weight),
@@ -297,12 +322,13 @@ pub(super) fn attention(op: &PackedAttention<'_>, q: &Tensor, k: &Tensor, v: &Te
             Some((keys, values)) => Some((keys.view::<T>()?, values.view::<T>()?)),
             None => None,
         };
-        let function = device.get_or_load_custom_func(&name, ATTENTION.0, ATTENTION.1)?;
+        let function = ATTENTION.function(&device, &name)?;
         #[expect(unsafe_code, reason = "the kernel writes every element before it is read")]
         // SAFETY: the kernel writes every element, and `PackedAttention::check` has compared the spans with the
         // tensors.
         let out = unsafe { device.alloc::<T>(q.elem_count())? };
-        let mut builder = function.builder();
+        let stream = device.cuda_stream();
+        let mut builder = stream.launch_builder(&function);
         builder.arg(&views.0).arg(&views.1).arg(&views.2);
         match &prefix {
             Some((keys, values)) => builder.arg(keys).arg(values),
