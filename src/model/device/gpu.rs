@@ -5,7 +5,9 @@ use std::ffi::{CStr, c_char, c_void};
 use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
-use candle_core::cuda_backend::cudarc::driver::sys::{CUmemPool_attribute, CUmemoryPool};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUDA_VERSION, CUmemPool_attribute, CUmemoryPool, cuDriverGetVersion,
+};
 use candle_core::{CudaDevice, Device, Result};
 
 #[expect(unsafe_code, reason = "a foreign call")]
@@ -25,6 +27,42 @@ pub(super) fn driver_load_error() -> Option<String> {
     // started.
     let reason = unsafe { CStr::from_ptr(reason) };
     Some(reason.to_string_lossy().into_owned())
+}
+
+/// The version of CUDA that this binary was built for, such as 13000 for 13.0.
+const BUILT_FOR: u32 = CUDA_VERSION;
+
+/// Returns why NVIDIA's driver cannot run this binary, or `None` if it may.
+///
+/// A driver runs what was built with any toolkit of its own CUDA major version or of an earlier one. PTX and newer
+/// functions are exceptions, for which [`versions`] explains a failure.
+pub(super) fn driver_is_too_old() -> Option<String> {
+    let supported = driver_version()?;
+    (supported / 1000 < BUILT_FOR / 1000).then(|| format!("needs a newer driver: {}", versions()))
+}
+
+/// Returns the CUDA versions of the driver and of this binary, for a message.
+pub(super) fn versions() -> String {
+    describe_versions(driver_version(), BUILT_FOR)
+}
+
+/// Returns the newest version of CUDA that the driver supports, or `None` if it does not tell.
+fn driver_version() -> Option<u32> {
+    let mut version = 0;
+    #[expect(unsafe_code, reason = "a foreign call")]
+    // SAFETY: the driver writes a number to the address.
+    let result = unsafe { cuDriverGetVersion(&raw mut version) };
+    result.result().ok().and_then(|()| u32::try_from(version).ok())
+}
+
+fn describe_versions(driver: Option<u32>, built_for: u32) -> String {
+    // CUDA writes 12.4 as 12040.
+    let text = |version: u32| format!("CUDA {}.{}", version / 1000, version % 1000 / 10);
+    let supported = driver.map_or_else(|| "an unknown version of CUDA".to_owned(), text);
+    format!(
+        "the driver supports {supported}, and this binary was built for {}",
+        text(built_for)
+    )
 }
 
 /// Opens a GPU with one stream that all threads share, so that work runs in the order in which threads queue it.
@@ -138,4 +176,23 @@ fn pool_bytes(pool: CUmemoryPool, attribute: CUmemPool_attribute) -> Result<u64>
         mem_pool::get_attribute(pool, attribute, (&raw mut bytes).cast::<c_void>()).w()?;
     }
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_named_as_cuda_writes_them() {
+        let text = describe_versions(Some(12_080), 13_000);
+        assert_eq!(
+            text,
+            "the driver supports CUDA 12.8, and this binary was built for CUDA 13.0"
+        );
+        let text = describe_versions(None, 12_040);
+        assert_eq!(
+            text,
+            "the driver supports an unknown version of CUDA, and this binary was built for CUDA 12.4"
+        );
+    }
 }

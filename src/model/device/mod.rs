@@ -192,12 +192,15 @@ fn open_gpu(_ordinal: usize) -> Result<Placement, String> {
     Err("needs a build with CUDA, expected `auto` or `cpu`".to_owned())
 }
 
-/// Opens a GPU and runs one of our kernels on it. This fails if the driver is too old or if the kernels are not
-/// compiled for the GPU.
+/// Opens a GPU, and runs one of our kernels and some of candle's on it. This fails if the driver is too old or if the
+/// kernels are not compiled for the GPU.
 #[cfg(feature = "cuda")]
 fn open_gpu(ordinal: usize) -> Result<Placement, String> {
     if let Some(reason) = gpu::driver_load_error() {
         return Err(format!("needs NVIDIA's driver, which cannot be loaded: {reason}"));
+    }
+    if let Some(reason) = gpu::driver_is_too_old() {
+        return Err(reason);
     }
     let device =
         gpu::open(ordinal).map_err(|error| format!("cannot be opened: {}", message_without_backtrace(&error)))?;
@@ -213,7 +216,9 @@ fn open_gpu(ordinal: usize) -> Result<Placement, String> {
         Ok(values) => return Err(format!("computes a wrong result: {}, expected 0.84", values[0])),
         Err(error) => {
             return Err(format!(
-                "cannot run our kernels, which need compute capability 8.0 or later and a driver for CUDA 13: {}",
+                "cannot run our kernels, which need compute capability 8.0 or later and a driver that is new enough \
+                 ({}): {}",
+                gpu::versions(),
                 message_without_backtrace(&error)
             ));
         }

@@ -159,6 +159,11 @@ int cuInit(unsigned) {
     }
     return OK;
 }
+int cuDriverGetVersion(int *version) {
+    const char *set = getenv("EMULATED_DRIVER_VERSION");
+    *version = set ? atoi(set) : 13000;
+    return OK;
+}
 int cuDeviceGet(int *device, int ordinal) {
     *device = ordinal;
     return ordinal == 0 ? OK : INVALID_DEVICE;
@@ -306,6 +311,11 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     found.name = name;
     *function = &found;
     return OK;
+}
+int cuFuncSetAttribute(void *, int attribute, int value) {
+    CALL;
+    // The largest dynamic shared memory (8), of which compute capability 9.0 has 227 KiB for a block.
+    return attribute == 8 && value >= 0 && value <= 227 << 10 ? OK : INVALID_VALUE;
 }
 int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
                    unsigned block_z, unsigned, void *stream, void **parameters, void **) {
