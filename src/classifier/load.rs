@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::thread::ScopedJoinHandle;
 
 use tracing::{info, warn};
 
@@ -102,44 +103,27 @@ impl Base {
             ),
         }
         let checkpoint = open_checkpoint(settings)?;
-        let config = checkpoint.config();
+        // Hashing takes longest, so everything else is done in the meantime. What is loaded is used only if it turns out
+        // to be what was hashed.
+        let (hash, prompter, loaded) = std::thread::scope(|scope| {
+            let hash = scope.spawn(|| checkpoint.fingerprint());
+            let prompter = scope.spawn(|| load_prompter(settings, prompt, &checkpoint));
+            let loaded = Loaded::new(settings, prompt, lora, &checkpoint);
+            (joined(hash), joined(prompter), loaded)
+        });
         let mut faults = Faults::default();
-        let placement = faults.collect(Placement::for_checkpoint(settings, &checkpoint));
-        let (hash, prompter) = rayon::join(
-            || checkpoint.fingerprint(),
-            || {
-                // A classifier sees the text alone, as transformers' pipelines give it.
-                let has_head = config.outputs.classifier.is_some()
-                    || settings.adapter.as_deref().is_some_and(Adapter::declares_head);
-                let new = if has_head {
-                    Prompter::without_frame
-                } else {
-                    Prompter::new
-                };
-                new(
-                    &checkpoint.tokenizer_path(),
-                    checkpoint.tokenizer(),
-                    prompt,
-                    config.vocab_size,
-                    config.max_position_embeddings,
-                )
-            },
-        );
+        let placement = faults.collect(loaded.placement);
         let prompter = faults.collect(prompter);
-        let load_adapter = |folder: &Path| Adapter::load(folder, config, &hash);
-        let adapter = faults.collect(settings.adapter.as_deref().map(load_adapter).transpose());
-        let adapter = adapter.flatten();
-        let head = faults
-            .collect(Head::find(&checkpoint, adapter.as_ref(), prompt))
-            .flatten();
-        let options = LoadOptions {
-            lora,
-            quantize: settings.quantize,
-            // If the device cannot be used, the weights are still checked, on the CPU.
-            placement: placement.clone().unwrap_or_else(Placement::cpu),
-            for_training: false,
-        };
-        let gemma = faults.collect(Gemma::load(&checkpoint, adapter.as_ref(), options));
+        let adapter = loaded.adapter.and_then(|adapter| {
+            if let Some(adapter) = &adapter {
+                adapter.require_base(&hash)?;
+            }
+            Ok(adapter)
+        });
+        let adapter = faults.collect(adapter).flatten();
+        let head = faults.collect(loaded.head).flatten();
+        let gemma = faults.collect(loaded.gemma);
+        faults.collect(checkpoint.require_unchanged());
         match (placement, prompter, gemma) {
             (Some(placement), Some(prompter), Some(gemma)) if faults.is_empty() => {
                 let adapter_notes = adapter.as_ref().map_or(&[][..], Adapter::notes);
@@ -238,6 +222,62 @@ impl Base {
             ""
         }
     }
+}
+
+/// The parts that are loaded while the weights are hashed, each with its own faults.
+struct Loaded {
+    placement: Result<Placement, Fault>,
+    adapter: Result<Option<Adapter>, Faults>,
+    head: Result<Option<Head>, Faults>,
+    gemma: Result<Gemma, Faults>,
+}
+
+impl Loaded {
+    fn new(settings: &ModelConfig, prompt: &PromptConfig, lora: LoraMode, checkpoint: &Checkpoint) -> Self {
+        let placement = Placement::for_checkpoint(settings, checkpoint);
+        let read_adapter = |folder: &Path| Adapter::read(folder, checkpoint.config());
+        let adapter = settings.adapter.as_deref().map(read_adapter).transpose();
+        let known = adapter.as_ref().ok().and_then(Option::as_ref);
+        let head = Head::find(checkpoint, known, prompt);
+        let options = LoadOptions {
+            lora,
+            quantize: settings.quantize,
+            // If the device cannot be used, the weights are still checked, on the CPU.
+            placement: placement.as_ref().map_or_else(|_| Placement::cpu(), Placement::clone),
+            for_training: false,
+        };
+        let gemma = Gemma::load(checkpoint, known, options);
+        Self {
+            placement,
+            adapter,
+            head,
+            gemma,
+        }
+    }
+}
+
+fn load_prompter(settings: &ModelConfig, prompt: &PromptConfig, checkpoint: &Checkpoint) -> Result<Prompter, Faults> {
+    let config = checkpoint.config();
+    // A classifier sees the text alone, as transformers' pipelines give it.
+    let has_head =
+        config.outputs.classifier.is_some() || settings.adapter.as_deref().is_some_and(Adapter::declares_head);
+    let new = if has_head {
+        Prompter::without_frame
+    } else {
+        Prompter::new
+    };
+    new(
+        &checkpoint.tokenizer_path(),
+        checkpoint.tokenizer(),
+        prompt,
+        config.vocab_size,
+        config.max_position_embeddings,
+    )
+}
+
+/// Returns the result of a thread, or continues its panic.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
 /// Opens the checkpoint. If that fails, the device is checked too, because it is the only part that can be checked

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use candle_core::{Device, Tensor};
-use rayon::prelude::*;
+use candle_core::{DType, Tensor};
 use serde::Deserialize;
 
 use super::bundled;
@@ -18,6 +18,7 @@ use crate::config::ModelConfig;
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::model::config::GemmaConfig;
+use crate::model::transfer::upload::{UploadError, WeightUpload};
 
 /// Larger than any published `config.json` or shard index, and small enough to read into memory.
 pub(super) const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -157,18 +158,79 @@ impl Checkpoint {
         self.file(&name, shape)?.read_f32(&name, shape)
     }
 
-    /// Copies a tensor, whose name is given without the prefix, to a device; see [`TensorFile::read_as_stored`].
-    pub(crate) fn read_as_stored(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Fault> {
-        let name = format!("{}{name}", self.contents.prefix);
-        self.file(&name, shape)?.read_as_stored(&name, shape, device)
+    /// Copies tensors of the given shapes, whose names are given without the prefix, to a device, with their rows one
+    /// after the other in one tensor. It has the dtype of the file, or f32 if the tensors have several.
+    ///
+    /// # Errors
+    /// Returns an error if a tensor is missing, has another shape or an unsupported dtype, or contains a value that is
+    /// not finite, and if the device has too little memory.
+    pub(in crate::model) fn read_as_stored(
+        &self,
+        tensors: &[(&str, [usize; 2])],
+        upload: &WeightUpload,
+    ) -> Result<Tensor, Fault> {
+        let named = |&(name, shape): &(&str, [usize; 2])| (format!("{}{name}", self.contents.prefix), shape);
+        let tensors: Vec<(String, [usize; 2])> = tensors.iter().map(named).collect();
+        self.stack(&tensors, upload)
     }
 
     /// Copies the unembedding to a device, or returns `None` if it is the embedding.
-    pub(crate) fn read_lm_head(&self, shape: &[usize], device: &Device) -> Result<Option<Tensor>, Fault> {
+    pub(in crate::model) fn read_lm_head(
+        &self,
+        shape: [usize; 2],
+        upload: &WeightUpload,
+    ) -> Result<Option<Tensor>, Fault> {
         let Some(name) = self.contents.unembedding else {
             return Ok(None);
         };
-        self.file(name, shape)?.read_as_stored(name, shape, device).map(Some)
+        self.stack(&[(name.to_owned(), shape)], upload).map(Some)
+    }
+
+    /// Copies tensors, given by their full names, as [`Checkpoint::read_as_stored`] does.
+    fn stack(&self, tensors: &[(String, [usize; 2])], upload: &WeightUpload) -> Result<Tensor, Fault> {
+        let mut dtypes = Vec::new();
+        for (name, shape) in tensors {
+            dtypes.push(self.file(name, shape)?.dtype(name, shape)?);
+        }
+        if dtypes.iter().all(|dtype| *dtype == dtypes[0]) {
+            return self.stack_of_dtype(tensors, dtypes[0], upload);
+        }
+        let converted = tensors.iter().zip(dtypes).map(|(tensor, dtype)| {
+            let stored = self.stack_of_dtype(std::slice::from_ref(tensor), dtype, upload)?;
+            let fault = |error| {
+                self.file(&tensor.0, &tensor.1)
+                    .map(|file| file.upload_fault(&tensor.0, error))
+            };
+            stored
+                .to_dtype(DType::F32)
+                .or_else(|error| Err(fault(UploadError::Device(error))?))
+        });
+        let converted = converted.collect::<Result<Vec<Tensor>, Fault>>()?;
+        Tensor::cat(&converted, 0).map_err(|error| Fault::file(&self.folder, format!("cannot stack tensors: {error}")))
+    }
+
+    /// Copies tensors that all have the given dtype.
+    fn stack_of_dtype(
+        &self,
+        tensors: &[(String, [usize; 2])],
+        dtype: DType,
+        upload: &WeightUpload,
+    ) -> Result<Tensor, Fault> {
+        let mut borrowed = Vec::new();
+        for (name, shape) in tensors {
+            borrowed.push(self.file(name, shape)?.borrow(name, shape)?);
+        }
+        let parts: Vec<&[u8]> = borrowed.iter().map(|tensor| tensor.data).collect();
+        let rows = tensors.iter().map(|(_, [rows, _])| rows).sum();
+        let shape = [rows, tensors[0].1[1]];
+        upload.stack(&parts, dtype, &shape).or_else(|error| {
+            let index = match &error {
+                UploadError::NotFinite(index) => *index,
+                UploadError::Device(_) => 0,
+            };
+            let (name, shape) = &tensors[index];
+            Err(self.file(name, shape)?.upload_fault(name, error))
+        })
     }
 
     /// Reads the weight (outputs, hidden) of the classification head as f32, or returns `None` if there is no head.
@@ -210,24 +272,49 @@ impl Checkpoint {
     ///
     /// It can be recomputed with `sha256sum`.
     pub fn fingerprint(&self) -> String {
-        let mut lines: Vec<String> = self
+        let line = |file: &TensorFile| {
+            let name = file
+                .path()
+                .file_name()
+                .map(|name| name.to_string_lossy().into_owned())
+                .unwrap_or_default();
+            format!("{name} {}\n", file.content_hash())
+        };
+        // The hash of one file cannot be computed in parallel. Threads of their own leave the pool to others, who load
+        // the weights in the meantime.
+        let next = AtomicUsize::new(0);
+        let hash_files = || {
+            let files = std::iter::from_fn(|| self.files.get(next.fetch_add(1, Ordering::Relaxed)));
+            files.map(line).collect::<Vec<String>>()
+        };
+        let threads = self
             .files
-            .par_iter()
-            .map(|file| {
-                let name = file
-                    .path()
-                    .file_name()
-                    .map(|name| name.to_string_lossy().into_owned())
-                    .unwrap_or_default();
-                format!("{name} {}\n", file.content_hash())
-            })
-            .collect();
+            .len()
+            .min(std::thread::available_parallelism().map_or(1, usize::from));
+        let mut lines: Vec<String> = std::thread::scope(|scope| {
+            let others: Vec<_> = (1..threads).map(|_| scope.spawn(hash_files)).collect();
+            let mut lines = hash_files();
+            for other in others {
+                lines.extend(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            lines
+        });
         lines.push(format!("config.json {}\n", content_hash(self.config_text.as_bytes())));
         let tokenizer = self.tokenizer.hash.clone();
         let tokenizer = tokenizer.unwrap_or_else(|| content_hash(&self.tokenizer.json));
         lines.push(format!("{} {tokenizer}\n", self.tokenizer.name));
         lines.sort_unstable();
         content_hash(lines.concat().as_bytes())
+    }
+
+    /// Returns a fault for each weight file that has been written to since the checkpoint was opened. If there is none,
+    /// the fingerprint and all tensors that were read belong together.
+    pub(crate) fn require_unchanged(&self) -> Result<(), Faults> {
+        let mut faults = Faults::default();
+        for fault in self.files.iter().filter_map(TensorFile::changed) {
+            faults.push(fault);
+        }
+        if faults.is_empty() { Ok(()) } else { Err(faults) }
     }
 
     /// Returns the file that contains the tensor with the given full name. The shape appears only in the error.
@@ -377,4 +464,53 @@ pub(super) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, Fault> {
 fn read_text(path: &Path, limit: u64) -> Result<String, Fault> {
     String::from_utf8(read_bytes(path, limit)?)
         .map_err(|error| Fault::file(path, format!("is not UTF-8: {}", error.utf8_error())))
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/fixtures/gemma3")
+            .join(name)
+    }
+
+    /// Rows of several tensors end up below each other, whatever the dtype of each tensor is.
+    #[test]
+    fn tensors_are_stacked_by_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["config.json", "tokenizer.json"] {
+            std::fs::copy(fixture(name), folder.path().join(name)).unwrap();
+        }
+        let mut tensors = candle_core::safetensors::load(fixture("model.safetensors"), &Device::Cpu).unwrap();
+        let key = "model.layers.0.self_attn.k_proj.weight";
+        let half = tensors[key].to_dtype(DType::F16).unwrap();
+        tensors.insert(key.to_owned(), half);
+        candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let upload = WeightUpload::new(&Device::Cpu);
+
+        // The dtypes differ in the first pair and are the same in the second.
+        for names in [["q_proj", "k_proj"], ["q_proj", "v_proj"]] {
+            let names = names.map(|name| format!("layers.0.self_attn.{name}.weight"));
+            let stored = names.clone().map(|name| tensors[&format!("model.{name}")].clone());
+            let shapes = stored.clone().map(|tensor| <[usize; 2]>::from(tensor.dims2().unwrap()));
+            let parts: Vec<(&str, [usize; 2])> = names.iter().map(String::as_str).zip(shapes).collect();
+            let stacked = checkpoint.read_as_stored(&parts, &upload).unwrap();
+            let expected = stored.map(|tensor| tensor.to_dtype(DType::F32).unwrap());
+            let expected = Tensor::cat(&expected, 0).unwrap();
+            let values = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
+            assert_eq!(values(&stacked), values(&expected));
+        }
+        let missing = checkpoint
+            .read_as_stored(&[("layers.0.q.weight", [1, 1])], &upload)
+            .unwrap_err();
+        assert!(
+            missing.to_string().contains("`model.layers.0.q.weight` is missing"),
+            "{missing}"
+        );
+    }
 }

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
@@ -17,6 +18,7 @@ use sha2::{Digest, Sha256};
 use super::formats;
 use crate::fault::Fault;
 use crate::hash::hex;
+use crate::model::transfer::upload::UploadError;
 
 /// The number of elements that one task converts. It is large enough to hide the cost of a task, and small enough to
 /// keep all cores busy.
@@ -37,7 +39,12 @@ pub(crate) struct TensorFile {
 }
 
 enum Content {
-    Mapped(Mmap),
+    Mapped {
+        map: Mmap,
+        file: File,
+        /// Taken when the file was opened.
+        stamp: Stamp,
+    },
     Embedded(&'static [u8]),
 }
 
@@ -50,10 +57,9 @@ impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
         let fault = |text: String| Fault::file(path, text);
         let file = File::open(path).map_err(|error| fault(format!("cannot open: {error}")))?;
-        let is_file = file
-            .metadata()
-            .map_err(|error| fault(format!("cannot read its metadata: {error}")))?
-            .is_file();
+        let metadata_fault = |error| fault(format!("cannot read its metadata: {error}"));
+        let is_file = file.metadata().map_err(metadata_fault)?.is_file();
+        let stamp = Stamp::of(&file).map_err(metadata_fault)?;
         if !is_file {
             return Err(fault("is not a regular file".into()));
         }
@@ -64,7 +70,7 @@ impl TensorFile {
         // SAFETY: the map is read-only and lives as long as `self`. The documentation of this type requires that the
         // file is not changed in the meantime.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| fault(format!("cannot map into memory: {error}")))?;
-        Self::read(path, Content::Mapped(map))
+        Self::read(path, Content::Mapped { map, file, stamp })
     }
 
     /// Validates the header of a file that is embedded in the binary. The path appears only in errors.
@@ -156,38 +162,53 @@ impl TensorFile {
         Tensor::from_vec(values, shape, &Device::Cpu).map_err(|error| self.fault(format!("tensor `{name}`: {error}")))
     }
 
-    /// Copies a tensor of the given shape from the file to the device without changing its dtype.
+    /// Returns the dtype of a tensor of the given shape.
     ///
     /// # Errors
-    /// Returns an error in the cases of [`TensorFile::read_f32`], and if the device has too little memory.
-    pub(crate) fn read_as_stored(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor, Fault> {
-        let (info, data) = self.find(name, shape)?;
-        let _release = Release::new(&self.content, data);
-        let (dtype, width) = match info.dtype {
-            Dtype::F32 => (DType::F32, 4),
-            Dtype::F16 => (DType::F16, 2),
-            Dtype::BF16 => (DType::BF16, 2),
-            other => return Err(self.wrong_dtype(name, other)),
-        };
-        let finite = |bytes: &[u8]| match info.dtype {
-            Dtype::F32 => bytes
-                .chunks_exact(4)
-                .all(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite()),
-            // A number is finite unless all of its exponent bits are set.
-            Dtype::F16 => bytes
-                .chunks_exact(2)
-                .all(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7c00 != 0x7c00),
-            _ => bytes
-                .chunks_exact(2)
-                .all(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7f80 != 0x7f80),
-        };
-        if !data.par_chunks(CONVERT_CHUNK * width).all(finite) {
-            return Err(self.fault(format!(
-                "tensor `{name}` holds NaN or infinity, expected finite numbers"
-            )));
+    /// Returns an error if the tensor is missing, has another shape or an unsupported dtype.
+    pub(super) fn dtype(&self, name: &str, shape: &[usize]) -> Result<DType, Fault> {
+        match self.find(name, shape)?.0.dtype {
+            Dtype::F32 => Ok(DType::F32),
+            Dtype::F16 => Ok(DType::F16),
+            Dtype::BF16 => Ok(DType::BF16),
+            other => Err(self.wrong_dtype(name, other)),
         }
-        Tensor::from_raw_buffer(data, dtype, shape, device)
-            .map_err(|error| self.fault(format!("tensor `{name}`: {error}")))
+    }
+
+    /// Returns the bytes of a tensor of the given shape, which leave the memory of this process when the result is
+    /// dropped.
+    ///
+    /// # Errors
+    /// Returns an error if the tensor is missing or has another shape.
+    pub(super) fn borrow(&self, name: &str, shape: &[usize]) -> Result<BorrowedTensor<'_>, Fault> {
+        let (_, data) = self.find(name, shape)?;
+        Ok(BorrowedTensor {
+            data,
+            _release: Release::new(&self.content, data),
+        })
+    }
+
+    /// Returns a fault of this file for an error of [`WeightUpload::stack`](crate::model::transfer::upload::WeightUpload::stack).
+    pub(super) fn upload_fault(&self, name: &str, error: UploadError) -> Fault {
+        self.fault(match error {
+            UploadError::NotFinite(_) => format!("tensor `{name}` holds NaN or infinity, expected finite numbers"),
+            UploadError::Device(error) => format!("tensor `{name}`: {error}"),
+        })
+    }
+
+    /// Returns a fault if the file has been written to since it was opened: then what was read at different times does
+    /// not belong together. A file that was replaced or deleted is still read as it was.
+    pub(super) fn changed(&self) -> Option<Fault> {
+        let Content::Mapped { file, stamp, .. } = &self.content else {
+            return None;
+        };
+        match Stamp::of(file) {
+            Ok(now) if now == *stamp => None,
+            Ok(_) => {
+                Some(self.fault("was changed while it was read, expected files that are replaced by renaming".into()))
+            }
+            Err(error) => Some(self.fault(format!("cannot read its metadata: {error}"))),
+        }
     }
 
     /// Returns the header's entry for a tensor of the expected shape, and the tensor's bytes.
@@ -217,17 +238,40 @@ impl TensorFile {
     }
 }
 
+/// The size and the time of the last write of a file.
+#[derive(Debug, PartialEq, Eq)]
+struct Stamp {
+    bytes: u64,
+    modified: SystemTime,
+}
+
+impl Stamp {
+    fn of(file: &File) -> std::io::Result<Self> {
+        let metadata = file.metadata()?;
+        Ok(Self {
+            bytes: metadata.len(),
+            modified: metadata.modified()?,
+        })
+    }
+}
+
+/// The bytes of a tensor, in a file that is mapped into memory.
+pub(super) struct BorrowedTensor<'a> {
+    pub(super) data: &'a [u8],
+    _release: Release<'a>,
+}
+
 impl Content {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Mapped(map) => map,
+            Self::Mapped { map, .. } => map,
             Self::Embedded(bytes) => bytes,
         }
     }
 
     /// Takes a part of a mapped file out of this process's memory. It is read from the file again if it is needed.
     fn release(&self, start: usize, length: usize) {
-        if let Self::Mapped(map) = self {
+        if let Self::Mapped { map, .. } = self {
             #[expect(unsafe_code, reason = "a checkpoint would count twice, mapped and converted")]
             // SAFETY: the map is read-only, so it has no changes that could be lost.
             let released = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, length) };
@@ -310,11 +354,34 @@ mod tests {
         assert_eq!(read.sum_all().unwrap().to_scalar::<f32>().unwrap(), 2_000_000.0);
         assert!(resident(&path) < 100_000, "{}", resident(&path));
 
-        let stored = file.read_as_stored("ones", &[2_000_000], &Device::Cpu).unwrap();
-        assert_eq!(stored.dims(), [2_000_000]);
+        let stored = file.borrow("ones", &[2_000_000]).unwrap();
+        let touched = stored.data.iter().map(|&byte| u64::from(byte)).sum::<u64>();
+        assert!(touched > 0 && resident(&path) > 7_000_000, "{}", resident(&path));
+        drop(stored);
         assert!(resident(&path) < 100_000, "{}", resident(&path));
 
         assert_eq!(file.content_hash(), content_hash(&std::fs::read(&path).unwrap()));
         assert!(resident(&path) < 100_000, "{}", resident(&path));
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_after_it_was_opened_is_a_fault() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file(folder.path(), 100);
+        let opened = TensorFile::open(&path).unwrap();
+        assert_eq!(opened.changed(), None);
+        // A file that takes its place is another file.
+        let other = folder.path().join("other");
+        std::fs::copy(&path, &other).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        assert_eq!(opened.changed(), None);
+
+        let opened = TensorFile::open(&path).unwrap();
+        let written = File::options().write(true).open(&path).unwrap();
+        written
+            .set_modified(SystemTime::now() + std::time::Duration::from_secs(1))
+            .unwrap();
+        let fault = opened.changed().unwrap().to_string();
+        assert!(fault.contains("was changed while it was read"), "{fault}");
     }
 }

@@ -13,6 +13,7 @@ use crate::model::device::Placement;
 use crate::model::files::checkpoint::Checkpoint;
 use crate::model::files::lora::{Adapter, LoraWeights};
 use crate::model::transfer::Transfer;
+use crate::model::transfer::upload::WeightUpload;
 
 /// How to load weights.
 #[derive(Debug, Clone)]
@@ -35,19 +36,19 @@ impl Gemma {
     /// Returns every fault found in the weight files.
     pub fn load(checkpoint: &Checkpoint, adapter: Option<&Adapter>, options: LoadOptions) -> Result<Self, Faults> {
         let config = checkpoint.config();
+        let device = options.placement.device.clone();
         let mut loader = Loader {
             checkpoint,
             adapter,
             options,
+            upload: WeightUpload::new(&device),
             faults: Faults::default(),
         };
         loader.check_names();
         let table = [config.vocab_size, config.hidden_size];
-        let device = loader.options.placement.device.clone();
-        let embed_tokens = loader
-            .faults
-            .collect(checkpoint.read_as_stored("embed_tokens.weight", &table, &device));
-        let lm_head = loader.faults.collect(checkpoint.read_lm_head(&table, &device));
+        let embed_tokens = checkpoint.read_as_stored(&[("embed_tokens.weight", table)], &loader.upload);
+        let embed_tokens = loader.faults.collect(embed_tokens);
+        let lm_head = loader.faults.collect(checkpoint.read_lm_head(table, &loader.upload));
         let norm = loader.norm("norm", config.hidden_size);
         let layers: Vec<Option<DecoderLayer>> = (0..config.num_layers()).map(|index| loader.layer(index)).collect();
         let (Some(embed_tokens), Some(norm), true) = (embed_tokens, norm, loader.faults.is_empty()) else {
@@ -71,6 +72,7 @@ struct Loader<'a> {
     checkpoint: &'a Checkpoint,
     adapter: Option<&'a Adapter>,
     options: LoadOptions,
+    upload: WeightUpload,
     faults: Faults,
 }
 
@@ -131,7 +133,7 @@ impl Loader<'_> {
     fn linear(&mut self, layer: usize, projection: Projection) -> Option<Linear> {
         let name = format!("layers.{layer}.{}", projection.path());
         let shape = projection.shape(self.checkpoint.config());
-        let weight = self.weight(&format!("{name}.weight"), &shape)?;
+        let weight = self.weight(&format!("{name}.weight"), shape)?;
         let lora = self.adapter.and_then(|adapter| adapter.get(layer, projection));
         let linear = self.prepare(weight, lora);
         self.collect_computed(&name, linear)
@@ -164,15 +166,14 @@ impl Loader<'_> {
     }
 
     /// Loads the weight of a linear layer onto the device and converts it to the dtype of the placement.
-    fn weight(&mut self, name: &str, shape: &[usize]) -> Option<Tensor> {
+    fn weight(&mut self, name: &str, shape: [usize; 2]) -> Option<Tensor> {
         let Placement { device, dtype, .. } = self.options.placement.clone();
         if device.is_cpu() {
-            return self.faults.collect(self.checkpoint.read_f32(name, shape));
+            return self.faults.collect(self.checkpoint.read_f32(name, &shape));
         }
         // Copying first and converting on the GPU avoids an f32 copy on the host.
-        let weight = self
-            .faults
-            .collect(self.checkpoint.read_as_stored(name, shape, &device))?;
+        let weight = self.checkpoint.read_as_stored(&[(name, shape)], &self.upload);
+        let weight = self.faults.collect(weight)?;
         self.collect_computed(name, weight.to_dtype(dtype))
     }
 

@@ -1,12 +1,16 @@
-//! Copies between host and device for each pass: token ids and indices to the device, logits back.
+//! Copies between host and device: weights when a model is loaded, and for each pass token ids and indices to the device
+//! and logits back.
 //!
-//! On a GPU, both directions use page-locked memory and neither is waited for, so that a pass can be prepared and begun
-//! while another one runs.
+//! On a GPU, all of them use page-locked memory and none is waited for, so that a pass can be prepared and begun while
+//! another one runs.
 
 #[cfg(feature = "cuda")]
 pub(super) mod cuda_tensor;
 #[cfg(feature = "cuda")]
 mod pinned;
+#[cfg(feature = "cuda")]
+mod staging;
+pub(super) mod upload;
 
 use std::ops::Range;
 

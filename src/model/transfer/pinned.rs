@@ -110,8 +110,9 @@ impl<T: DeviceRepr + ValidAsZeroBits> IdleBuffers<T> {
     }
 }
 
+/// One page-locked buffer, which the GPU may be reading or writing.
 #[derive(Debug)]
-struct PinnedBuffer<T> {
+pub(super) struct PinnedBuffer<T> {
     host: PinnedHostSlice<T>,
     /// Completes when the GPU no longer uses the buffer. `host` has an event of its own, but cudarc records it only in
     /// its multi-stream mode.
@@ -119,7 +120,8 @@ struct PinnedBuffer<T> {
 }
 
 impl<T: DeviceRepr + ValidAsZeroBits> PinnedBuffer<T> {
-    fn new(count: usize, device: &CudaDevice) -> Result<Self> {
+    /// Allocates a buffer of `count` zeros in the context that is bound to the calling thread.
+    pub(super) fn new(count: usize, device: &CudaDevice) -> Result<Self> {
         #[expect(unsafe_code, reason = "page-locked memory is allocated uninitialised")]
         // SAFETY: all of it is set to zero before anything reads it, and zero is a valid value of `T`.
         let host = unsafe {
@@ -131,11 +133,21 @@ impl<T: DeviceRepr + ValidAsZeroBits> PinnedBuffer<T> {
         let last_use = context.new_event(Some(CUevent_flags::CU_EVENT_BLOCKING_SYNC)).w()?;
         Ok(Self { host, last_use })
     }
+
+    /// Returns the number of elements.
+    pub(super) fn len(&self) -> usize {
+        self.host.len()
+    }
+
+    /// Returns the elements. The GPU must have finished using them.
+    pub(super) fn as_mut_slice(&mut self) -> Result<&mut [T]> {
+        self.host.as_mut_slice().w()
+    }
 }
 
 impl<T> PinnedBuffer<T> {
     /// Marks the buffer as used by all work that has been queued on `stream`.
-    fn record_use(&self, stream: &CudaStream) -> Result<()> {
+    pub(super) fn record_use(&self, stream: &CudaStream) -> Result<()> {
         let recorded = self.last_use.record(stream);
         if recorded.is_err() {
             // Without the event, waiting for the whole stream is the only way to know that the work is done. If that
@@ -150,7 +162,8 @@ impl<T> PinnedBuffer<T> {
         !matches!(self.last_use.try_is_complete(), Ok(false))
     }
 
-    fn wait(&self) -> Result<()> {
+    /// Waits until the GPU has finished using the buffer.
+    pub(super) fn wait(&self) -> Result<()> {
         self.last_use.synchronize().w()
     }
 }

@@ -51,6 +51,7 @@ impl Challenger {
             for_training: true,
         };
         let gemma = Gemma::load(&checkpoint, None, options)?;
+        checkpoint.require_unchanged()?;
         let Some(eos) = prompter.eos_id() else {
             bail!("the vocabulary has no `<eos>` token, which training requires");
         };

@@ -11,7 +11,7 @@ mod pattern;
 mod read;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Result, Tensor};
 
@@ -20,7 +20,7 @@ use super::checkpoint::{MAX_JSON_BYTES, read_bytes};
 use super::formats;
 use super::tensor_file::TensorFile;
 use crate::config::Projection;
-use crate::fault::Faults;
+use crate::fault::{Fault, Faults};
 use crate::hash::adapter_hash;
 use crate::model::config::GemmaConfig;
 
@@ -61,8 +61,17 @@ pub struct Adapter {
     head: Option<HeadWeight>,
     notes: Vec<String>,
     fingerprint: String,
-    version: Option<String>,
+    manifest: Option<Manifest>,
     description: String,
+}
+
+/// What the manifest says that accompanies an adapter from a registry.
+#[derive(Debug)]
+struct Manifest {
+    path: PathBuf,
+    version: Option<String>,
+    /// The fingerprint of the base model that the adapter was made for.
+    base: Option<String>,
 }
 
 impl Adapter {
@@ -74,6 +83,17 @@ impl Adapter {
     /// Returns every fault found: files that cannot be read, unsupported options, tensors that are missing, misshapen
     /// or unexpected, values that are not finite, and a manifest that names another base model.
     pub fn load(folder: &Path, config: &GemmaConfig, base_fingerprint: &str) -> std::result::Result<Self, Faults> {
+        let adapter = Self::read(folder, config)?;
+        adapter.require_base(base_fingerprint)?;
+        Ok(adapter)
+    }
+
+    /// Reads an adapter like [`Adapter::load`], while the fingerprint of the base model is not known yet:
+    /// [`Adapter::require_base`] must be called before the adapter is used.
+    ///
+    /// # Errors
+    /// Returns every fault found, except for a manifest that names another base model.
+    pub(crate) fn read(folder: &Path, config: &GemmaConfig) -> std::result::Result<Self, Faults> {
         if let Some(fault) = formats::not_an_adapter(folder) {
             return Err(fault.into());
         }
@@ -88,7 +108,7 @@ impl Adapter {
             faults: Faults::default(),
         };
         let read::AdapterParts { weights, head, notes } = reader.read(&config_bytes);
-        let version = reader.read_version(&folder.join("manifest.json"), base_fingerprint);
+        let manifest = reader.read_manifest(&folder.join("manifest.json"));
         if !reader.faults.is_empty() {
             return Err(reader.faults);
         }
@@ -98,9 +118,25 @@ impl Adapter {
             head,
             notes,
             fingerprint: adapter_hash(&config_bytes, file.bytes()),
-            version,
+            manifest,
             description,
         })
+    }
+
+    /// Checks that the adapter was made for the base model with this fingerprint, as far as a manifest tells.
+    ///
+    /// # Errors
+    /// Returns a fault that names both fingerprints.
+    pub(crate) fn require_base(&self, fingerprint: &str) -> std::result::Result<(), Fault> {
+        match &self.manifest {
+            Some(Manifest {
+                path, base: Some(base), ..
+            }) if base != fingerprint => Err(Fault::file(
+                path,
+                format!("the adapter was made for base model `{base}`, expected `{fingerprint}`"),
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Returns the delta of one linear layer, if the adapter has one.
@@ -130,7 +166,7 @@ impl Adapter {
 
     /// Returns the version that the manifest names, if there is a manifest.
     pub(crate) fn version(&self) -> Option<&str> {
-        self.version.as_deref()
+        self.manifest.as_ref()?.version.as_deref()
     }
 
     /// Returns the ranks and the adapted layers in a form for logs.

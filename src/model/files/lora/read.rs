@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 use super::names::{Side, TensorNames};
 use super::options;
 use super::pattern::{LayerFilter, ModuleMatcher, SuffixPatterns, ends_with, full_pattern};
-use super::{HeadWeight, LoraWeights};
+use super::{HeadWeight, LoraWeights, Manifest};
 use crate::config::Projection;
 use crate::fault::{Fault, Faults};
 use crate::model::config::GemmaConfig;
@@ -465,8 +465,8 @@ impl AdapterReader<'_> {
         self.faults.collect(self.file.read_f32(&names.tensor(side), shape))
     }
 
-    /// Checks the base fingerprint in the manifest, if there is a manifest, and returns the version that it names.
-    pub(super) fn read_version(&mut self, path: &Path, base_fingerprint: &str) -> Option<String> {
+    /// Reads the manifest, if there is one.
+    pub(super) fn read_manifest(&mut self, path: &Path) -> Option<Manifest> {
         if !path.exists() {
             return None;
         }
@@ -475,14 +475,12 @@ impl AdapterReader<'_> {
                 .map_err(|error| Fault::file(path, format!("cannot read: {error}")))
         });
         let manifest = self.faults.collect(manifest)?;
-        // Other programs also write files of this name.
-        if let Some(base) = manifest.base.as_str().filter(|base| *base != base_fingerprint) {
-            self.faults.push(Fault::file(
-                path,
-                format!("the adapter was made for base model `{base}`, expected `{base_fingerprint}`"),
-            ));
-        }
-        manifest.version.as_str().map(str::to_owned)
+        // Other programs also write files of this name, with fields of other types.
+        Some(Manifest {
+            path: path.to_owned(),
+            version: manifest.version.as_str().map(str::to_owned),
+            base: manifest.base.as_str().map(str::to_owned),
+        })
     }
 }
 
