@@ -220,6 +220,24 @@ fn retraining_on_a_base_model_that_cannot_be_loaded_is_a_fault_of_the_settings()
     check(&Workspace::with_promoted_version().0);
 }
 
+#[cfg(not(feature = "cuda"))]
+#[test]
+fn retraining_on_a_device_that_is_missing_is_a_fault_of_the_settings() {
+    let check = |workspace: &Workspace| {
+        let input = workspace.path("labels.jsonl").display().to_string();
+        let settings = std::fs::read_to_string(workspace.path("moderatord.toml")).unwrap();
+        workspace.write(
+            "moderatord.toml",
+            &settings.replace("[model]", "[model]\ndevice = \"cuda:0\""),
+        );
+        let (code, _, err) = workspace.run("retrain", &["--input", &input]);
+        assert_eq!(code, Some(78), "{err}");
+        assert!(err.contains("model.device: `cuda:0` needs a build with CUDA"), "{err}");
+    };
+    check(&Workspace::new());
+    check(&Workspace::with_promoted_version().0);
+}
+
 #[test]
 fn a_classification_head_is_not_retrained() {
     let workspace = Workspace::new();
