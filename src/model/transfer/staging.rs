@@ -3,7 +3,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::cuda_backend::cudarc::driver::CudaViewMut;
+use candle_core::cuda_backend::cudarc::driver::{CudaViewMut, DeviceRepr};
 use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::{CudaDevice, DType, Result, Tensor};
 use half::{bf16, f16};
@@ -13,8 +13,9 @@ use super::cuda_tensor::wrap;
 use super::pinned::PinnedBuffer;
 use super::upload::{TASK_BYTES, UploadError, is_finite};
 
-/// The largest size of a buffer. A copy of so many bytes takes about a millisecond, far more than starting it.
-const BUFFER_BYTES: usize = 32 << 20;
+/// The largest size of a buffer. A copy of so many bytes takes about a millisecond, far more than starting it. Tests use
+/// small buffers, so that small tensors need all of them.
+const BUFFER_BYTES: usize = if cfg!(test) { TASK_BYTES } else { 32 << 20 };
 
 /// The number of buffers: one that the GPU reads, one that the cores fill, and one that is ready to be read.
 const BUFFERS: usize = 3;
@@ -39,7 +40,7 @@ impl StagingBuffers {
         }
     }
 
-    fn stack_typed<T: CudaDType>(
+    fn stack_typed<T: CudaDType + DeviceRepr>(
         &self,
         parts: &[&[u8]],
         dtype: DType,
