@@ -12,6 +12,8 @@
 //! | adapter versions | [`registry`], [`serving`], [`retrain`] |
 //! | commands | [`cli`] |
 
+#[cfg(test)]
+mod test_files;
 mod plural;
 mod json;
 pub mod fault;

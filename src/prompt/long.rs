@@ -77,7 +77,6 @@ impl Prompter {
 mod tests {
     #![allow(clippy::print_stdout, reason = "prints a table of costs")]
 
-    use std::path::Path;
     use std::sync::LazyLock;
     use std::time::{Duration, Instant};
 
@@ -97,7 +96,7 @@ mod tests {
     ];
 
     fn prompter(tokenizer: &str, max_window_tokens: usize, max_windows: usize) -> Prompter {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(tokenizer);
+        let path = crate::test_files::test_file(tokenizer);
         let config = PromptConfig {
             labels: ["Positive".into(), "Negative".into()],
             hateful_label: "Negative".into(),

@@ -309,7 +309,7 @@ mod tests {
 
     /// Reads the reference tokenizer after a change.
     fn changed(change: impl FnOnce(&mut Value)) -> Result<SafeTokenizer, Fault> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3/tokenizer.json");
+        let path = crate::test_files::test_file("tests/fixtures/gemma3/tokenizer.json");
         let mut json = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         change(&mut json);
         SafeTokenizer::new(&path, json.to_string().as_bytes())

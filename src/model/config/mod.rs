@@ -155,8 +155,8 @@ mod tests {
     }
 
     fn fixture(path: &str) -> GemmaConfig {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(path);
-        parse(&std::fs::read_to_string(path).unwrap()).unwrap()
+        let text = std::fs::read_to_string(crate::test_files::test_file("tests/fixtures").join(path)).unwrap();
+        parse(&text).unwrap()
     }
 
     #[test]

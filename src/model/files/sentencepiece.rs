@@ -273,8 +273,7 @@ mod tests {
     use super::*;
 
     fn fixture(name: &str) -> Vec<u8> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3");
-        std::fs::read(folder.join(name)).unwrap()
+        std::fs::read(crate::test_files::test_file("tests/fixtures/gemma3").join(name)).unwrap()
     }
 
     /// transformers made the one from the other.

@@ -373,7 +373,7 @@ impl Gemma {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use std::path::{Path, PathBuf};
+    use std::path::PathBuf;
 
     use super::*;
     use crate::config::Quantize;
@@ -383,7 +383,7 @@ pub(super) mod tests {
     use crate::model::forward::load::LoadOptions;
 
     fn folder() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3")
+        crate::test_files::test_file("tests/fixtures/gemma3")
     }
 
     /// Returns a small Gemma 3 without an adapter.

@@ -161,8 +161,6 @@ fn mask(span: &Span, window: Option<usize>, device: &Device) -> Result<Tensor> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
     use crate::config::Quantize;
     use crate::model::device::Placement;
@@ -177,9 +175,7 @@ mod tests {
     #[test]
     fn each_layer_equals_the_serving_pass() -> Result<()> {
         for family in ["gemma", "gemma2", "gemma3", "gemma3_linear8"] {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
-                .join("tests/fixtures")
-                .join(family);
+            let folder = crate::test_files::test_file("tests/fixtures").join(family);
             let checkpoint = Checkpoint::open(&folder).unwrap();
             let adapter = Adapter::load(&folder.join("lora_all_rslora"), checkpoint.config(), "").unwrap();
             let options = LoadOptions {

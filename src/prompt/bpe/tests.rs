@@ -1,6 +1,5 @@
 //! Compares the ids with those of the `tokenizers` crate.
 
-use std::path::Path;
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
@@ -19,7 +18,7 @@ struct Subject {
 impl Subject {
     /// Reads a tokenizer of this project after a change.
     fn changed(name: &str, change: impl FnOnce(&mut Value)) -> Option<Self> {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let path = crate::test_files::test_file(name);
         let mut json: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         change(&mut json);
         let mut oracle = Tokenizer::from_bytes(json.to_string().as_bytes()).unwrap();

@@ -1,7 +1,6 @@
 //! Compares the ids of a frame that is cut with those of the whole prompt, as the `tokenizers` crate gives them.
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::sync::LazyLock;
 
 use proptest::prelude::*;
@@ -30,7 +29,7 @@ struct Subject {
 
 impl Subject {
     fn new(name: &str, change: impl FnOnce(&mut Value)) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
+        let path = crate::test_files::test_file(name);
         let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         change(&mut json);
         let bytes = json.to_string().into_bytes();

@@ -194,8 +194,6 @@ fn encoding_threads() -> Option<ThreadPool> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use crossbeam_channel::bounded;
 
     use super::super::cache::ScoreCache;
@@ -247,7 +245,7 @@ mod tests {
 
     /// Returns a stage that owns two partitions, and the ends of its channels. The cache is for so many texts.
     fn stage(max_texts: usize) -> (EncodeStage, Ends) {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gemma3/tokenizer.json");
+        let path = crate::test_files::test_file("tests/fixtures/gemma3/tokenizer.json");
         let prompt = PromptConfig {
             labels: ["Positive".into(), "Negative".into()],
             hateful_label: "Negative".into(),

@@ -1,7 +1,5 @@
 //! Tests how the score stage handles too little memory in any layer of the model, and a device that fails for good.
 
-use std::path::Path;
-
 #[cfg(feature = "cuda")]
 use candle_core::Device;
 
@@ -13,7 +11,7 @@ use crate::scorer::{Row, Scorer, score_checked};
 
 fn classifier(family: &str, device: DeviceChoice) -> Classifier {
     let config = Config::load(&Sources::default()).unwrap();
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let fixtures = crate::test_files::test_file("tests/fixtures");
     let model = ModelConfig {
         path: Some(fixtures.join(family)),
         adapter: Some(fixtures.join(family).join("lora_qv")),
