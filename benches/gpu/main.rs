@@ -1,11 +1,13 @@
-//! Measures models of published shapes on a GPU and compares them with a plain matrix product. The weights are random,
-//! and each checkpoint, of up to 5.3 GB, is written to a temporary folder. Each figure is written to a JSON file as
-//! soon as it is measured.
+//! Measures a model of a published shape on a GPU and compares it with a plain matrix product. The weights are random,
+//! and the checkpoint, of up to 5.3 GB, is written to a temporary folder. Each figure is written to a JSON file as soon
+//! as it is measured.
 //!
-//!     gpu OUT.json [--device cuda:0] [--shape NAME] [--seconds S] [--rows N]
+//!     gpu OUT.json --shape NAME [--device cuda:0|cpu] [--budget SECONDS] [--max-tokens N]
 //!
-//! `benches/gpu/run` runs this benchmark on a machine without cargo. `--device cpu` tests the benchmark itself on a
-//! machine without a GPU; its figures are then meaningless.
+//! Each shape needs a process of its own, because warming up changes how the device allocates memory. The budget, by
+//! default 60 s, decides how long each figure is measured; loading the model comes on top of that. `--max-tokens` leaves
+//! out the larger micro-batches. `benches/gpu/run` runs this benchmark on a machine without cargo. `--device cpu --shape
+//! tiny` tests the benchmark itself on a machine without a GPU; its figures are then meaningless.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run panics")]
 #![allow(clippy::print_stdout, reason = "a benchmark prints its results")]
@@ -30,58 +32,53 @@ use moderatord::model::forward::gemma::Gemma;
 use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use serde_json::{Value, json};
+use support::arguments::argument;
 use support::random_gemma;
 use tempfile::TempDir;
 
-/// The default rank of `moderatord retrain`.
-const ADAPTER_RANK: usize = 8;
+/// The ranks of the adapters: the default of `moderatord retrain`, and one that many published adapters have.
+const ADAPTER_RANKS: [usize; 2] = [8, 16];
+/// About how many times the time of one figure all figures take. The rest is for writing and loading the checkpoint.
+const FIGURES: f64 = 60.0;
 
 fn main() {
     // `cargo bench` adds the flag `--bench`.
-    let arguments: Vec<String> = std::env::args()
-        .skip(1)
-        .filter(|argument| argument != "--bench")
-        .collect();
-    let value = |name: &str| {
-        let at = arguments.iter().position(|argument| argument == name)?;
-        arguments.get(at + 1).cloned()
-    };
-    let Some(path) = arguments.first().filter(|argument| !argument.starts_with("--")) else {
-        println!("skipped: expected OUT.json [--device cuda:0|cpu] [--shape NAME] [--seconds S] [--rows N]");
+    let path = std::env::args().skip(1).find(|argument| argument != "--bench");
+    let path = path.filter(|path| !path.starts_with("--"));
+    let (Some(path), Some(shape)) = (path, argument("--shape")) else {
+        println!("skipped: expected OUT.json --shape NAME [--device cuda:0|cpu] [--budget SECONDS] [--max-tokens N]");
         return;
     };
-    let seconds = value("--seconds").map_or(4.0, |value| value.parse().unwrap());
-    let rows = value("--rows").map_or(80, |value| value.parse().unwrap());
-    let shapes: Vec<String> = match value("--shape") {
-        Some(shape) => vec![shape],
-        None => random_gemma::SHAPES.iter().map(ToString::to_string).collect(),
-    };
-    let model = model(value("--device").as_deref().unwrap_or("cuda:0"));
+    let budget: f64 = argument("--budget").map_or(60.0, |value| value.parse().unwrap());
+    let largest = argument("--max-tokens").map_or(usize::MAX, |value| value.parse().unwrap());
+    let seconds = (budget / FIGURES).min(2.0);
+    let model = model(argument("--device").as_deref().unwrap_or("cuda:0"));
     let placement = Placement::from_settings(&model).unwrap();
     let mut results = Results::new(path.into());
     results.set("device", json!(placement.name()));
     results.set("dtype", json!(placement.dtype_name()));
+    let checkpoint = RandomCheckpoint::write(&shape);
+    let gemma = checkpoint.load(&placement, false);
     let rates = machine::measure(&placement, seconds);
     results.set("matmul_tflops", json!(rates.matmul / 1e12));
     results.set("copy_gb_per_s", json!(rates.copy / 1e9));
-    for shape in shapes {
-        let checkpoint = RandomCheckpoint::write(&shape);
-        let gemma = checkpoint.load(&placement, None);
-        let best = serving::throughput(&gemma, rates.matmul, seconds, |figures| {
-            results.set(&format!("{shape} throughput"), figures);
-        });
-        results.set(&format!("{shape} latency"), serving::latency(&gemma, &best, seconds));
-        let adapted = checkpoint.load(&placement, Some(ADAPTER_RANK));
-        let figures = serving::with_adapter(&adapted, &best, seconds);
-        drop(adapted);
-        results.set(&format!("{shape} with an adapter"), figures);
-        results.set(&format!("{shape} time"), breakdown::measure(&gemma, best.max_tokens));
-        results.set(&format!("{shape} training"), training::measure(gemma, rows));
-        results.set(
-            &format!("{shape} ready"),
-            ready::measure(checkpoint.folder.path(), &model),
-        );
+    let best = serving::throughput(&gemma, rates.matmul, largest, seconds, |figures| {
+        results.set("throughput", figures);
+    });
+    let mut adapters = Vec::new();
+    for rank in ADAPTER_RANKS {
+        let adapted = gemma.with_adapter(&checkpoint.adapter(rank)).unwrap();
+        adapters.push(serving::with_adapter(&adapted, rank, &best, seconds));
+        results.set("with an adapter", json!(adapters));
     }
+    serving::latency(&gemma, &best, seconds, |figures| results.set("latency", figures));
+    results.set("time", breakdown::measure(&gemma, best.max_tokens));
+    drop(gemma);
+    let training = training::measure(checkpoint.load(&placement, true), 8.0 * seconds);
+    let trained = training.get("failed").is_none();
+    results.set("training", training);
+    results.set("ready", ready::measure(checkpoint.folder.path(), &model));
+    assert!(trained, "training failed; the results say why");
 }
 
 /// A checkpoint of random weights in a temporary folder.
@@ -98,21 +95,23 @@ impl RandomCheckpoint {
         Self { folder, checkpoint }
     }
 
-    /// Loads the model as the daemon does, with an adapter on every linear layer if a rank is given.
-    fn load(&self, placement: &Placement, rank: Option<usize>) -> Gemma {
-        let config = self.checkpoint.config();
-        let adapter = rank.map(|rank| {
-            let folder = self.folder.path().join("adapter");
-            random_gemma::write_adapter(&folder, config, rank, 2).unwrap();
-            Adapter::load(&folder, config, "").unwrap()
-        });
+    /// Loads the model as the daemon does, or as `moderatord retrain` does.
+    fn load(&self, placement: &Placement, for_training: bool) -> Gemma {
         let options = LoadOptions {
-            lora: LoraMode::Merged,
+            lora: LoraMode::Unmerged,
             quantize: Quantize::None,
             placement: placement.clone(),
-            for_training: false,
+            for_training,
         };
-        Gemma::load(&self.checkpoint, adapter.as_ref(), options).unwrap()
+        Gemma::load(&self.checkpoint, None, options).unwrap()
+    }
+
+    /// Returns an adapter for every linear layer.
+    fn adapter(&self, rank: usize) -> Adapter {
+        let config = self.checkpoint.config();
+        let folder = self.folder.path().join(format!("rank-{rank}"));
+        random_gemma::write_adapter(&folder, config, rank, 2).unwrap();
+        Adapter::load(&folder, config, "").unwrap()
     }
 }
 
@@ -141,7 +140,8 @@ impl Results {
     }
 
     fn set(&mut self, name: &str, value: Value) {
-        println!("{name}: {value}");
+        let newest = value.as_array().and_then(|list| list.last()).unwrap_or(&value);
+        println!("{name}: {newest}");
         self.figures.insert(name.to_owned(), value);
         let text = serde_json::to_string_pretty(&self.figures).unwrap();
         let unfinished = self.path.with_extension("unfinished");

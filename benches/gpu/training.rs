@@ -1,4 +1,5 @@
-//! Measures the trainer's tokens per second and the duration of a training run with `rows` rows and four epochs.
+//! Measures the trainer's tokens per second without its first step, which also prepares the device, and estimates the
+//! duration of a training run.
 
 use std::time::Instant;
 
@@ -10,49 +11,89 @@ use serde_json::{Value, json};
 use crate::support::{Random, comment_lengths};
 use crate::work::{LABELS, PREFIX, SUFFIX};
 
-pub fn measure(gemma: Gemma, rows: usize) -> Value {
+/// The size of the training run whose duration is estimated.
+const ROWS: usize = 800;
+const EPOCHS: usize = 4;
+
+/// One step of training.
+struct Step {
+    seconds: f64,
+    own_tokens: usize,
+}
+
+/// Trains for about so many seconds, as two steps predict it. The estimate does not include the validation passes after
+/// each epoch.
+pub fn measure(gemma: Gemma, seconds: f64) -> Value {
+    let rows = rows(&gemma);
+    let batch = TrainerConfig::default().batch_rows;
+    let steps = match steps(gemma.clone(), &rows[..2 * batch]) {
+        Ok(probe) => {
+            let count = (seconds / probe[1].seconds) as usize;
+            steps(gemma, &rows[..batch * count.clamp(4, ROWS / batch)])
+        }
+        Err(error) => Err(error),
+    };
+    let steps = match steps {
+        Ok(steps) => steps,
+        Err(error) => return json!({ "failed": error }),
+    };
+    let (first, steady) = (&steps[0], &steps[1..]);
+    let took: f64 = steady.iter().map(|step| step.seconds).sum();
+    let tokens: usize = steady.iter().map(|step| step.own_tokens).sum();
+    let rate = tokens as f64 / took;
+    let all: usize = rows.iter().map(|row| row.row.own_tokens()).sum();
+    json!({
+        "rows_per_step": batch,
+        "steps": steady.len(),
+        "first_step_s": first.seconds,
+        "step_ms": took / steady.len() as f64 * 1e3,
+        "own_tokens_per_s": rate,
+        format!("seconds_for_{ROWS}_rows_and_{EPOCHS}_epochs"): (all * EPOCHS) as f64 / rate,
+    })
+}
+
+/// Returns rows of random tokens with realistic lengths.
+fn rows(gemma: &Gemma) -> Vec<TrainingRow> {
     let vocabulary = gemma.config().vocab_size as u64;
     let mut random = Random::new(11);
     let mut ids = |count: usize| -> Vec<u32> { (0..count).map(|_| (random.next() % vocabulary) as u32).collect() };
     let prefix = ids(PREFIX);
     let lengths = comment_lengths();
-    let training: Vec<TrainingRow> = (0..rows)
-        .map(|number| {
-            let own = ids(lengths[number % lengths.len()] + SUFFIX);
-            TrainingRow {
-                row: Row {
-                    tokens: [prefix.clone(), own].concat().into(),
-                    shared: PREFIX,
-                },
-                hateful: (number % 2) as f32,
-                weight: 1.0,
-            }
-        })
-        .collect();
+    let row = |number: usize| TrainingRow {
+        row: Row {
+            tokens: [prefix.clone(), ids(lengths[number % lengths.len()] + SUFFIX)]
+                .concat()
+                .into(),
+            shared: PREFIX,
+        },
+        hateful: (number % 2) as f32,
+        weight: 1.0,
+    };
+    (0..ROWS).map(row).collect()
+}
+
+/// Trains one epoch and returns its steps.
+fn steps(gemma: Gemma, rows: &[TrainingRow]) -> Result<Vec<Step>, String> {
     let frame = FrameIds {
-        prefix: &prefix,
+        prefix: &rows[0].row.tokens[..PREFIX],
         labels: LABELS,
         eos: 1,
     };
-    // Nothing can be learned from random rows, so the patience is high enough to prevent early stopping, and the low
-    // learning rate keeps the loss finite.
+    // Nothing can be learned from random rows; the low learning rate keeps the loss finite.
     let config = TrainerConfig {
-        epochs: 4,
-        patience: 1000,
+        epochs: 1,
         learning_rate: 1e-6,
         ..TrainerConfig::default()
     };
-    let validation = &training[..rows.min(8)];
-    let (start, mut steps) = (Instant::now(), 0);
-    let trained = train(gemma, frame, &config, &training, validation, &mut |progress| {
-        steps += usize::from(matches!(progress, TrainingProgress::Step { .. }));
+    let (mut steps, mut start) = (Vec::new(), Instant::now());
+    let trained = train(gemma, frame, &config, rows, &rows[..1], &mut |progress| {
+        if let TrainingProgress::Step { tokens, .. } = progress {
+            steps.push(Step {
+                seconds: start.elapsed().as_secs_f64(),
+                own_tokens: tokens,
+            });
+            start = Instant::now();
+        }
     });
-    let took = start.elapsed().as_secs_f64();
-    match trained {
-        Ok(trained) => json!({
-            "rows": rows, "epochs": config.epochs, "steps": steps, "seconds": took,
-            "own_tokens_per_s": trained.tokens as f64 / took,
-        }),
-        Err(error) => json!({ "rows": rows, "steps": steps, "failed": error.to_string() }),
-    }
+    trained.map(|_| steps).map_err(|error| error.to_string())
 }

@@ -23,7 +23,10 @@ use super::Random;
 /// The names of the supported shapes of published checkpoints.
 pub const SHAPES: [&str; 4] = ["gemma-2b", "gemma-2-2b", "gemma-3-270m", "gemma-3-1b"];
 
-/// Returns the `config.json` of a published shape, or `None` if the name is unknown.
+/// The name of a shape of our own, for tests of the benchmarks themselves.
+pub const TINY: &str = "tiny";
+
+/// Returns the `config.json` of a published shape or of [`TINY`], or `None` if the name is unknown.
 pub fn config(shape: &str) -> Option<Value> {
     let (base, own) = match shape {
         "gemma-2b" => (
@@ -46,6 +49,11 @@ pub fn config(shape: &str) -> Option<Value> {
             gemma3(),
             json!({"vocab_size": 262_144, "hidden_size": 1152, "intermediate_size": 6912, "num_hidden_layers": 26,
                    "num_attention_heads": 4, "num_key_value_heads": 1}),
+        ),
+        TINY => (
+            gemma3(),
+            json!({"vocab_size": 16384, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                   "num_attention_heads": 2, "num_key_value_heads": 1}),
         ),
         _ => return None,
     };
