@@ -48,7 +48,17 @@ mod cuda {
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
 
-    const KERNELS: [&str; 4] = ["geglu", "norm", "norm_rope", "attention"];
+    const KERNELS: [&str; 9] = [
+        "embed",
+        "norm",
+        "norm_rope",
+        "attention",
+        "geglu",
+        "low_rank",
+        "fp8",
+        "training",
+        "loss",
+    ];
 
     /// The architectures for which machine code is made. Code for one also runs on later GPUs with the same major
     /// number. A compiler may not know all of them yet, or any more.

@@ -42,12 +42,17 @@ def auc(labels, scores):
     return (rank_sum - positives * (positives + 1) / 2) / (positives * (len(labels) - positives))
 
 
+def read(corpus):
+    """Returns the labelled rows of a corpus, or a part of them if there are many."""
+    with corpus.open(encoding="utf-8") as file:
+        rows = [row for row in map(json.loads, file) if row["label"] in (0, 1)]
+    return rows[:: len(rows) // MAX_ROWS + 1] if len(rows) > MAX_ROWS else rows
+
+
 def main():
     program, *corpora = sys.argv[1:]
     for corpus in map(Path, corpora):
-        with corpus.open(encoding="utf-8") as file:
-            rows = [row for row in map(json.loads, file) if row["label"] in (0, 1)]
-        rows = rows[:: len(rows) // MAX_ROWS + 1] if len(rows) > MAX_ROWS else rows
+        rows = read(corpus)
         labels = [row["label"] for row in rows]
         with tempfile.TemporaryDirectory() as folder:
             exact, int8 = (probabilities(program, quantize, rows, folder) for quantize in ("none", "int8"))

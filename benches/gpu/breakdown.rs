@@ -2,7 +2,6 @@
 //! by how often a pass runs it. The rest is the time of launches, copies and waits.
 
 use candle_core::{DType, Tensor};
-use moderatord::config::Projection;
 use moderatord::model::forward::gemma::Gemma;
 use moderatord::model::kernels::{PackedAttention, RopeAngles, Span, Spans, add_rms_norm, geglu, norm_rope};
 use serde_json::{Value, json};
@@ -26,19 +25,23 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
     let layers = config.num_layers() as f64;
     let effective_layers = layers - 1.0 + batch.len() as f64 / tokens as f64;
 
-    let mut linear = 0.0;
-    for projection in Projection::ALL {
-        let [outputs, inputs] = projection.shape(config);
-        let weight = Tensor::randn(0f32, 1.0, (outputs, inputs), device).unwrap();
-        let (weight, x) = (weight.to_dtype(dtype).unwrap(), random(inputs, dtype));
-        let once = time(&mut || drop(x.matmul(&weight.t().unwrap()).unwrap()));
-        let is_last_token_only = !matches!(projection, Projection::K | Projection::V);
-        linear += once * if is_last_token_only { effective_layers } else { layers };
-    }
     let (queries, keys) = (
         config.num_attention_heads * config.head_dim,
         config.num_key_value_heads * config.head_dim,
     );
+    // The products of a layer: queries, keys and values at once, the attention's output, gate and up at once, down.
+    let products = [
+        [queries + 2 * keys, config.hidden_size],
+        [config.hidden_size, queries],
+        [2 * config.intermediate_size, config.hidden_size],
+        [config.hidden_size, config.intermediate_size],
+    ];
+    let mut linear = 0.0;
+    for [outputs, inputs] in products {
+        let weight = Tensor::randn(0f32, 1.0, (outputs, inputs), device).unwrap();
+        let (weight, x) = (weight.to_dtype(dtype).unwrap(), random(inputs, dtype));
+        linear += time(&mut || drop(x.matmul(&weight.t().unwrap()).unwrap())) * effective_layers;
+    }
     let (q, k, v) = (random(queries, dtype), random(keys, dtype), random(keys, dtype));
     let mut list = Vec::new();
     let mut start = 0;
@@ -53,8 +56,7 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
         });
         start += count;
     }
-    let group = config.num_attention_heads / config.num_key_value_heads;
-    let spans = Spans::new(list, group, device).unwrap();
+    let spans = Spans::new(list, device).unwrap();
     let op = PackedAttention {
         spans: &spans,
         prefix: None,
@@ -89,8 +91,8 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
     };
     let norm = Tensor::ones(config.head_dim, DType::F32, device).unwrap();
     let norm = config.family.has_qk_norm().then_some((&norm, 1e-6));
-    let rope_q = time(&mut || drop(norm_rope(&q, &angles, norm).unwrap())) * effective_layers;
-    let rope_k = time(&mut || drop(norm_rope(&k, &angles, norm).unwrap())) * layers;
+    let heads = random(queries + keys, dtype);
+    let rope = time(&mut || drop(norm_rope(&heads, &angles, norm).unwrap())) * effective_layers;
 
     let pass = time(&mut || drop(work.score(gemma, batch)));
     let parts = [
@@ -98,7 +100,7 @@ pub fn measure(gemma: &Gemma, max_tokens: usize) -> Value {
         ("attention", attention),
         ("norms and residual", norms),
         ("geglu", activation),
-        ("rope and qk norm", rope_q + rope_k),
+        ("rope and qk norm", rope),
     ];
     let rest = pass - parts.iter().map(|(_, time)| time).sum::<f64>();
     let shares: serde_json::Map<String, Value> = parts

@@ -116,6 +116,10 @@ class Shape:
         found = [f for f in self.ours.get("with an adapter", []) if f["rank"] == rank]
         return f"{found[0]['share_of_the_base_alone'] * 100:.0f} %" if found else None
 
+    def fp8(self):
+        speed = self.ours.get("fp8", {}).get("times_as_fast_as_bf16")
+        return None if speed is None else f"{speed:.2f}x"
+
     def latency(self, linger, load):
         found = [f for f in self.ours.get("latency", []) if (f["linger_ms"], f["load"]) == (linger, load)]
         if not found or found[0]["p50_ms"] is None:
@@ -166,6 +170,7 @@ def summary(result):
     rows += [(f"share of a product, {tokens(b)}", lambda s, b=b: s.share(b)) for b in budgets(result)]
     rows += [(f"queue / pass, ms, {tokens(b)}", lambda s, b=b: s.times(b)) for b in budgets(result)]
     rows += [(f"with an adapter of rank {r}", lambda s, r=r: s.adapter(r)) for r in (8, 16)]
+    rows += [("with FP8", Shape.fp8)]
     rows += [
         (f"p50 / p99, ms, linger {linger} ms, load {load}", lambda s, a=(linger, load): s.latency(*a))
         for linger in (0, 5)
@@ -198,6 +203,7 @@ def readme(path, result):
     rows += [
         (f"share of the speed of a matrix product, {largest:,} tokens", lambda s: s.share(largest)),
         ("speed with an adapter of rank 8, relative to the base", lambda s: s.adapter(8)),
+        ("speed with `model.quantize = \"fp8\"`, relative to bf16", Shape.fp8),
         ("p50 / p99 latency in ms at a quarter of that speed, no linger", lambda s: s.latency(0, 0.25)),
         ("p50 / p99 latency in ms at a quarter of that speed, linger 5 ms", lambda s: s.latency(5, 0.25)),
         ("training, own tokens per second", lambda s: s.training("own_tokens_per_s")),

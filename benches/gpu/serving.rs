@@ -73,6 +73,16 @@ pub fn with_adapter(adapted: &Gemma, rank: usize, best: &Best, seconds: f64) -> 
     })
 }
 
+/// Measures the comments per second with quantised weights, compared with those in bf16.
+pub fn quantised(quantised: &Gemma, best: &Best, seconds: f64) -> Value {
+    let (comments, _) = rate(quantised, &Work::new(quantised, COMMENTS), best.max_tokens, seconds);
+    json!({
+        "max_tokens": best.max_tokens,
+        "comments_per_s": comments,
+        "times_as_fast_as_bf16": comments / best.comments_per_second,
+    })
+}
+
 /// Measures every budget up to `largest`, reports the figures so far after each, and returns the fastest.
 pub fn throughput(gemma: &Gemma, matmul: f64, largest: usize, seconds: f64, mut report: impl FnMut(Value)) -> Best {
     let work = Work::new(gemma, COMMENTS);
@@ -103,7 +113,8 @@ pub fn throughput(gemma: &Gemma, matmul: f64, largest: usize, seconds: f64, mut 
 }
 
 /// Measures latencies while comments arrive at a constant rate. Each comment waits for its micro-batch, which waits for
-/// the one before. As in the daemon, at most two micro-batches are in progress. Reports the figures so far after each.
+/// the one before. As in the daemon, at most two micro-batches are in progress. Comments that arrive in the first
+/// `seconds` are not counted, because micro-batches of new sizes take longer. Reports the figures so far after each.
 pub fn latency(gemma: &Gemma, best: &Best, seconds: f64, mut report: impl FnMut(Value)) {
     let work = Work::new(gemma, COMMENTS);
     let mut figures = Vec::new();
@@ -115,7 +126,8 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64, mut report: impl FnMut(
         });
         let (start, mut arrived, mut latencies) = (Instant::now(), 0u32, Vec::new());
         let mut in_progress: VecDeque<(PendingLogits, Vec<Instant>)> = VecDeque::new();
-        while start.elapsed().as_secs_f64() < seconds {
+        let counted = start + Duration::from_secs_f64(seconds);
+        while start.elapsed().as_secs_f64() < 2.0 * seconds {
             let now = Instant::now();
             while start + gap * arrived <= now && !batcher.is_full() {
                 let own = &work.comments[arrived as usize % COMMENTS];
@@ -139,7 +151,8 @@ pub fn latency(gemma: &Gemma, best: &Best, seconds: f64, mut report: impl FnMut(
             {
                 answer.wait().unwrap();
                 let done = Instant::now();
-                latencies.extend(arrivals.iter().map(|arrival| (done - *arrival).as_secs_f64() * 1e3));
+                let arrivals = arrivals.iter().filter(|arrival| **arrival >= counted);
+                latencies.extend(arrivals.map(|arrival| (done - *arrival).as_secs_f64() * 1e3));
             } else {
                 std::thread::sleep(Duration::from_micros(100));
             }

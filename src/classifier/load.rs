@@ -205,7 +205,7 @@ impl Base {
         };
         let quantized = match self.settings.quantize {
             Quantize::None => String::new(),
-            Quantize::Int8 => format!(" over {}", quantization(&self.settings)),
+            Quantize::Int8 | Quantize::Fp8 => format!(" over {}", quantization(&self.settings)),
         };
         let config = self.gemma.config();
         format!(
@@ -296,5 +296,6 @@ fn quantization(model: &ModelConfig) -> &'static str {
     match model.quantize {
         Quantize::None => "none",
         Quantize::Int8 => "int8",
+        Quantize::Fp8 => "fp8",
     }
 }

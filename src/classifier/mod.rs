@@ -68,6 +68,7 @@ impl Classifier {
     /// # Errors
     /// Returns an error if the device fails.
     pub fn limit_reserved_memory(&self, max_tokens: usize) -> CandleResult<()> {
+        self.model.limit_buffers(max_tokens);
         let tokens = max_tokens.min(GPU_PASS_TOKENS) as u64;
         device::retain_freed_memory(
             self.model.device(),
@@ -219,6 +220,8 @@ impl Scorer for Classifier {
                 return None;
             }
         };
+        // A larger pass can also use the memory of the buffers that it replaces.
+        let free = free + self.model.buffer_bytes();
         let tokens = (free as f64 * SHARE_OF_MEMORY) as usize
             / bytes_per_token(self.model.config(), self.placement.dtype) as usize;
         // Larger batches are split into passes, so the memory is only a limit if it is too small for a full pass.

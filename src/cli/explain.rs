@@ -8,7 +8,7 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{Exit, SettingsArgs};
-use crate::classifier::tolerance::{EXPLAIN_BF16, EXPLAIN_F32, EXPLAIN_INT8};
+use crate::classifier::tolerance::{EXPLAIN_BF16, EXPLAIN_F32, EXPLAIN_QUANTISED};
 use crate::config::{Config, ModelConfig, PromptConfig, Quantize};
 use crate::hash::hex;
 use crate::kafka::snapshot;
@@ -103,7 +103,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     let tolerance = match scoring.model.quantization.as_str() {
         "none" if is_bf16 => EXPLAIN_BF16,
         "none" => EXPLAIN_F32,
-        _ => EXPLAIN_INT8,
+        _ => EXPLAIN_QUANTISED,
     };
     let difference = (margin - scoring.margin).abs();
     // A comparison with NaN is false, so a difference of NaN fails too.
@@ -203,6 +203,7 @@ fn find_model(
     let quantize = match identity.quantization.as_str() {
         "none" => Quantize::None,
         "int8" => Quantize::Int8,
+        "fp8" => Quantize::Fp8,
         other => {
             missing.push(format!("the quantisation {other}, which this build does not have"));
             return Ok(None);

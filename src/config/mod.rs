@@ -222,6 +222,8 @@ pub enum Quantize {
     None,
     /// As 8-bit integers with a scale for each output; inputs are quantised row by row.
     Int8,
+    /// Those of the MLP in FP8 (e4m3) with a scale for each output, on a GPU; inputs are quantised row by row.
+    Fp8,
 }
 
 /// The data type of the arithmetic in linear layers; all other arithmetic uses f32.

@@ -22,7 +22,12 @@ pub(super) fn model(reader: &mut SettingsReader) -> Option<ModelConfig> {
     let path = reader.optional_path("model.path");
     let adapter = reader.optional_path("model.adapter");
     let download = reader.bool("model.download");
-    let quantize = reader.choice("model.quantize", &[("none", Quantize::None), ("int8", Quantize::Int8)]);
+    let quantizations = [
+        ("none", Quantize::None),
+        ("int8", Quantize::Int8),
+        ("fp8", Quantize::Fp8),
+    ];
+    let quantize = reader.choice("model.quantize", &quantizations);
     let device = device(reader);
     let dtypes = [
         ("auto", DtypeChoice::Auto),

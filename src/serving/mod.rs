@@ -19,7 +19,6 @@ use crate::classifier::{Base, Classifier};
 use crate::config::{ModelConfig, PromptConfig};
 use crate::decide::{Calibration, DerivedThresholds, JudgedModel};
 use crate::fault::Faults;
-use crate::model::device::Placement;
 use crate::prompt::PromptError;
 use crate::registry::{AdapterVersion, LostRegistry, Pointer, Registry, RegistryError};
 use crate::scorer::{Row, ScoreError};
@@ -105,7 +104,7 @@ pub struct ModelSource {
     pub model: ModelConfig,
     /// The prompt template and its labels.
     pub prompt: PromptConfig,
-    /// The base model on the CPU, which the versions of a registry share.
+    /// The base model, which the versions of a registry share.
     base: Arc<OnceLock<Base>>,
 }
 
@@ -217,8 +216,7 @@ impl ModelSource {
 
     /// Loads the model with the adapter in a folder, or without one, as it is served from a registry.
     ///
-    /// On the CPU, the base model is loaded once, and a version costs the memory and time of its adapter only. On a GPU,
-    /// a layer with a delta is a copy of the base's, so the base would be a third copy during a swap.
+    /// The base model is loaded once, and a version costs the memory and time of its adapter only.
     ///
     /// # Errors
     /// Returns every fault of the base model, the adapter and the prompt.
@@ -226,16 +224,8 @@ impl ModelSource {
         if let Some(base) = self.base.get() {
             return base.classifier(adapter);
         }
-        let is_cpu = Placement::from_settings(&self.model).is_ok_and(|placement| placement.device.is_cpu());
-        if is_cpu {
-            let base = Base::load(&self.model, &self.prompt)?;
-            return self.base.get_or_init(|| base).classifier(adapter);
-        }
-        let model = ModelConfig {
-            adapter: adapter.map(Path::to_path_buf),
-            ..self.model.clone()
-        };
-        Classifier::load(&model, &self.prompt)
+        let base = Base::load(&self.model, &self.prompt)?;
+        self.base.get_or_init(|| base).classifier(adapter)
     }
 
     /// Warms up a loaded model and chooses its token budget, which is at most `limit` own tokens.

@@ -12,9 +12,10 @@ use common::labels::label;
 use common::{fixture, model_config, prompt_config, reference_cases};
 use moderatord::classifier::Classifier;
 use moderatord::classifier::tolerance::{
-    GPU_BATCH_BF16, GPU_BATCH_F32, GPU_BF16, GPU_F32, GPU_LOSS_BF16, GPU_LOSS_F32, GPU_LOSS_GROWTH, GPU_LOSS_STEPS,
+    GPU_BATCH_BF16, GPU_BATCH_F32, GPU_BF16, GPU_F32, GPU_FP8, GPU_LOSS_BF16, GPU_LOSS_F32, GPU_LOSS_GROWTH,
+    GPU_LOSS_STEPS,
 };
-use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig};
+use moderatord::config::{DeviceChoice, DtypeChoice, ModelConfig, Quantize};
 use moderatord::model::device::Placement;
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::model::forward::gemma::Gemma;
@@ -82,6 +83,48 @@ fn assert_references_match(dtype: DtypeChoice, name: &str, allowed: f64) {
         }
         println!("{family:<16}{name:<6}largest difference between probabilities {worst:.1e}");
         assert!(worst <= allowed, "{family} {name}: {worst}");
+    }
+}
+
+/// Compares models whose MLP is in FP8 with the same models in bf16, without and with adapters, of which one has deltas
+/// in the MLP.
+#[test]
+fn fp8_follows_bf16() {
+    for (family, adapter) in FAMILIES
+        .iter()
+        .flat_map(|family| ADAPTERS.map(|adapter| (family, adapter)))
+    {
+        let margins = |quantize: Quantize| {
+            let model = ModelConfig {
+                adapter: adapter.map(|adapter| fixture(family).join(adapter)),
+                quantize,
+                ..on_gpu(family, DtypeChoice::Bf16)
+            };
+            let mut classifier = Classifier::load(&model, &prompt_config()).unwrap();
+            let prompter = classifier.prompter();
+            let cases = reference_cases(family);
+            let rows: Vec<Row> = cases
+                .iter()
+                .map(|case| prompter.encode(&case.text).unwrap().rows.remove(0))
+                .collect();
+            (
+                classifier.identity().quantization.clone(),
+                classifier.score(&rows).unwrap(),
+            )
+        };
+        let ((_, bf16), (name, fp8)) = (margins(Quantize::None), margins(Quantize::Fp8));
+        assert_eq!(name, "fp8");
+        let differences = bf16.iter().zip(&fp8).map(|(bf16, fp8)| (bf16 - fp8).abs());
+        let worst = differences.fold(
+            0f32,
+            |worst, difference| if difference <= worst { worst } else { difference },
+        );
+        println!(
+            "{family:<16}{:<16}fp8 changes margins by at most {worst:.1e}",
+            adapter.unwrap_or("no adapter")
+        );
+        // Without any difference, the setting would have had no effect.
+        assert!(worst > 0.0 && worst <= GPU_FP8, "{family} {adapter:?}: {worst}");
     }
 }
 

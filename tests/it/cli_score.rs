@@ -60,6 +60,19 @@ fn redacted(mut decision: Value) -> String {
 }
 
 #[test]
+fn fp8_is_refused_on_the_cpu() {
+    let mut command = score("gemma3");
+    command.args(["--text", "See you at the garden."]);
+    command.env("MODERATORD__MODEL__QUANTIZE", "fp8");
+    command.env("MODERATORD__MODEL__DEVICE", "cpu");
+    let output = finish(&mut command, b"");
+    assert_eq!(output.status.code(), Some(78));
+    let expected =
+        "`fp8` is supported only on an NVIDIA GPU of compute capability 9.0, expected `none` or `int8` on the CPU";
+    assert!(text(&output.stderr).contains(expected), "{}", text(&output.stderr));
+}
+
+#[test]
 fn a_text_gives_one_complete_decision() {
     let output = finish(score("gemma3").args(["--text", "See you at the garden."]), b"");
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), ""));

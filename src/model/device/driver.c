@@ -12,14 +12,14 @@
 #define FUNCTIONS(F)                                                                                                  \
     F(cuCtxDestroy_v2) F(cuCtxGetCurrent) F(cuCtxSetCurrent) F(cuCtxSynchronize) F(cuDeviceGet)                       \
     F(cuDeviceGetAttribute) F(cuDeviceGetMemPool) F(cuDevicePrimaryCtxRelease_v2) F(cuDevicePrimaryCtxRetain)         \
-    F(cuDriverGetVersion) F(cuFuncSetAttribute)                                                                       \
-    F(cuEventCreate) F(cuEventDestroy_v2) F(cuEventQuery) F(cuEventRecord) F(cuEventSynchronize)                      \
-    F(cuGetErrorName) F(cuGetErrorString) F(cuInit) F(cuLaunchKernel) F(cuMemAllocAsync) F(cuMemAlloc_v2)             \
-    F(cuMemFreeAsync) F(cuMemFreeHost) F(cuMemFree_v2) F(cuMemGetInfo_v2) F(cuMemHostAlloc)                           \
-    F(cuMemPoolGetAttribute) F(cuMemPoolSetAttribute) F(cuMemPoolTrimTo) F(cuMemcpyDtoDAsync_v2)                      \
-    F(cuMemcpyDtoHAsync_v2) F(cuMemcpyHtoDAsync_v2) F(cuMemcpyPeerAsync) F(cuMemsetD8Async)                           \
-    F(cuModuleGetFunction) F(cuModuleLoad) F(cuModuleLoadData) F(cuModuleUnload) F(cuStreamCreate)                    \
-    F(cuStreamDestroy_v2) F(cuStreamIsCapturing) F(cuStreamSynchronize) F(cuStreamWaitEvent)
+    F(cuDriverGetVersion) F(cuEventCreate) F(cuEventDestroy_v2) F(cuEventQuery) F(cuEventRecord)                      \
+    F(cuEventSynchronize) F(cuFuncSetAttribute) F(cuGetErrorName) F(cuGetErrorString) F(cuGraphDestroy)               \
+    F(cuGraphExecDestroy) F(cuGraphInstantiateWithFlags) F(cuGraphLaunch) F(cuInit) F(cuLaunchKernel)                 \
+    F(cuMemAllocAsync) F(cuMemAlloc_v2) F(cuMemFreeAsync) F(cuMemFreeHost) F(cuMemFree_v2) F(cuMemGetInfo_v2)         \
+    F(cuMemHostAlloc) F(cuMemPoolGetAttribute) F(cuMemPoolSetAttribute) F(cuMemPoolTrimTo) F(cuMemcpyDtoDAsync_v2)    \
+    F(cuMemcpyDtoHAsync_v2) F(cuMemcpyHtoDAsync_v2) F(cuMemcpyPeerAsync) F(cuMemsetD8Async) F(cuModuleGetFunction)    \
+    F(cuModuleLoad) F(cuModuleLoadData) F(cuModuleUnload) F(cuStreamBeginCapture_v2) F(cuStreamCreate)                \
+    F(cuStreamDestroy_v2) F(cuStreamEndCapture) F(cuStreamIsCapturing) F(cuStreamSynchronize) F(cuStreamWaitEvent)
 
 // Returns CUDA_ERROR_STUB_LIBRARY, as CUDA's own stub of the driver does.
 static int missing(void) {

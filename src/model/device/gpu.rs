@@ -3,7 +3,7 @@
 use std::ffi::{CStr, c_char, c_void};
 
 use candle_core::cuda_backend::WrapErr;
-use candle_core::cuda_backend::cudarc::cublas::sys::{cublasMath_t, cublasSetMathMode};
+use candle_core::cuda_backend::cudarc::cublas::sys::{cublasHandle_t, cublasMath_t, cublasSetMathMode};
 use candle_core::cuda_backend::cudarc::driver::result::{device, mem_pool};
 use candle_core::cuda_backend::cudarc::driver::sys::{
     CUDA_VERSION, CUmemPool_attribute, CUmemoryPool, cuDriverGetVersion,
@@ -74,7 +74,7 @@ pub(super) fn open(ordinal: usize) -> Result<Device> {
     unsafe {
         gpu.disable_event_tracking();
     }
-    sum_in_f32(gpu)?;
+    sum_in_f32(*gpu.cublas_handle().handle())?;
     if let Some(pool) = pool(gpu)?
         && pool_bytes(pool, THRESHOLD)? == 0
     {
@@ -98,13 +98,11 @@ pub(super) fn retain_freed_memory(gpu: &CudaDevice, bytes: u64) -> Result<()> {
 }
 
 /// Makes cuBLAS add up partial results of half-precision products in f32 instead of half precision.
-fn sum_in_f32(gpu: &CudaDevice) -> Result<()> {
+pub(in crate::model) fn sum_in_f32(handle: cublasHandle_t) -> Result<()> {
     let mode = cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
     #[expect(unsafe_code, reason = "a foreign call")]
-    // SAFETY: the handle is open as long as the device is.
-    unsafe { cublasSetMathMode(*gpu.cublas_handle().handle(), mode) }
-        .result()
-        .w()
+    // SAFETY: the caller's handle is open.
+    unsafe { cublasSetMathMode(handle, mode) }.result().w()
 }
 
 /// Returns the bytes that this process can still allocate: the GPU's free memory plus what the pool holds unused.

@@ -56,11 +56,38 @@ impl Placement {
             let text = "`bf16` is supported only on a GPU, expected `auto` or `f32` on the CPU";
             return Err(Fault::setting("model.dtype", text.to_owned()));
         }
-        if !is_cpu && model.quantize != Quantize::None {
-            let text = "quantised weights are supported only on the CPU, expected `none` on a GPU";
-            return Err(Fault::setting("model.quantize", text.to_owned()));
+        let placement = Self { dtype, ..placement };
+        match placement.cannot_quantise(model.quantize) {
+            None => Ok(placement),
+            Some(text) => Err(Fault::setting("model.quantize", text)),
         }
-        Ok(Self { dtype, ..placement })
+    }
+
+    /// Returns why weights cannot be quantised in this way here, or `None` if they can.
+    fn cannot_quantise(&self, quantize: Quantize) -> Option<String> {
+        match (&self.device, quantize) {
+            (_, Quantize::None) | (Device::Cpu, Quantize::Int8) => None,
+            (_, Quantize::Int8) => Some("`int8` is supported only on the CPU, expected `none` or `fp8` on a GPU".to_owned()),
+            (Device::Cpu, Quantize::Fp8) => Some(
+                "`fp8` is supported only on an NVIDIA GPU of compute capability 9.0, expected `none` or `int8` on the CPU"
+                    .to_owned(),
+            ),
+            (_, Quantize::Fp8) if self.dtype != DType::BF16 => {
+                Some(format!("`fp8` is supported only with `model.dtype` bf16, found {}", self.dtype_name()))
+            }
+            #[cfg(feature = "cuda")]
+            (Device::Cuda(gpu), Quantize::Fp8) => {
+                let name = self.name();
+                match super::kernels::cuda::fp8::unsupported(gpu) {
+                    Ok(reason) => reason.map(|reason| format!("`fp8` is not supported on {name}: {reason}")),
+                    Err(error) => {
+                        let error = message_without_backtrace(&error);
+                        Some(format!("`fp8` cannot be used on {name}: {error}"))
+                    }
+                }
+            }
+            (_, Quantize::Fp8) => Some("`fp8` is supported only on an NVIDIA GPU".to_owned()),
+        }
     }
 
     /// Opens the device that the settings select, as [`Placement::from_settings`] does, and checks that it has enough
@@ -81,7 +108,9 @@ impl Placement {
         let adapter = model.adapter.as_ref();
         let adapter = adapter.and_then(|folder| std::fs::metadata(folder.join("adapter_model.safetensors")).ok());
         // A problem with the adapter's file is reported when it is read.
-        let needed = required_bytes(checkpoint, placement.dtype) + adapter.map_or(0, |file| file.len());
+        // On a GPU, an adapter is held in f32 and, as the kernels read it, in bf16.
+        let adapter = 3 * adapter.map_or(0, |file| file.len());
+        let needed = required_bytes(checkpoint, placement.dtype, model.quantize) + adapter;
         match (check_free_memory(free, needed), model.device) {
             (Ok(()), _) => Ok(placement),
             (Err(reason), DeviceChoice::Auto) => {

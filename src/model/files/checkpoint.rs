@@ -473,9 +473,7 @@ mod tests {
     use super::*;
 
     fn fixture(name: &str) -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures/gemma3")
-            .join(name)
+        crate::test_files::test_file("tests/fixtures/gemma3").join(name)
     }
 
     /// Rows of several tensors end up below each other, whatever the dtype of each tensor is.

@@ -5,9 +5,12 @@
 //! goes through the queries, the output projection and the MLP.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 
+#[cfg(feature = "cuda")]
+use super::gpu::{Fp8Mlp, GpuDecoder};
 use super::linear::{Linear, LinearInput};
 pub use super::packing::PackedRow;
 use super::packing::{OutputPositions, PackedRows, PassInputs, PassOutput, SharedPrefix, last_queries};
@@ -31,6 +34,9 @@ pub(in crate::model) struct DecoderLayer {
     pub(in crate::model) gate_proj: Linear,
     pub(in crate::model) up_proj: Linear,
     pub(in crate::model) down_proj: Linear,
+    /// The weights that the scoring pass on a GPU multiplies by at once, of which the projections hold parts.
+    #[cfg(feature = "cuda")]
+    pub(in crate::model) stacked: Option<StackedWeights>,
     /// Per-head norms of queries and keys (Gemma 3).
     pub(in crate::model) qk_norm: Option<(Tensor, Tensor)>,
     pub(in crate::model) input_layernorm: Tensor,
@@ -42,7 +48,38 @@ pub(in crate::model) struct DecoderLayer {
     pub(in crate::model) post_feedforward_norm: Option<Tensor>,
 }
 
+/// Weights of projections with the same input, one below the other, in GPU memory.
+#[cfg(feature = "cuda")]
+#[derive(Debug, Clone)]
+pub(in crate::model) struct StackedWeights {
+    /// Queries, keys and values: (queries + 2 keys, hidden).
+    pub(in crate::model) qkv: Tensor,
+    pub(in crate::model) mlp: StackedMlp,
+}
+
+/// The weights of an MLP, in GPU memory.
+#[cfg(feature = "cuda")]
+#[derive(Debug, Clone)]
+pub(in crate::model) enum StackedMlp {
+    /// Gate and up: (2 intermediate, hidden). Down is that of its projection.
+    Bf16 { gate_up: Tensor },
+    /// All of them. The projections hold none.
+    Fp8(Arc<Fp8Mlp>),
+}
+
 impl DecoderLayer {
+    pub(in crate::model) fn projection(&self, projection: Projection) -> &Linear {
+        match projection {
+            Projection::Q => &self.q_proj,
+            Projection::K => &self.k_proj,
+            Projection::V => &self.v_proj,
+            Projection::O => &self.o_proj,
+            Projection::Gate => &self.gate_proj,
+            Projection::Up => &self.up_proj,
+            Projection::Down => &self.down_proj,
+        }
+    }
+
     pub(in crate::model) fn projection_mut(&mut self, projection: Projection) -> &mut Linear {
         match projection {
             Projection::Q => &mut self.q_proj,
@@ -71,6 +108,9 @@ pub struct Gemma {
     pub(in crate::model) device: Device,
     /// The dtype of linear layers and their deltas. The residual stream, norms and logits are f32.
     pub(in crate::model) dtype: DType,
+    /// The same decoder for scoring in bf16 on a GPU.
+    #[cfg(feature = "cuda")]
+    pub(in crate::model) gpu: Option<GpuDecoder>,
 }
 
 /// A prefix that rows share: its token ids, and the keys and values of every layer.
@@ -78,9 +118,24 @@ pub struct Gemma {
 pub struct PrefixCache {
     pub(in crate::model) tokens: Vec<u32>,
     pub(in crate::model) layers: Vec<CachedKeysValues>,
+    /// Tells prefixes apart whose memory has the same address, one after the other.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "only passes on a GPU repeat addresses")
+    )]
+    pub(in crate::model) id: u64,
 }
 
 impl PrefixCache {
+    fn new(tokens: &[u32], layers: Vec<CachedKeysValues>) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        Self {
+            tokens: tokens.to_vec(),
+            layers,
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
     /// Returns the token ids of the prefix.
     pub fn tokens(&self) -> &[u32] {
         &self.tokens
@@ -117,6 +172,10 @@ impl Gemma {
                 }
             }
         }
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &mut adapted.gpu {
+            *gpu = gpu.with_adapter(adapter)?;
+        }
         Ok(adapted)
     }
 
@@ -124,6 +183,28 @@ impl Gemma {
     pub(crate) fn without_softcap(mut self) -> Self {
         self.config.final_logit_softcapping = None;
         self
+    }
+
+    /// Returns the bytes of GPU memory that hold the buffers of passes while no pass runs.
+    pub(crate) fn buffer_bytes(&self) -> u64 {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.buffer_bytes();
+        }
+        0
+    }
+
+    /// Frees the buffers of passes on a GPU if they are for passes of more than `max_tokens` tokens. The next pass
+    /// allocates smaller ones.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(unused_variables, reason = "only passes on a GPU keep buffers")
+    )]
+    pub(crate) fn limit_buffers(&self, max_tokens: usize) {
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            gpu.limit_buffers(max_tokens);
+        }
     }
 
     /// Returns the number of parameters. A tied embedding counts once.
@@ -144,8 +225,17 @@ impl Gemma {
     /// # Errors
     /// Returns an error if the prefix is empty, if an id is outside the vocabulary, or if the device fails.
     pub fn cache_prefix(&self, tokens: &[u32]) -> Result<PrefixCache> {
-        let mut layers = Vec::with_capacity(self.layers.len());
         let rows = [PackedRow { own: tokens, shared: 0 }];
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            let layers = gpu.keys_values(
+                self,
+                &self.pass_inputs(&rows, SharedPrefix::None, OutputPositions::KeysValues)?,
+            )?;
+            self.device.synchronize()?;
+            return Ok(PrefixCache::new(tokens, layers));
+        }
+        let mut layers = Vec::with_capacity(self.layers.len());
         self.run(
             &rows,
             SharedPrefix::None,
@@ -159,10 +249,7 @@ impl Gemma {
         )?;
         // An earlier failure of the device is reported here instead of in the first batch.
         self.device.synchronize()?;
-        Ok(PrefixCache {
-            tokens: tokens.to_vec(),
-            layers,
-        })
+        Ok(PrefixCache::new(tokens, layers))
     }
 
     /// Computes the normed final hidden state at the last position of each row: (rows, hidden), in [`Gemma::dtype`].
@@ -171,10 +258,13 @@ impl Gemma {
     /// Returns an error if a row is empty, is longer than the checkpoint supports, contains an id outside the
     /// vocabulary or shares more tokens than the prefix has, or if the device fails.
     pub fn forward(&self, rows: &[PackedRow<'_>], prefix: Option<&PrefixCache>) -> Result<Tensor> {
-        let prefix = prefix.map_or(SharedPrefix::None, SharedPrefix::Cached);
-        Ok(self
-            .run(rows, prefix, OutputPositions::Last { skip: 0 }, &mut |_, _, _| ())?
-            .normed)
+        let outputs = OutputPositions::Last { skip: 0 };
+        let shared = prefix.map_or(SharedPrefix::None, SharedPrefix::Cached);
+        #[cfg(feature = "cuda")]
+        if let Some(gpu) = &self.gpu {
+            return gpu.last_hidden(self, rows, prefix);
+        }
+        Ok(self.run(rows, shared, outputs, &mut |_, _, _| ())?.normed)
     }
 
     /// Returns the rows of the unembedding that belong to the given token ids: (ids, hidden), f32.
@@ -229,32 +319,31 @@ impl Gemma {
     }
 
     /// Returns the rows of an embedding (vocabulary, hidden) for valid ids: (ids, hidden), f32.
-    fn embedding_rows(&self, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    pub(in crate::model) fn embedding_rows(&self, table: &Tensor, ids: &Tensor) -> Result<Tensor> {
         table.index_select(ids, 0)?.to_dtype(DType::F32)
     }
 
     /// Copies the input of a pass to the device.
     pub(in crate::model) fn inputs(&self, packed: PackedRows, outputs: OutputPositions) -> Result<PassInputs> {
         self.check_ids(&packed.tokens)?;
-        let group = self.config.num_attention_heads / self.config.num_key_value_heads;
         let mut upload = UploadBuffer::default();
         let tokens = upload.push(packed.tokens);
-        let positions = if self.device.is_cpu() {
-            None
-        } else {
-            let positions = packed.positions.iter();
-            // They fit in u32, because `RopeTables::angles` below refuses positions beyond the config's limit.
-            Some(upload.push(positions.map(|&position| position as u32)))
-        };
+        // They fit in u32, because `RopeTables::angles` below refuses positions beyond the config's limit.
+        let position = |&position: &usize| position as u32;
+        let is_gpu = !self.device.is_cpu();
+        let positions = is_gpu.then(|| upload.push(packed.positions.iter().map(position)));
+        let mut last_positions = None;
         let last = match outputs {
             OutputPositions::Last { skip } => {
                 let (spans, ends) = last_queries(&packed.spans, skip);
+                let at_ends = ends.iter().map(|&end| position(&packed.positions[end as usize]));
+                last_positions = is_gpu.then(|| upload.push(at_ends));
                 let ends = upload.push(ends);
-                Some((PackedSpans::new(spans, group, &self.device, &mut upload)?, ends))
+                Some((PackedSpans::new(spans, &self.device, &mut upload)?, ends))
             }
             OutputPositions::All | OutputPositions::KeysValues => None,
         };
-        let spans = PackedSpans::new(packed.spans, group, &self.device, &mut upload)?;
+        let spans = PackedSpans::new(packed.spans, &self.device, &mut upload)?;
         let uploaded = self.transfer.upload(upload)?;
         let positions = positions.map(|positions| uploaded.get(&positions)).transpose()?;
         Ok(PassInputs {
@@ -265,7 +354,25 @@ impl Gemma {
                 Some((spans, ends)) => Some((spans.on_device(&uploaded)?, uploaded.get(&ends)?)),
                 None => None,
             },
+            last_positions: last_positions.map(|positions| uploaded.get(&positions)).transpose()?,
+            #[cfg(feature = "cuda")]
+            uploaded: uploaded.whole(),
         })
+    }
+
+    /// Checks the rows of a pass and copies them to the device.
+    pub(super) fn pass_inputs(
+        &self,
+        rows: &[PackedRow<'_>],
+        prefix: SharedPrefix<'_>,
+        outputs: OutputPositions,
+    ) -> Result<PassInputs> {
+        let packed = PackedRows::new(rows)?;
+        let prefix = prefix.tokens(rows);
+        match packed.spans.iter().find(|span| span.shared > prefix) {
+            None => self.inputs(packed, outputs),
+            Some(span) => bail!("a row shares {} tokens, but the prefix has only {prefix}", span.shared),
+        }
     }
 
     /// Runs a pass. `observe` is called in each layer with its input (tokens, hidden), its keys and its values.
@@ -276,20 +383,14 @@ impl Gemma {
         outputs: OutputPositions,
         observe: &mut dyn FnMut(&Tensor, &Tensor, &Tensor),
     ) -> Result<PassOutput> {
-        let packed = PackedRows::new(rows)?;
-        if let Some(span) = packed.spans.iter().find(|span| span.shared > prefix.tokens(rows)) {
-            bail!(
-                "a row shares {} tokens, but the prefix has only {}",
-                span.shared,
-                prefix.tokens(rows)
-            );
-        }
         let PassInputs {
             tokens,
             angles,
             mut spans,
             last,
-        } = self.inputs(packed, outputs)?;
+            last_positions,
+            ..
+        } = self.pass_inputs(rows, prefix, outputs)?;
         let eps = self.config.rms_norm_eps;
         let mut residual = (self.embedding_rows(&self.embed_tokens, &tokens)? * self.config.embedding_scale())?;
         let Some(first) = self.layers.first() else {
@@ -313,7 +414,7 @@ impl Gemma {
                     residual = residual.index_select(ends, 0)?;
                     last_normed = normed.index_select(ends, 0)?;
                     input = LinearInput::new(&last_normed);
-                    layer_angles = layer_angles.select(ends)?;
+                    layer_angles = layer_angles.select(ends, last_positions.as_ref())?;
                 }
             }
             let norm = layer.qk_norm.as_ref().map(|(q_norm, _)| (q_norm, eps));

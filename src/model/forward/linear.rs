@@ -7,6 +7,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::delta::{Delta, PackedDelta, WeightWithDelta};
+#[cfg(test)]
 use super::frozen::{FrozenDenseProduct, FrozenProduct};
 use crate::config::Quantize;
 use crate::model::files::lora::LoraWeights;
@@ -100,6 +101,9 @@ pub(in crate::model) enum FrozenWeight {
     Training(Arc<DenseWeight>),
     /// On the CPU, in 8-bit integers.
     Int8(Arc<Int8Weight>),
+    /// On a GPU, in FP8. Only the fused pass multiplies by it, and holds it together with its delta.
+    #[cfg(feature = "cuda")]
+    Fp8,
 }
 
 impl FrozenWeight {
@@ -107,7 +111,8 @@ impl FrozenWeight {
     pub(in crate::model) fn new(weight: Tensor, quantize: Quantize) -> Result<Self> {
         Ok(match quantize {
             _ if !weight.device().is_cpu() => Self::Dense(weight),
-            Quantize::None => Self::Packed(Arc::new(PackedWeight::new(&weight)?)),
+            // FP8 on the CPU has been refused when the device was opened, and the weights are only checked.
+            Quantize::None | Quantize::Fp8 => Self::Packed(Arc::new(PackedWeight::new(&weight)?)),
             Quantize::Int8 => Self::Int8(Arc::new(Int8Weight::new(&weight)?)),
         })
     }
@@ -121,15 +126,23 @@ impl FrozenWeight {
 /// A linear layer without bias: `y = x W'`, plus the delta if there is one. A clone shares both.
 #[derive(Debug, Clone)]
 pub(in crate::model) struct Linear {
-    weight: Weight,
+    weight: FrozenWeight,
     delta: Option<Delta>,
 }
 
-#[derive(Debug, Clone)]
-enum Weight {
-    Frozen(FrozenWeight),
-    /// On a GPU, a weight that is not f32, together with its delta.
-    WithDelta(WeightWithDelta),
+/// A linear layer in training: its frozen weight, and the variables of its delta if it has one.
+pub(in crate::model) struct TrainingLinear<'a> {
+    pub(in crate::model) weight: TrainingWeight<'a>,
+    pub(in crate::model) lora: Option<&'a LoraWeights>,
+}
+
+/// A frozen weight, (outputs, inputs), in the form in which training multiplies with it.
+pub(in crate::model) enum TrainingWeight<'a> {
+    /// On the CPU.
+    Cpu(&'a DenseWeight),
+    /// On a GPU, in f32 or bf16.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only GPUs read it"))]
+    Gpu(&'a Tensor),
 }
 
 impl Linear {
@@ -138,32 +151,30 @@ impl Linear {
     /// The delta of a weight that is not f32 is not merged either, because rounding the sum would lose a small delta.
     /// It is converted to the dtype of a weight on a GPU, which rounds it relative to its own size.
     pub(in crate::model) fn new(weight: FrozenWeight, lora: Option<&LoraWeights>) -> Result<Self> {
-        let frozen = |weight, delta| Self {
-            weight: Weight::Frozen(weight),
-            delta,
+        let delta = match (&weight, lora) {
+            (_, None) => None,
+            #[cfg(feature = "cuda")]
+            (FrozenWeight::Fp8, Some(_)) => None,
+            (FrozenWeight::Dense(weight), Some(lora)) => Some(Delta::Tensors(lora.to_device(weight.device())?)),
+            (_, Some(lora)) => Some(Delta::Packed(Arc::new(PackedDelta::new(lora)?))),
         };
-        Ok(match (weight, lora) {
-            (weight, None) => frozen(weight, None),
-            (FrozenWeight::Dense(weight), Some(lora)) => {
-                let lora = lora.to_device(weight.device())?;
-                if weight.dtype() == DType::F32 {
-                    frozen(FrozenWeight::Dense(weight), Some(Delta::Tensors(lora)))
-                } else {
-                    Self {
-                        weight: Weight::WithDelta(WeightWithDelta::new(&weight, &lora)?),
-                        delta: None,
-                    }
-                }
-            }
-            (weight, Some(lora)) => frozen(weight, Some(Delta::Packed(Arc::new(PackedDelta::new(lora)?)))),
-        })
+        Ok(Self { weight, delta })
     }
 
     /// Returns a layer that shares the weight of this one and has a delta beside it. Fails if this one has a delta.
     pub(in crate::model) fn with_delta(&self, lora: &LoraWeights) -> Result<Self> {
-        match (&self.weight, &self.delta) {
-            (Weight::Frozen(weight), None) => Self::new(weight.clone(), Some(lora)),
-            _ => bail!("the layer already has a delta"),
+        match &self.delta {
+            None => Self::new(self.weight.clone(), Some(lora)),
+            Some(_) => bail!("the layer already has a delta"),
+        }
+    }
+
+    /// Returns the weight of a layer on a GPU, without its delta: (outputs, inputs).
+    #[cfg(feature = "cuda")]
+    pub(super) fn dense(&self) -> Result<&Tensor> {
+        match &self.weight {
+            FrozenWeight::Dense(weight) => Ok(weight),
+            _ => bail!("the weight is not on a GPU"),
         }
     }
 
@@ -172,8 +183,8 @@ impl Linear {
     pub(super) fn shares_weight_with(&self, other: &Self) -> bool {
         use FrozenWeight::{Int8, Packed};
         match (&self.weight, &other.weight) {
-            (Weight::Frozen(Packed(one)), Weight::Frozen(Packed(other))) => Arc::ptr_eq(one, other),
-            (Weight::Frozen(Int8(one)), Weight::Frozen(Int8(other))) => Arc::ptr_eq(one, other),
+            (Packed(one), Packed(other)) => Arc::ptr_eq(one, other),
+            (Int8(one), Int8(other)) => Arc::ptr_eq(one, other),
             _ => false,
         }
     }
@@ -182,42 +193,40 @@ impl Linear {
     pub(crate) fn forward(&self, input: &LinearInput<'_>) -> Result<Tensor> {
         let x = input.x;
         match &self.weight {
-            Weight::WithDelta(weight) => weight.forward(x),
-            Weight::Frozen(FrozenWeight::Dense(weight)) => match &self.delta {
+            FrozenWeight::Dense(weight) => match &self.delta {
                 Some(Delta::Tensors(lora)) if weight.dtype() != DType::F32 => {
                     WeightWithDelta::new(weight, lora)?.forward(x)
                 }
                 _ => self.add_tensors(x.matmul(&weight.t()?)?, x),
             },
-            Weight::Frozen(FrozenWeight::Packed(weight)) => {
+            FrozenWeight::Packed(weight) => {
                 self.on_cpu(x, || with_rows(x, weight.inputs(), |rows, x| weight.multiply(rows, x)))
             }
-            Weight::Frozen(FrozenWeight::Training(weight)) => {
+            FrozenWeight::Training(weight) => {
                 self.on_cpu(x, || with_rows(x, weight.inputs(), |rows, x| weight.multiply(rows, x)))
             }
-            Weight::Frozen(FrozenWeight::Int8(weight)) => self.on_cpu(x, || {
+            FrozenWeight::Int8(weight) => self.on_cpu(x, || {
                 let (rows, chunks) = (x.dim(0)?, input.int8()?);
                 in_chunks(rows, weight.outputs(), rows_per_chunk(rows), |index| {
                     weight.multiply(&chunks[index])
                 })
             }),
+            #[cfg(feature = "cuda")]
+            FrozenWeight::Fp8 => bail!("a weight in FP8 is multiplied only in the fused pass"),
         }
     }
 
     /// Returns whether [`Linear::forward_rows`] can compute the layer.
     pub(super) fn is_packed(&self) -> bool {
-        let is_packed = matches!(
-            self.weight,
-            Weight::Frozen(FrozenWeight::Packed(_) | FrozenWeight::Int8(_))
-        );
+        let is_packed = matches!(self.weight, FrozenWeight::Packed(_) | FrozenWeight::Int8(_));
         is_packed && !matches!(self.delta, Some(Delta::Tensors(_)))
     }
 
     /// Computes the outputs of a packed layer for a few rows: (rows * outputs).
     pub(super) fn forward_rows(&self, x: &RowsInput<'_>) -> Result<Vec<f32>> {
         let mut y = match &self.weight {
-            Weight::Frozen(FrozenWeight::Packed(weight)) => weight.multiply(x.rows, x.x)?,
-            Weight::Frozen(FrozenWeight::Int8(weight)) => weight.multiply(x.int8()?)?,
+            FrozenWeight::Packed(weight) => weight.multiply(x.rows, x.x)?,
+            FrozenWeight::Int8(weight) => weight.multiply(x.int8()?)?,
             _ => bail!("the layer is not packed"),
         };
         if let Some(Delta::Packed(delta)) = &self.delta {
@@ -250,14 +259,30 @@ impl Linear {
         self.delta = Some(Delta::Tensors(lora));
     }
 
+    /// Returns what training multiplies with. Fails if the layer was not loaded for training.
+    pub(in crate::model) fn for_training(&self) -> Result<TrainingLinear<'_>> {
+        let weight = match &self.weight {
+            FrozenWeight::Training(weight) => TrainingWeight::Cpu(weight),
+            FrozenWeight::Dense(weight) => TrainingWeight::Gpu(weight),
+            _ => bail!("training needs weights that were loaded for training"),
+        };
+        let lora = match &self.delta {
+            None => None,
+            Some(Delta::Tensors(lora)) => Some(lora),
+            Some(Delta::Packed(_)) => bail!("training needs a delta that consists of tensors"),
+        };
+        Ok(TrainingLinear { weight, lora })
+    }
+
     /// Computes the same as [`Linear::forward`], with gradients for `x` and the delta but not for the weight. Fails if
     /// the layer was not loaded for training.
+    #[cfg(test)]
     pub(crate) fn differentiable(&self, x: &Tensor) -> Result<Tensor> {
         let y = match &self.weight {
-            Weight::Frozen(FrozenWeight::Training(weight)) => x.apply_op1(FrozenDenseProduct {
+            FrozenWeight::Training(weight) => x.apply_op1(FrozenDenseProduct {
                 weight: Arc::clone(weight),
             })?,
-            Weight::Frozen(FrozenWeight::Dense(weight)) => x.apply_op1(FrozenProduct { weight: weight.clone() })?,
+            FrozenWeight::Dense(weight) => x.apply_op1(FrozenProduct { weight: weight.clone() })?,
             _ => bail!("training needs weights that were loaded for training"),
         };
         if let Some(Delta::Packed(_)) = &self.delta {

@@ -5,6 +5,10 @@ use std::sync::Arc;
 use candle_core::{DType, Result as CandleResult, Tensor};
 
 use super::gemma::{DecoderLayer, Gemma};
+#[cfg(feature = "cuda")]
+use super::gemma::{StackedMlp, StackedWeights};
+#[cfg(feature = "cuda")]
+use super::gpu::{Fp8Mlp, GpuDecoder};
 use super::linear::{FrozenWeight, Linear, LoraMode};
 use super::rope::RopeTables;
 use crate::config::{Projection, Quantize};
@@ -45,6 +49,13 @@ impl Gemma {
             faults: Faults::default(),
         };
         loader.check_names();
+        #[cfg(feature = "cuda")]
+        loader.check_fp8();
+        #[cfg(feature = "cuda")]
+        if !loader.faults.is_empty() {
+            // The kernels must not see sizes that they do not support.
+            return Err(loader.faults);
+        }
         let table = [config.vocab_size, config.hidden_size];
         let embed_tokens = checkpoint.read_as_stored(&[("embed_tokens.weight", table)], &loader.upload);
         let embed_tokens = loader.faults.collect(embed_tokens);
@@ -54,7 +65,7 @@ impl Gemma {
         let (Some(embed_tokens), Some(norm), true) = (embed_tokens, norm, loader.faults.is_empty()) else {
             return Err(loader.faults);
         };
-        Ok(Self {
+        let gemma = Self {
             config: config.clone(),
             embed_tokens,
             lm_head: lm_head.flatten(),
@@ -64,9 +75,17 @@ impl Gemma {
             transfer: Arc::new(Transfer::new(&device)),
             device,
             dtype: loader.options.placement.dtype,
-        })
+            #[cfg(feature = "cuda")]
+            gpu: None,
+        };
+        #[cfg(feature = "cuda")]
+        let gemma = loader.with_gpu_decoder(gemma)?;
+        Ok(gemma)
     }
 }
+
+/// The weights of one layer by projection, in the order of [`Projection::ALL`], as far as they have been read.
+type ProjectionWeights = [Option<Tensor>; Projection::ALL.len()];
 
 struct Loader<'a> {
     checkpoint: &'a Checkpoint,
@@ -82,6 +101,42 @@ impl Loader<'_> {
         let folder = self.checkpoint.folder();
         let result = result.map_err(|error| Fault::file(folder, format!("cannot prepare `{name}`: {error}")));
         self.faults.collect(result)
+    }
+
+    /// Prepares the scoring pass on a GPU, if the weights were stacked for it.
+    #[cfg(feature = "cuda")]
+    fn with_gpu_decoder(mut self, mut gemma: Gemma) -> Result<Gemma, Faults> {
+        let prepared = GpuDecoder::new(&gemma).and_then(|gpu| match (gpu, self.adapter) {
+            (Some(gpu), Some(adapter)) => gpu.with_adapter(adapter).map(Some),
+            (gpu, _) => Ok(gpu),
+        });
+        gemma.gpu = self.collect_computed("the pass on the GPU", prepared).flatten();
+        if self.faults.is_empty() {
+            Ok(gemma)
+        } else {
+            Err(self.faults)
+        }
+    }
+
+    /// Reports a model whose sizes the FP8 products do not support.
+    #[cfg(feature = "cuda")]
+    fn check_fp8(&mut self) {
+        let config = self.checkpoint.config();
+        if self.is_fp8() && !GpuDecoder::supports_fp8(config) {
+            let (hidden, inner) = (config.hidden_size, config.intermediate_size);
+            let text = format!(
+                "`fp8` supports hidden sizes that are multiples of 16 to 8192, and intermediate sizes to 32768, found \
+                 {hidden} and {inner}, expected `none`"
+            );
+            self.faults.push(Fault::setting("model.quantize", text));
+        }
+    }
+
+    /// Returns whether the weights of the MLP are loaded in FP8. Weights for training are not.
+    #[cfg(feature = "cuda")]
+    fn is_fp8(&self) -> bool {
+        let options = &self.options;
+        options.quantize == Quantize::Fp8 && !options.placement.device.is_cpu() && !options.for_training
     }
 
     /// Reports layer tensors that the architecture does not use: they mean that the config and the weights belong to
@@ -130,13 +185,48 @@ impl Loader<'_> {
         self.collect_computed(name, (weight + 1.0).and_then(|weight| weight.to_device(device)))
     }
 
-    fn linear(&mut self, layer: usize, projection: Projection) -> Option<Linear> {
-        let name = format!("layers.{layer}.{}", projection.path());
+    /// Reads the weight of a linear layer: (outputs, inputs).
+    fn projection_weight(&mut self, layer: usize, projection: Projection) -> Option<Tensor> {
         let shape = projection.shape(self.checkpoint.config());
-        let weight = self.weight(&format!("{name}.weight"), shape)?;
+        self.weight(&format!("layers.{layer}.{}.weight", projection.path()), shape)
+    }
+
+    fn linear(&mut self, layer: usize, projection: Projection, weight: Tensor) -> Option<Linear> {
         let lora = self.adapter.and_then(|adapter| adapter.get(layer, projection));
         let linear = self.prepare(weight, lora);
-        self.collect_computed(&name, linear)
+        self.collect_computed(&format!("layers.{layer}.{}", projection.path()), linear)
+    }
+
+    /// Returns whether the weights of projections with the same input are stacked for the scoring pass on a GPU.
+    #[cfg(feature = "cuda")]
+    fn is_stacking(&self) -> bool {
+        let Placement { device, dtype, .. } = &self.options.placement;
+        !device.is_cpu() && *dtype == DType::BF16 && !self.options.for_training
+    }
+
+    /// Reads the weights of projections with the same input onto a GPU, one below the other, (all outputs, inputs), and
+    /// sets each projection's own weight to its part of the result.
+    #[cfg(feature = "cuda")]
+    fn stacked(&mut self, layer: usize, projections: &[Projection], weights: &mut ProjectionWeights) -> Option<Tensor> {
+        let config = self.checkpoint.config();
+        let named = projections.iter().map(|projection| {
+            let name = format!("layers.{layer}.{}.weight", projection.path());
+            (name, projection.shape(config))
+        });
+        let named: Vec<(String, [usize; 2])> = named.collect();
+        let tensors: Vec<(&str, [usize; 2])> = named.iter().map(|(name, shape)| (name.as_str(), *shape)).collect();
+        let stored = self
+            .faults
+            .collect(self.checkpoint.read_as_stored(&tensors, &self.upload))?;
+        let mut start = 0;
+        let stacked = stored.to_dtype(self.options.placement.dtype).and_then(|stacked| {
+            for (projection, (_, [outputs, _])) in projections.iter().zip(&named) {
+                weights[*projection as usize] = Some(stacked.narrow(0, start, *outputs)?);
+                start += outputs;
+            }
+            Ok(stacked)
+        });
+        self.collect_computed(&named[0].0, stacked)
     }
 
     /// Brings a weight and its delta into the form in which they are multiplied.
@@ -180,8 +270,45 @@ impl Loader<'_> {
     fn layer(&mut self, index: usize) -> Option<DecoderLayer> {
         let config = self.checkpoint.config();
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
-        let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] =
-            Projection::ALL.map(|projection| self.linear(index, projection));
+        let mut weights = ProjectionWeights::default();
+        let mut alone = Projection::ALL.to_vec();
+        #[cfg(feature = "cuda")]
+        let mut mlp_is_fp8 = false;
+        #[cfg(feature = "cuda")]
+        let stacked = if self.is_stacking() {
+            use Projection::{Down, Gate, K, O, Q, Up, V};
+            alone = vec![O, Down];
+            let qkv = self.stacked(index, &[Q, K, V], &mut weights);
+            let gate_up = self.stacked(index, &[Gate, Up], &mut weights);
+            let mlp = if self.is_fp8() {
+                alone = vec![O];
+                mlp_is_fp8 = true;
+                // The weights in bf16 are freed.
+                (weights[Gate as usize], weights[Up as usize]) = (None, None);
+                let down = self.projection_weight(index, Down);
+                let mlp = gate_up.zip(down).map(|(gate_up, down)| Fp8Mlp::new(&gate_up, &down));
+                let mlp = mlp.and_then(|mlp| self.collect_computed(&format!("layers.{index}.mlp"), mlp));
+                mlp.map(|mlp| StackedMlp::Fp8(Arc::new(mlp)))
+            } else {
+                gate_up.map(|gate_up| StackedMlp::Bf16 { gate_up })
+            };
+            qkv.zip(mlp).map(|(qkv, mlp)| StackedWeights { qkv, mlp })
+        } else {
+            None
+        };
+        for projection in alone.drain(..) {
+            weights[projection as usize] = self.projection_weight(index, projection);
+        }
+        let mut weights = Projection::ALL.into_iter().zip(weights);
+        let mut next = || {
+            let (projection, weight) = weights.next()?;
+            #[cfg(feature = "cuda")]
+            if mlp_is_fp8 && matches!(projection, Projection::Gate | Projection::Up | Projection::Down) {
+                return Linear::new(FrozenWeight::Fp8, None).ok();
+            }
+            self.linear(index, projection, weight?)
+        };
+        let [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj] = std::array::from_fn(|_| next());
         let norm = |name: &str| format!("layers.{index}.{name}");
         let input_layernorm = self.norm(&norm("input_layernorm"), hidden);
         let post_attention = self.norm(&norm("post_attention_layernorm"), hidden);
@@ -208,6 +335,8 @@ impl Loader<'_> {
             gate_proj: gate_proj?,
             up_proj: up_proj?,
             down_proj: down_proj?,
+            #[cfg(feature = "cuda")]
+            stacked,
             qk_norm,
             input_layernorm: input_layernorm?,
             post_attention_norm,

@@ -22,7 +22,8 @@ pub(crate) enum SharedPrefix<'a> {
     None,
     /// A prefix whose keys and values have been computed.
     Cached(&'a PrefixCache),
-    /// The first row of the pass is the prefix of the others.
+    /// The first row of the pass is the prefix of the others, as in training.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests compare training with this pass"))]
     FirstRow,
 }
 
@@ -72,6 +73,7 @@ pub(crate) enum OutputPositions {
 
 /// The residual stream after the last layer, before and after the final norm: (positions, hidden) each.
 pub(crate) struct PassOutput {
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests compare training with it"))]
     pub(crate) residual: Tensor,
     pub(crate) normed: Tensor,
 }
@@ -122,6 +124,12 @@ pub(crate) struct PassInputs {
     pub(crate) spans: Spans,
     /// For [`OutputPositions::Last`], the spans of the last layer and the indices of the positions, (positions), u32.
     pub(crate) last: Option<(Spans, Tensor)>,
+    /// On a GPU and for [`OutputPositions::Last`], the distances of these positions from the beginnings of their
+    /// prompts, (positions), u32.
+    pub(crate) last_positions: Option<Tensor>,
+    /// The memory that holds all of these: (numbers), u32.
+    #[cfg(feature = "cuda")]
+    pub(crate) uploaded: Tensor,
 }
 
 /// Narrows each span after the first `skip` to its last query, and returns the indices of those queries too.

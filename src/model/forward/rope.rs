@@ -118,6 +118,12 @@ pub(crate) struct PassAngles {
 }
 
 impl PassAngles {
+    /// Returns the angles of every RoPE.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn all(&self) -> &[(Rope, RopeAngles)] {
+        &self.ropes
+    }
+
     /// Returns the angles for layers with this RoPE, which must be one of the model's.
     pub(crate) fn of(&self, rope: &Rope) -> &RopeAngles {
         let index = self.ropes.iter().position(|(other, _)| other == rope);

@@ -36,7 +36,7 @@ pub(crate) fn geglu_rows(gate: &mut [f32], up: &[f32]) {
 struct Geglu;
 
 /// Number of elements that one parallel task computes.
-const ELEMENTS_PER_TASK: usize = 1 << 14;
+pub(super) const ELEMENTS_PER_TASK: usize = 1 << 14;
 
 impl CustomOp2 for Geglu {
     fn name(&self) -> &'static str {
@@ -71,7 +71,7 @@ impl CustomOp2 for Geglu {
 }
 
 #[inline(always)]
-fn gelu(x: f32) -> f32 {
+pub(super) fn gelu(x: f32) -> f32 {
     // -2 sqrt(2/pi).
     const FACTOR: f32 = -1.595_769_2;
     let cubic = (0.044_715 * x * x).mul_add(x, x);

@@ -7,11 +7,14 @@
 mod attention;
 #[cfg(feature = "cuda")]
 pub(super) mod cuda;
+#[cfg(any(test, feature = "cuda"))]
+pub(super) mod fragments;
 mod geglu;
 mod norm;
 mod norm_rope;
 mod simd;
 mod spans;
+pub(super) mod training;
 
 use candle_core::{CpuStorage, Layout, Result, bail};
 
@@ -22,7 +25,7 @@ pub use norm::add_rms_norm;
 pub(super) use norm::cpu_elements;
 pub(crate) use norm::rms_norm;
 pub use norm_rope::{RopeAngles, norm_rope};
-pub(super) use simd::{dispatch, dot};
+pub(super) use simd::{dispatch, dot, exp, tanh};
 pub(super) use spans::PackedSpans;
 pub use spans::{Span, Spans};
 

@@ -69,10 +69,10 @@ struct AddRmsNorm {
 }
 
 /// Number of rows that one parallel task normalises, which takes some tens of microseconds.
-const ROWS_PER_TASK: usize = 16;
+pub(super) const ROWS_PER_TASK: usize = 16;
 
 #[inline(always)]
-fn norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+pub(super) fn norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let inverse = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();
     for ((out, x), weight) in out.iter_mut().zip(x).zip(weight) {
         *out = x * inverse * weight;

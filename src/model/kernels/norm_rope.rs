@@ -24,19 +24,19 @@ pub struct RopeAngles {
 }
 
 impl RopeAngles {
-    /// Returns the angles of the tokens at these indices.
+    /// Returns the angles of the tokens at these indices, given their positions if the angles are looked up.
     ///
     /// # Errors
     /// Returns an error if the selection fails on the device.
-    pub(crate) fn select(&self, indices: &Tensor) -> Result<Self> {
-        Ok(match &self.positions {
+    pub(crate) fn select(&self, indices: &Tensor, positions: Option<&Tensor>) -> Result<Self> {
+        Ok(match positions {
             None => Self {
                 cos: self.cos.index_select(indices, 0)?,
                 sin: self.sin.index_select(indices, 0)?,
                 positions: None,
             },
             Some(positions) => Self {
-                positions: Some(positions.index_select(indices, 0)?),
+                positions: Some(positions.clone()),
                 ..self.clone()
             },
         })
@@ -46,6 +46,7 @@ impl RopeAngles {
     ///
     /// # Errors
     /// Returns an error if the selection fails on the device.
+    #[cfg(test)]
     pub(crate) fn of_tokens(&self) -> Result<(Tensor, Tensor)> {
         Ok(match &self.positions {
             None => (self.cos.clone(), self.sin.clone()),
@@ -77,7 +78,7 @@ struct NormRope {
 }
 
 /// Number of tokens that one parallel task computes.
-const TOKENS_PER_TASK: usize = 8;
+pub(super) const TOKENS_PER_TASK: usize = 8;
 
 impl CustomOp3 for NormRope {
     fn name(&self) -> &'static str {
@@ -142,7 +143,7 @@ impl CustomOp3 for NormRope {
 
 /// Normalises one head if `norm` is set, and rotates it.
 #[inline(always)]
-fn rotate_head(x: &[f32], cos: &[f32], sin: &[f32], norm: Option<(&[f32], f32)>, out: &mut [f32]) {
+pub(super) fn rotate_head(x: &[f32], cos: &[f32], sin: &[f32], norm: Option<(&[f32], f32)>, out: &mut [f32]) {
     match norm {
         Some((weight, eps)) => {
             let inverse = 1.0 / (dot(x, x) / x.len() as f32 + eps).sqrt();

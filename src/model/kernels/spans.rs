@@ -4,9 +4,6 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use crate::model::transfer::{DeviceBuffer, UploadBuffer, UploadRange};
 
-/// Number of (query, head) pairs that a block of the bf16 attention kernel computes, as in attention.cu.
-const TILE_PAIRS: usize = 48;
-
 /// The position of one row in the packed tensors. All fields count tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Span {
@@ -39,21 +36,19 @@ pub(super) struct DeviceSpans {
     pub(super) fields: Tensor,
     /// The index of the row that each query belongs to: (queries), u32.
     pub(super) row_of_query: Tensor,
-    /// For each block of the bf16 kernel, the index of its row and of its first (query, head) pair: (tiles * 2), u32.
-    pub(super) tiles: Tensor,
 }
 
 impl Spans {
-    /// Copies the spans to `device` if that is a GPU. `group` is the number of query heads per key-value head.
+    /// Copies the spans to `device` if that is a GPU.
     ///
     /// # Errors
     /// Returns an error if a number does not fit in 32 bits or the copy fails.
-    pub fn new(list: Vec<Span>, group: usize, device: &Device) -> Result<Self> {
+    pub fn new(list: Vec<Span>, device: &Device) -> Result<Self> {
         if device.is_cpu() {
             return Ok(Self { list, device: None });
         }
         let mut upload = UploadBuffer::default();
-        let packed = PackedSpans::new(list, group, device, &mut upload)?;
+        let packed = PackedSpans::new(list, device, &mut upload)?;
         packed.on_device(&DeviceBuffer::new(upload, device)?)
     }
 }
@@ -70,32 +65,24 @@ impl std::ops::Deref for Spans {
 pub(in crate::model) struct PackedSpans {
     list: Vec<Span>,
     /// The fields of [`DeviceSpans`] in their order, or nothing if the pass runs on the CPU.
-    ranges: Option<[UploadRange; 3]>,
+    ranges: Option<[UploadRange; 2]>,
 }
 
 impl PackedSpans {
     /// Adds the numbers that a GPU needs to `upload`; see [`Spans::new`].
-    pub(in crate::model) fn new(
-        list: Vec<Span>,
-        group: usize,
-        device: &Device,
-        upload: &mut UploadBuffer,
-    ) -> Result<Self> {
+    pub(in crate::model) fn new(list: Vec<Span>, device: &Device, upload: &mut UploadBuffer) -> Result<Self> {
         if device.is_cpu() {
             return Ok(Self { list, ranges: None });
         }
-        let (mut fields, mut row_of_query, mut tiles) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut fields, mut row_of_query) = (Vec::new(), Vec::new());
         for (index, span) in list.iter().enumerate() {
             let index = to_u32(index)?;
             for field in [span.query_start, span.queries, span.key_start, span.keys, span.shared] {
                 fields.push(to_u32(field)?);
             }
             row_of_query.extend(std::iter::repeat_n(index, span.queries));
-            for first in (0..span.queries * group).step_by(TILE_PAIRS) {
-                tiles.extend([index, to_u32(first)?]);
-            }
         }
-        let ranges = [fields, row_of_query, tiles].map(|numbers| upload.push(numbers));
+        let ranges = [fields, row_of_query].map(|numbers| upload.push(numbers));
         Ok(Self {
             list,
             ranges: Some(ranges),
@@ -106,10 +93,9 @@ impl PackedSpans {
     pub(in crate::model) fn on_device(self, buffer: &DeviceBuffer) -> Result<Spans> {
         let device = match &self.ranges {
             None => None,
-            Some([fields, row_of_query, tiles]) => Some(DeviceSpans {
+            Some([fields, row_of_query]) => Some(DeviceSpans {
                 fields: buffer.get(fields)?,
                 row_of_query: buffer.get(row_of_query)?,
-                tiles: buffer.get(tiles)?,
             }),
         };
         Ok(Spans {

@@ -5,7 +5,7 @@ use rten_gemm::{GemmInputA, GemmInputB, GemmUninitOptions};
 use rten_tensor::{Layout, Matrix, NdTensorView};
 
 use super::packed::EXECUTOR;
-use super::{check_rows, filled, product_error, with_rows};
+use super::{Factor, check_rows, filled, multiply_matrices, product_error, with_rows};
 
 /// A matrix W in f32 for products with W' and with W, as training needs them.
 ///
@@ -49,10 +49,35 @@ impl DenseWeight {
         })
     }
 
+    /// Writes `x W'` to `y`, (rows * outputs), for `x` of (rows * inputs).
+    ///
+    /// # Errors
+    /// Returns an error if a length does not fit.
+    pub(in crate::model) fn multiply_into(&self, rows: usize, x: &[f32], y: &mut [f32]) -> Result<()> {
+        check_rows(rows, self.inputs(), x)?;
+        with_rows(&self.transposed, self.outputs(), |inputs, weight| {
+            let weight = Factor::new(inputs, self.outputs(), weight);
+            multiply_matrices(1.0, Factor::new(rows, inputs, x), weight, 0.0, y)
+        })
+    }
+
+    /// Writes `y W + beta x` to `x`, (rows * inputs), for `y` of (rows * outputs).
+    ///
+    /// # Errors
+    /// Returns an error if a length does not fit.
+    pub(in crate::model) fn multiply_back_into(&self, rows: usize, y: &[f32], beta: f32, x: &mut [f32]) -> Result<()> {
+        check_rows(rows, self.outputs(), y)?;
+        with_rows(&self.transposed, self.outputs(), |inputs, weight| {
+            let weight = Factor::new(inputs, self.outputs(), weight).transposed();
+            multiply_matrices(1.0, Factor::new(rows, self.outputs(), y), weight, beta, x)
+        })
+    }
+
     /// Returns `y W`, (rows * inputs), for `y` of (rows * outputs).
     ///
     /// # Errors
     /// Returns an error if the length does not fit.
+    #[cfg(test)]
     pub(in crate::model) fn multiply_back(&self, rows: usize, y: &[f32]) -> Result<Vec<f32>> {
         with_rows(&self.transposed, self.outputs(), |inputs, values| {
             let weight = NdTensorView::from_data([inputs, self.outputs()], values);
@@ -93,6 +118,13 @@ mod tests {
             assert_close(&tensor(found, outputs)?, &x.matmul(&weight.t()?)?, 1e-4);
             let found = with_rows(&y, outputs, |rows, y| dense.multiply_back(rows, y))?;
             assert_close(&tensor(found, inputs)?, &y.matmul(&weight)?, 1e-4);
+            let values = |x: &Tensor| x.flatten_all()?.to_vec1::<f32>();
+            let mut into = vec![f32::NAN; rows * outputs];
+            dense.multiply_into(rows, &values(&x)?, &mut into)?;
+            assert_close(&tensor(into, outputs)?, &x.matmul(&weight.t()?)?, 1e-4);
+            let mut into = values(&x)?;
+            dense.multiply_back_into(rows, &values(&y)?, 1.0, &mut into)?;
+            assert_close(&tensor(into, inputs)?, &(y.matmul(&weight)? + &x)?, 1e-4);
             assert!(dense.multiply(rows + 1, &[0.0]).is_err());
         }
         Ok(())

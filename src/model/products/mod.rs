@@ -6,6 +6,7 @@
 
 mod dense;
 mod int8;
+mod matrices;
 mod packed;
 
 use std::mem::MaybeUninit;
@@ -15,6 +16,7 @@ use rayon::prelude::*;
 
 pub(super) use dense::DenseWeight;
 pub(super) use int8::{Int8Rows, Int8Weight};
+pub(super) use matrices::{Factor, multiply_matrices};
 pub(super) use packed::PackedWeight;
 
 use super::kernels::cpu_elements;

@@ -2,13 +2,16 @@
 //!
 //! A training batch needs the cross-entropy over the whole vocabulary (up to 262,144 tokens) at a few positions.
 //! Automatic differentiation would keep an f32 copy of the unembedding table and several copies of the logits. In
-//! closed form, the gradient is `softmax - target`, and only a chunk of the table is converted to f32 at a time.
+//! closed form, the gradient is `softmax - target`, and only a chunk of the table is converted to f32 at a time. On a
+//! GPU, the table is not converted at all, and logits stay there.
 
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::unembedding;
 use crate::model::forward::gemma::Gemma;
+#[cfg(feature = "cuda")]
+use crate::model::kernels::cuda::loss;
 
 /// A target distribution over a few tokens, for one hidden state.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,9 +24,31 @@ pub(super) struct LossTarget {
     pub(super) weight: f32,
 }
 
+/// A loss, which a GPU may still be computing. The host queues the backward pass meanwhile.
+#[derive(Debug)]
+pub(super) enum LossValue {
+    Known(f64),
+    #[cfg(feature = "cuda")]
+    Pending(loss::PendingLoss),
+}
+
+impl LossValue {
+    /// Waits for the loss.
+    ///
+    /// # Errors
+    /// Returns an error if the device fails.
+    pub(super) fn wait(self) -> Result<f64> {
+        match self {
+            Self::Known(value) => Ok(value),
+            #[cfg(feature = "cuda")]
+            Self::Pending(loss) => loss.wait(),
+        }
+    }
+}
+
 /// Number of rows of the unembedding that are converted to f32 at a time: 32 MiB if the hidden size is 1024.
 const VOCABULARY_CHUNK: usize = 8192;
-/// Number of logits held in memory at a time: 64 MiB.
+/// Number of logits held in memory at a time: 64 MiB, or 128 MiB on a GPU, which holds two numbers for each.
 const MAX_LOGITS: usize = 1 << 24;
 
 impl Gemma {
@@ -32,9 +57,27 @@ impl Gemma {
     ///
     /// # Errors
     /// Returns an error if a target is outside the positions or the vocabulary, or the computation fails.
-    pub(super) fn vocabulary_cross_entropy(&self, hidden: &Tensor, targets: &[LossTarget]) -> Result<(f64, Tensor)> {
+    pub(super) fn vocabulary_cross_entropy(
+        &self,
+        hidden: &Tensor,
+        targets: &[LossTarget],
+    ) -> Result<(LossValue, Tensor)> {
         let vocabulary = self.config.vocab_size;
         let (positions, width) = hidden.dims2()?;
+        if let Some(target) = targets.iter().find(|target| target.position >= positions) {
+            bail!(
+                "a target is at position {}, expected less than {positions}",
+                target.position
+            );
+        }
+        // A table in f16 goes through the host, as on the CPU. Gemma's checkpoints are bf16.
+        #[cfg(feature = "cuda")]
+        if self.device.is_cuda() && loss::supports(self.unembedding().dtype()) {
+            let rows = row_targets(targets, positions);
+            let softcap = self.config.final_logit_softcapping;
+            let (loss, gradient) = loss::cross_entropy(self.unembedding(), hidden, &rows, softcap, MAX_LOGITS)?;
+            return Ok((LossValue::Pending(loss), gradient));
+        }
         let group = (MAX_LOGITS / vocabulary).max(1);
         let mut loss = 0f64;
         let mut gradients = Vec::new();
@@ -54,13 +97,7 @@ impl Gemma {
             loss += chunk_loss;
             gradients.push(self.unembedding_backward(&gradient)?);
         }
-        if let Some(target) = targets.iter().find(|target| target.position >= positions) {
-            bail!(
-                "a target is at position {}, expected less than {positions}",
-                target.position
-            );
-        }
-        Ok((loss, Tensor::cat(&gradients, 0)?))
+        Ok((LossValue::Known(loss), Tensor::cat(&gradients, 0)?))
     }
 
     /// Returns the weighted sum of the cross-entropies over only the two label logits, and its gradient with respect to
@@ -165,4 +202,18 @@ impl Gemma {
         }
         Ok((loss, Tensor::from_vec(gradient, (positions, width), &self.device)?))
     }
+}
+
+/// Returns what each position should predict: the sum of its targets.
+#[cfg(feature = "cuda")]
+pub(super) fn row_targets(targets: &[LossTarget], positions: usize) -> Vec<loss::RowTargets> {
+    let mut rows = vec![loss::RowTargets::default(); positions];
+    for target in targets {
+        let row = &mut rows[target.position];
+        row.weight += f64::from(target.weight);
+        for &(id, probability) in &target.distribution {
+            *row.tokens.entry(id).or_default() += f64::from(target.weight) * f64::from(probability);
+        }
+    }
+    rows
 }

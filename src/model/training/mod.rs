@@ -1,24 +1,37 @@
 //! The loss of an adapter on a batch, and its gradients.
 //!
-//! The forward pass is the same as in serving, with the adapter in training applied. The backward pass goes through the
-//! layers from last to first and computes each one again from its recorded input, in differentiable operations. Memory
-//! therefore holds the graph of one layer at a time (Chen et al., "Training Deep Nets with Sublinear Memory Cost",
-//! 2016). Frozen weights get no gradients. Rows share the prompt's prefix in training too: it is computed once per
-//! batch, and gradients flow through its keys and values.
+//! The forward pass computes the same as in serving, with the adapter in training applied. The backward pass goes through
+//! the layers from last to first and computes each one again from its recorded input. Memory therefore holds what the
+//! gradients of one layer need at a time (Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016). Frozen
+//! weights get no gradients. Rows share the prompt's prefix in training too: it is computed once per batch, and gradients
+//! flow through its keys and values.
 
+#[cfg(test)]
+#[cfg(feature = "cuda")]
+mod cuda_tests;
+mod attention;
 mod unembedding;
 mod cross_entropy;
-mod differentiable;
+mod layer;
+mod pass;
+#[cfg(test)]
+mod plain;
 
 use std::collections::BTreeMap;
 
-use candle_core::{DType, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var, bail};
 
-use self::cross_entropy::LossTarget;
-use self::differentiable::{RowLayout, rms_norm};
+use self::cross_entropy::{LossTarget, LossValue};
+use self::layer::CpuOps;
+#[cfg(feature = "cuda")]
+use self::layer::CudaOps;
 use super::files::lora::LoraWeights;
 use super::forward::gemma::Gemma;
-use super::forward::packing::{OutputPositions, PackedRow, PackedRows, SharedPrefix};
+use super::forward::packing::{OutputPositions, PackedRow};
+#[cfg(all(test, feature = "cuda"))]
+pub(crate) use super::kernels::cuda::driver_calls::driver_calls;
+#[cfg(feature = "cuda")]
+pub(crate) use super::kernels::cuda::optimizer::{AdamWStep, OptimizerTensor, TensorTable};
 use crate::config::{Loss, Projection};
 
 /// One example: the token ids of a prompt, and the label that should follow them.
@@ -101,85 +114,22 @@ impl Trainable {
     /// or the computation fails.
     pub fn loss_and_gradients(&self, loss: Loss, batch: &[Example<'_>]) -> Result<(f64, Gradients)> {
         let batch = TrainingBatch::new(self, loss, batch)?;
-        let rows = batch.rows(&self.prefix);
-        let mut inputs = Vec::with_capacity(self.model.layers.len());
-        let output = self
-            .model
-            .run(&rows, SharedPrefix::FirstRow, batch.outputs, &mut |input, _, _| {
-                inputs.push(input.detach())
-            })?;
-        let hidden = output.normed.detach().to_dtype(DType::F32)?;
-        let (value, gradient) = self.cross_entropy(loss, &hidden, &batch.targets)?;
-        let gradient = self.final_norm_backward(&output.residual.detach(), &gradient)?;
-        Ok((value, self.layers_backward(&rows, batch.outputs, inputs, gradient)?))
+        #[cfg(feature = "cuda")]
+        if let candle_core::Device::Cuda(device) = &self.model.device {
+            return self.pass(&CudaOps::new(device, self.model.dtype)?, loss, &batch);
+        }
+        self.pass(&CpuOps::default(), loss, &batch)
     }
 
     /// Returns the loss, and its gradient with respect to the normalised hidden states.
-    fn cross_entropy(&self, loss: Loss, hidden: &Tensor, targets: &[LossTarget]) -> Result<(f64, Tensor)> {
+    fn cross_entropy(&self, loss: Loss, hidden: &Tensor, targets: &[LossTarget]) -> Result<(LossValue, Tensor)> {
         match loss {
-            Loss::Pair => self.model.pair_cross_entropy(hidden, self.labels, targets),
+            Loss::Pair => {
+                let (value, gradient) = self.model.pair_cross_entropy(hidden, self.labels, targets)?;
+                Ok((LossValue::Known(value), gradient))
+            }
             Loss::Label | Loss::Sequence => self.model.vocabulary_cross_entropy(hidden, targets),
         }
-    }
-
-    /// Returns the gradient with respect to the input of the final norm, given that of its output.
-    fn final_norm_backward(&self, residual: &Tensor, gradient: &Tensor) -> Result<Tensor> {
-        let x = Var::from_tensor(residual)?;
-        let normed = rms_norm(x.as_tensor(), &self.model.norm, self.model.config.rms_norm_eps)?;
-        let gradients = (normed * gradient)?.sum_all()?.backward()?;
-        require_gradient(gradients.get(x.as_tensor()), "the input of the final norm")
-    }
-
-    /// Returns the adapter's gradients, given the recorded input of each layer and the gradient of the last one's
-    /// output.
-    fn layers_backward(
-        &self,
-        rows: &[PackedRow<'_>],
-        outputs: OutputPositions,
-        mut inputs: Vec<Tensor>,
-        mut gradient: Tensor,
-    ) -> Result<Gradients> {
-        let pass = self.model.inputs(PackedRows::new(rows)?, outputs)?;
-        let mut adapter_gradients = Gradients::new();
-        let count = self.model.layers.len();
-        for index in (0..count).rev() {
-            let Some(input) = inputs.pop() else {
-                bail!("layer {index} has no recorded input")
-            };
-            let (spans, ends) = match &pass.last {
-                Some((spans, ends)) if index + 1 == count => (spans, Some(ends)),
-                _ => (&pass.spans, None),
-            };
-            let rows = RowLayout {
-                spans,
-                ends,
-                angles: pass.angles.of(&self.model.layers[index].config.rope),
-                prefix: self.prefix.len(),
-            };
-            let x = Var::from_tensor(&input)?;
-            let y = self.model.differentiable_layer(index, x.as_tensor(), &rows)?;
-            let gradients = (y * &gradient)?.sum_all()?.backward()?;
-            for projection in Projection::ALL {
-                let Some(lora) = self.variables.get(&(index, projection)) else {
-                    continue;
-                };
-                let name = |matrix: char| format!("layer {index} {} lora_{matrix}", projection.name());
-                let a = require_gradient(gradients.get(lora.a.as_tensor()), &name('A'))?;
-                let b = require_gradient(gradients.get(lora.b.as_tensor()), &name('B'))?;
-                adapter_gradients.insert((index, projection), (a, b));
-            }
-            gradient = require_gradient(gradients.get(x.as_tensor()), &format!("the input of layer {index}"))?;
-        }
-        Ok(adapter_gradients)
-    }
-}
-
-/// Returns a gradient, or an error that names it if it is missing, because candle drops gradients silently at an
-/// operation that has no backward pass.
-fn require_gradient(gradient: Option<&Tensor>, name: &str) -> Result<Tensor> {
-    match gradient {
-        Some(gradient) => Ok(gradient.clone()),
-        None => bail!("the gradient of {name} is missing"),
     }
 }
 

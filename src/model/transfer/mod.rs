@@ -44,6 +44,12 @@ impl DeviceBuffer {
         Ok(Self(Tensor::new(buffer.0, device)?))
     }
 
+    /// Returns all lists as one tensor (numbers) of u32.
+    #[cfg(feature = "cuda")]
+    pub(in crate::model) fn whole(&self) -> Tensor {
+        self.0.clone()
+    }
+
     /// Returns one list as a tensor (numbers) of u32.
     pub(in crate::model) fn get(&self, UploadRange(range): &UploadRange) -> Result<Tensor> {
         self.0.narrow(0, range.start, range.len())

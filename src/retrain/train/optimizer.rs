@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+#[cfg(feature = "cuda")]
+use candle_core::CudaDevice;
 use candle_core::{DType, Result, Tensor, Var};
 
 use crate::config::Projection;
+#[cfg(feature = "cuda")]
+use crate::model::training::{AdamWStep, OptimizerTensor, TensorTable};
 use crate::model::training::{Gradients, Variables};
 
 /// The parameters of AdamW (Loshchilov & Hutter, "Decoupled Weight Decay Regularization", 2019).
@@ -74,6 +78,10 @@ impl AdamW {
     /// Returns an error if a variable has no gradient or the computation fails.
     pub fn step(&mut self, variables: &Variables, gradients: &Gradients, learning_rate: f64) -> Result<()> {
         self.steps += 1;
+        #[cfg(feature = "cuda")]
+        if let Some(device) = gpu_of(gradients) {
+            return self.step_on_gpu(&device, variables, gradients, learning_rate);
+        }
         for (key, lora) in variables {
             let (Some((a, b)), Some(moments)) = (gradients.get(key), self.moments.get_mut(key)) else {
                 candle_core::bail!("layer {} {} has no gradient", key.0, key.1.name());
@@ -83,6 +91,54 @@ impl AdamW {
             }
         }
         Ok(())
+    }
+
+    /// Updates all variables in one launch.
+    #[cfg(feature = "cuda")]
+    fn step_on_gpu(
+        &self,
+        device: &CudaDevice,
+        variables: &Variables,
+        gradients: &Gradients,
+        learning_rate: f64,
+    ) -> Result<()> {
+        let mut tensors = Vec::with_capacity(2 * variables.len());
+        for (key, lora) in variables {
+            let (Some((a, b)), Some(moments)) = (gradients.get(key), self.moments.get(key)) else {
+                candle_core::bail!("layer {} {} has no gradient", key.0, key.1.name());
+            };
+            for (Moments { first, second }, (variable, gradient)) in moments.iter().zip([(&lora.a, a), (&lora.b, b)]) {
+                tensors.push(OptimizerTensor {
+                    gradient,
+                    state: Some([variable.as_tensor(), first, second]),
+                });
+            }
+        }
+        let AdamWConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = self.config;
+        TensorTable::new(device, &tensors)?.adamw(&AdamWStep {
+            beta1: beta1 as f32,
+            share1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            share2: (1.0 - beta2) as f32,
+            eps: eps as f32,
+            rate: (learning_rate / (1.0 - beta1.powi(self.steps))) as f32,
+            root_correction: (1.0 - beta2.powi(self.steps)).sqrt() as f32,
+            decay: (1.0 - learning_rate * weight_decay) as f32,
+        })
+    }
+}
+
+/// Returns the GPU that holds the gradients, or `None` if they are on the CPU.
+#[cfg(feature = "cuda")]
+fn gpu_of(gradients: &Gradients) -> Option<CudaDevice> {
+    match gradients.values().next()?.0.device() {
+        candle_core::Device::Cuda(device) => Some(device.clone()),
+        _ => None,
     }
 }
 
@@ -108,6 +164,19 @@ impl Moments {
 /// # Errors
 /// Returns an error if the computation fails.
 pub(crate) fn clip_gradients(gradients: &mut Gradients, max_norm: f64) -> Result<f64> {
+    #[cfg(feature = "cuda")]
+    if let Some(device) = gpu_of(gradients) {
+        let gradients = gradients.values().flat_map(|(a, b)| [a, b]);
+        let tensors: Vec<_> = gradients
+            .map(|gradient| OptimizerTensor { gradient, state: None })
+            .collect();
+        let table = TensorTable::new(&device, &tensors)?;
+        let norm = table.square_sum()?.sqrt();
+        if norm > max_norm {
+            table.scale_gradients((max_norm / norm) as f32)?;
+        }
+        return Ok(norm);
+    }
     let mut square = 0f64;
     for (a, b) in gradients.values() {
         for gradient in [a, b] {
@@ -174,6 +243,94 @@ mod tests {
             1.0
         );
         assert_eq!(schedule.at(99), 0.0);
+    }
+
+    /// Tests that need a GPU.
+    #[cfg(feature = "cuda")]
+    mod cuda {
+        use rand::rngs::StdRng;
+        use rand::{Rng, SeedableRng};
+
+        use super::*;
+        use crate::model::training::{LoraVariables, driver_calls};
+
+        const LAYERS: usize = 5;
+
+        /// Returns numbers that depend only on the shape and the seed.
+        fn random(shape: (usize, usize), seed: u64) -> Result<Tensor> {
+            let mut random = StdRng::seed_from_u64(seed);
+            let values = (0..shape.0 * shape.1).map(|_| random.random_range(-1.0f32..1.0));
+            Tensor::from_vec(values.collect(), shape, &Device::Cpu)
+        }
+
+        fn variables(device: &Device) -> Result<Variables> {
+            let mut variables = Variables::new();
+            for layer in 0..LAYERS {
+                let var = |shape: (usize, usize), seed| Var::from_tensor(&random(shape, seed)?.to_device(device)?);
+                let (a, b) = (var((8, 300), 1)?, var((7, 8), 2)?);
+                variables.insert((layer, Projection::V), LoraVariables { a, b, scale: 1.0 });
+            }
+            Ok(variables)
+        }
+
+        fn gradients(device: &Device, step: u64) -> Result<Gradients> {
+            let gradient = |shape: (usize, usize), seed| random(shape, seed)?.to_device(device);
+            let layers = 0..LAYERS;
+            layers
+                .map(|layer| {
+                    let seed = 100 * step + 2 * layer as u64;
+                    Ok((
+                        (layer, Projection::V),
+                        (gradient((8, 300), seed)?, gradient((7, 8), seed + 1)?),
+                    ))
+                })
+                .collect()
+        }
+
+        #[test]
+        fn steps_on_the_gpu_equal_those_on_the_cpu() -> Result<()> {
+            let config = AdamWConfig {
+                weight_decay: 0.1,
+                ..AdamWConfig::default()
+            };
+            let run = |device: &Device| -> Result<(Vec<f64>, Vec<Tensor>)> {
+                let variables = variables(device)?;
+                let mut optimizer = AdamW::new(&variables, config)?;
+                let mut norms = Vec::new();
+                // The last norm is below its limit.
+                for (step, limit) in [1.0, 3.0, 1000.0].into_iter().enumerate() {
+                    let mut gradients = gradients(device, step as u64)?;
+                    norms.push(clip_gradients(&mut gradients, limit)?);
+                    optimizer.step(&variables, &gradients, 0.01)?;
+                }
+                let tensors = variables.values().flat_map(|lora| [&lora.a, &lora.b]);
+                let tensors = tensors.map(|var| var.as_tensor().to_device(&Device::Cpu));
+                Ok((norms, tensors.collect::<Result<_>>()?))
+            };
+            let ((cpu_norms, cpu), (gpu_norms, gpu)) = (run(&Device::Cpu)?, run(&Device::new_cuda(0)?)?);
+            for (cpu, gpu) in cpu_norms.iter().zip(gpu_norms) {
+                assert!((cpu - gpu).abs() < 1e-9 * cpu, "{cpu}, {gpu}");
+            }
+            for (cpu, gpu) in cpu.iter().zip(gpu) {
+                let difference = (cpu - gpu)?.abs()?.max_all()?.to_scalar::<f32>()?;
+                assert!(difference < 2e-6, "{difference}");
+            }
+            Ok(())
+        }
+
+        #[test]
+        #[ignore = "only the emulated driver counts its calls; tests/gpu/emulated/checks runs this test"]
+        fn driver_calls_of_the_optimizer_do_not_depend_on_the_number_of_variables() -> Result<()> {
+            let device = Device::new_cuda(0)?;
+            let (variables, mut gradients) = (variables(&device)?, gradients(&device, 1)?);
+            let mut optimizer = AdamW::new(&variables, AdamWConfig::default())?;
+            let before = driver_calls();
+            clip_gradients(&mut gradients, 1.0)?;
+            optimizer.step(&variables, &gradients, 0.01)?;
+            // Two tables, each allocated, copied and freed; the sums, allocated, copied and freed; three launches.
+            assert_eq!(driver_calls() - before, 12);
+            Ok(())
+        }
     }
 
     #[test]

@@ -9,14 +9,14 @@ use crate::config::{Config, DeviceChoice, DtypeChoice, ModelConfig, Sources};
 use crate::model::forward::memory_limit::MemoryLimit;
 use crate::scorer::{Row, Scorer, score_checked};
 
-fn classifier(family: &str, device: DeviceChoice) -> Classifier {
+fn classifier(family: &str, device: DeviceChoice, dtype: DtypeChoice) -> Classifier {
     let config = Config::load(&Sources::default()).unwrap();
     let fixtures = crate::test_files::test_file("tests/fixtures");
     let model = ModelConfig {
         path: Some(fixtures.join(family)),
         adapter: Some(fixtures.join(family).join("lora_qv")),
         device,
-        dtype: DtypeChoice::F32,
+        dtype,
         ..config.model
     };
     Classifier::load(&model, &config.prompt).unwrap()
@@ -41,9 +41,9 @@ fn used_bytes(classifier: &Classifier) -> Option<u64> {
 
 /// Checks every layer in turn with too little memory for the whole batch: the batch is scored in halves, no row is
 /// lost, and on a GPU the memory of the failed calls is freed.
-fn check_every_layer(device: DeviceChoice, tolerance: f32) {
+fn check_every_layer(device: DeviceChoice, dtype: DtypeChoice, tolerance: f32) {
     for family in ["gemma", "gemma2", "gemma3"] {
-        let mut classifier = classifier(family, device);
+        let mut classifier = classifier(family, device, dtype);
         let rows = rows(&classifier);
         let canary = rows[..1].to_vec();
         let expected = score_checked(&mut classifier, &rows).unwrap();
@@ -74,7 +74,7 @@ fn check_every_layer(device: DeviceChoice, tolerance: f32) {
 
 #[test]
 fn too_little_memory_in_a_layer_loses_no_row_on_the_cpu() {
-    check_every_layer(DeviceChoice::Cpu, 1e-5);
+    check_every_layer(DeviceChoice::Cpu, DtypeChoice::F32, 1e-5);
 }
 
 /// Tests that need a GPU.
@@ -93,12 +93,14 @@ mod cuda {
 
     #[test]
     fn too_little_memory_in_a_layer_loses_no_row_on_the_gpu() {
-        check_every_layer(DeviceChoice::Cuda(0), 1e-4);
+        check_every_layer(DeviceChoice::Cuda(0), DtypeChoice::F32, 1e-4);
+        // Kernels of cuBLAS differ with the size of the batch.
+        check_every_layer(DeviceChoice::Cuda(0), DtypeChoice::Bf16, 5e-2);
     }
 
     #[test]
     fn a_pass_takes_no_more_memory_than_estimated() {
-        let mut classifier = classifier("gemma3", DeviceChoice::Cuda(0));
+        let mut classifier = classifier("gemma3", DeviceChoice::Cuda(0), DtypeChoice::F32);
         let many: Vec<Row> = rows(&classifier).into_iter().cycle().take(60).collect();
         let tokens: usize = many.iter().map(Row::own_tokens).sum();
         // The first call allocates what later calls reuse.
@@ -131,7 +133,7 @@ mod cuda {
     #[test]
     #[ignore = "run by a_device_that_fails_for_good_is_a_device_fault in a process of its own"]
     fn breaks_the_device() {
-        let mut classifier = classifier("gemma3", DeviceChoice::Cuda(0));
+        let mut classifier = classifier("gemma3", DeviceChoice::Cuda(0), DtypeChoice::F32);
         let rows = rows(&classifier);
         let canary = rows[..1].to_vec();
         score_checked(&mut classifier, &rows).unwrap();

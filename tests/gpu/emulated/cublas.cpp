@@ -1,20 +1,11 @@
 // Computes the matrix products that candle requests from cuBLAS, as plain loops with float sums. As in cuBLAS, the work
 // is queued on the driver's stream.
 
-#include <dlfcn.h>
-#include <stdint.h>
-#include <string.h>
-
 #include <vector>
 
-namespace {
+#include "enqueue.h"
 
-// Queues `run(argument)` through a function that only the emulated driver has.
-int enqueue(void *stream, void (*run)(void *), void *argument) {
-    using Enqueue = int (*)(void *, void (*)(void *), void *);
-    static const Enqueue driver = (Enqueue)dlsym(dlopen("libcuda.so.1", RTLD_NOW), "emulated_enqueue");
-    return driver(stream, run, argument);
-}
+namespace {
 
 struct Handle {
     void *stream;
@@ -35,9 +26,7 @@ void store(void *at, int type, size_t index, float x) {
         ((float *)at)[index] = x;
         return;
     }
-    uint32_t wide;
-    memcpy(&wide, &x, 4);
-    ((uint16_t *)at)[index] = (uint16_t)((wide + 0x7fff + ((wide >> 16) & 1)) >> 16);
+    ((uint16_t *)at)[index] = bf16(x);
 }
 
 struct Product {
@@ -46,7 +35,8 @@ struct Product {
     float alpha, beta;
     const void *a, *b;
     void *c;
-    int type;
+    // The types of both factors and of the result.
+    int type, c_type;
     int64_t lda, ldb, ldc, a_stride, b_stride, c_stride;
     int batch;
 };
@@ -73,12 +63,11 @@ void multiply(void *argument) {
                 float sum = 0;
                 for (int64_t l = 0; l < p->k; l++) sum += a[i * p->k + l] * b[j * p->k + l];
                 const int64_t at = batch * p->c_stride + i + j * p->ldc;
-                const float before = p->beta == 0 ? 0 : p->beta * load(p->c, p->type, at);
-                store(p->c, p->type, at, p->alpha * sum + before);
+                const float before = p->beta == 0 ? 0 : p->beta * load(p->c, p->c_type, at);
+                store(p->c, p->c_type, at, p->alpha * sum + before);
             }
         }
     }
-    delete p;
 }
 
 }  // namespace
@@ -98,16 +87,28 @@ int cublasSetStream_v2(void *handle, void *stream) {
     return 0;
 }
 int cublasSetMathMode(void *, int) { return 0; }
+int cublasSetWorkspace_v2(void *, void *workspace, size_t bytes) { return workspace && bytes ? 0 : 7; }
+static int enqueue_product(void *handle, Product product) {
+    const bool is_known = (product.type == R_32F || product.type == R_BF16) &&
+                          (product.c_type == R_32F || product.c_type == product.type);
+    if (!is_known) return 15;
+    // 14 is the internal error that cuBLAS returns when the device has failed.
+    return enqueue(((Handle *)handle)->stream, multiply, new Product(product)) ? 14 : 0;
+}
 int cublasGemmStridedBatchedEx(void *handle, int a_operation, int b_operation, int m, int n, int k, const void *alpha,
                                const void *a, int a_type, int lda, long long a_stride, const void *b, int b_type, int ldb,
                                long long b_stride, const void *beta, void *c, int c_type, int ldc, long long c_stride,
                                int batch, int, int) {
-    const bool is_known = (a_type == R_32F || a_type == R_BF16) && a_type == b_type && a_type == c_type;
-    if (!is_known || a_operation > 1 || b_operation > 1) return 15;
-    Product *product = new Product{a_operation == 1, b_operation == 1, m, n, k, *(const float *)alpha, *(const float *)beta,
-                                   a, b, c, a_type, lda, ldb, ldc, a_stride, b_stride, c_stride, batch};
-    // 14 is the internal error that cuBLAS returns when the device has failed.
-    return enqueue(((Handle *)handle)->stream, multiply, product) ? 14 : 0;
+    if (a_type != b_type || a_operation > 1 || b_operation > 1) return 15;
+    return enqueue_product(handle, {a_operation == 1, b_operation == 1, m, n, k, *(const float *)alpha, *(const float *)beta,
+                                    a, b, c, a_type, c_type, lda, ldb, ldc, a_stride, b_stride, c_stride, batch});
+}
+int cublasGemmEx(void *handle, int a_operation, int b_operation, int m, int n, int k, const void *alpha, const void *a,
+                 int a_type, int lda, const void *b, int b_type, int ldb, const void *beta, void *c, int c_type, int ldc, int,
+                 int) {
+    if (a_type != b_type || a_operation > 1 || b_operation > 1) return 15;
+    return enqueue_product(handle, {a_operation == 1, b_operation == 1, m, n, k, *(const float *)alpha, *(const float *)beta,
+                                    a, b, c, a_type, c_type, lda, ldb, ldc, 0, 0, 0, 1});
 }
 int cublasDgemmStridedBatched() { return 15; }
 

@@ -11,11 +11,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <deque>
+#include <memory>
 #include <mutex>
 #include <set>
+#include <vector>
 
 #include "kernels.h"
 
@@ -36,6 +39,10 @@ uint64_t total_bytes() {
     return set ? strtoull(set, nullptr, 10) : 4ull << 30;
 }
 constexpr size_t PAGE = 4096;
+
+// The number of calls that hand the GPU work or memory: launches, products, allocations, frees, copies and fills. On a
+// GPU each of them costs the caller microseconds.
+std::atomic<unsigned long long> calls = 0;
 
 // All threads share one driver.
 std::recursive_mutex mutex;
@@ -68,11 +75,19 @@ bool is_pinned(const void *at) {
     return (char *)at < next->first + next->second;
 }
 
+using Graph = std::vector<std::function<void()>>;
+
 struct Queue {
     std::deque<std::function<void()>> work;
     uint64_t enqueued = 0, done = 0;
+    // What is queued while a graph is captured. It does not run.
+    Graph *captured = nullptr;
 
     void enqueue(std::function<void()> one) {
+        if (captured) {
+            captured->push_back(std::move(one));
+            return;
+        }
         work.push_back(std::move(one));
         enqueued++;
     }
@@ -92,8 +107,13 @@ struct Event {
     uint64_t count = 0;
 };
 
+// The bytes of dynamic shared memory that a block may use unless the caller raises the function's limit, and the highest
+// limit of a GPU of compute capability 8.6, which offers the least.
+constexpr unsigned USUAL_SHARED = 48 << 10, MOST_SHARED = 99 << 10;
+
 struct Function {
     std::string name;
+    unsigned most_shared = USUAL_SHARED;
 };
 struct Module {
     std::map<std::string, Function> functions;
@@ -146,6 +166,9 @@ void on_bad_address(int) {
 #define CALL                \
     Lock lock(mutex);       \
     if (fault) return fault
+#define COUNTED_CALL \
+    calls++;         \
+    CALL
 
 extern "C" {
 
@@ -169,8 +192,10 @@ int cuDeviceGet(int *device, int ordinal) {
     return ordinal == 0 ? OK : INVALID_DEVICE;
 }
 int cuDeviceGetAttribute(int *value, int attribute, int) {
-    // Memory pools are supported (115), and the compute capability is 9.0 (75, 76).
-    *value = attribute == 115 ? 1 : attribute == 75 ? 9 : 0;
+    // Memory pools are supported (115). The compute capability (75, 76) is 9.0 unless the environment says another.
+    const char *set = getenv("EMULATED_GPU_CAPABILITY");
+    const std::string capability = set ? set : "9.0";
+    *value = attribute == 115 ? 1 : attribute == 75 ? atoi(capability.c_str()) : attribute == 76 ? atoi(capability.substr(capability.find('.') + 1).c_str()) : 0;
     return OK;
 }
 int cuDevicePrimaryCtxRetain(void **context, int) {
@@ -197,19 +222,19 @@ int cuCtxSynchronize() {
 }
 
 int cuMemAllocAsync(uint64_t *out, size_t bytes, void *) {
-    CALL;
+    COUNTED_CALL;
     return allocate(out, bytes);
 }
 int cuMemAlloc_v2(uint64_t *out, size_t bytes) {
-    CALL;
+    COUNTED_CALL;
     return allocate(out, bytes);
 }
 int cuMemFreeAsync(uint64_t at, void *stream) {
-    CALL;
+    COUNTED_CALL;
     return release(at, queue_of(stream));
 }
 int cuMemFree_v2(uint64_t at) {
-    CALL;
+    COUNTED_CALL;
     return release(at, queue_of(nullptr));
 }
 int cuMemHostAlloc(void **out, size_t bytes, unsigned) {
@@ -260,7 +285,7 @@ int cuMemPoolTrimTo(void *, size_t keep) {
 }
 
 int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stream) {
-    CALL;
+    COUNTED_CALL;
     if (is_pinned(from)) {
         queue_of(stream)->enqueue([=] { memcpy((void *)to, from, bytes); });
     } else {
@@ -271,7 +296,7 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stre
     return OK;
 }
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
-    CALL;
+    COUNTED_CALL;
     Queue *queue = queue_of(stream);
     queue->enqueue([=] { memcpy(to, (void *)from, bytes); });
     // Pageable memory is written before the call returns.
@@ -279,13 +304,13 @@ int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) {
     return fault;
 }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
-    CALL;
+    COUNTED_CALL;
     queue_of(stream)->enqueue([=] { memmove((void *)to, (void *)from, bytes); });
     return OK;
 }
 int cuMemcpyPeerAsync(uint64_t, void *, uint64_t, void *, size_t, void *) { return INVALID_VALUE; }
 int cuMemsetD8Async(uint64_t at, unsigned char value, size_t bytes, void *stream) {
-    CALL;
+    COUNTED_CALL;
     queue_of(stream)->enqueue([=] { memset((void *)at, value, bytes); });
     return OK;
 }
@@ -312,18 +337,24 @@ int cuModuleGetFunction(void **function, void *module, const char *name) {
     *function = &found;
     return OK;
 }
-int cuFuncSetAttribute(void *, int attribute, int value) {
+int cuFuncSetAttribute(void *function, int attribute, int value) {
     CALL;
-    // The largest dynamic shared memory (8), of which compute capability 9.0 has 227 KiB for a block.
-    return attribute == 8 && value >= 0 && value <= 227 << 10 ? OK : INVALID_VALUE;
+    // Only the limit of dynamic shared memory (8).
+    if (attribute != 8 || value < 0 || (unsigned)value > MOST_SHARED) return INVALID_VALUE;
+    ((Function *)function)->most_shared = std::max((unsigned)value, USUAL_SHARED);
+    return OK;
 }
 int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-                   unsigned block_z, unsigned, void *stream, void **parameters, void **) {
-    CALL;
+                   unsigned block_z, unsigned shared_bytes, void *stream, void **parameters, void **) {
+    COUNTED_CALL;
     const std::string name = ((Function *)function)->name;
     if (grid_x == 0 || grid_y == 0 || grid_y > 65535 || grid_z != 1 || block_x == 0 || block_x > 1024 || block_y != 1 ||
         block_z != 1) {
         fprintf(stderr, "emulated GPU: the grid or block size of `%s` is not supported by any GPU\n", name.c_str());
+        return INVALID_VALUE;
+    }
+    if (shared_bytes > ((Function *)function)->most_shared) {
+        fprintf(stderr, "emulated GPU: `%s` needs more shared memory than its limit\n", name.c_str());
         return INVALID_VALUE;
     }
     if (name == "trap_all") {
@@ -333,7 +364,7 @@ int cuLaunchKernel(void *function, unsigned grid_x, unsigned grid_y, unsigned gr
     const Run run = kernels()[name](parameters);
     queue_of(stream)->enqueue([=] {
         running = name;
-        run({grid_x, grid_y, block_x});
+        run({grid_x, grid_y, block_x, shared_bytes});
     });
     return OK;
 }
@@ -355,6 +386,8 @@ int cuStreamDestroy_v2(void *stream) {
 int cuStreamSynchronize(void *stream) {
     CALL;
     Queue *queue = queue_of(stream);
+    // 900: not permitted while a graph is captured.
+    if (queue->captured) return 900;
     queue->run_until(queue->enqueued);
     trim_pool(threshold_bytes);
     return fault;
@@ -365,8 +398,45 @@ int cuStreamWaitEvent(void *, void *event, unsigned) {
     if (own->queue) own->queue->run_until(own->count);
     return fault;
 }
-int cuStreamIsCapturing(void *, int *status) {
-    *status = 0;
+int cuStreamIsCapturing(void *stream, int *status) {
+    CALL;
+    *status = queue_of(stream)->captured ? 1 : 0;
+    return OK;
+}
+int cuStreamBeginCapture_v2(void *stream, int) {
+    CALL;
+    Queue *queue = queue_of(stream);
+    if (queue->captured) return INVALID_VALUE;
+    queue->captured = new Graph;
+    return OK;
+}
+int cuStreamEndCapture(void *stream, void **graph) {
+    CALL;
+    Queue *queue = queue_of(stream);
+    if (!queue->captured) return INVALID_VALUE;
+    *graph = queue->captured;
+    queue->captured = nullptr;
+    return OK;
+}
+int cuGraphInstantiateWithFlags(void **executable, void *graph, unsigned long long) {
+    CALL;
+    *executable = new Graph(*(Graph *)graph);
+    return OK;
+}
+int cuGraphLaunch(void *executable, void *stream) {
+    COUNTED_CALL;
+    // The graph may be destroyed before it has run.
+    for (const auto &one : *(Graph *)executable) queue_of(stream)->enqueue(one);
+    return OK;
+}
+int cuGraphExecDestroy(void *executable) {
+    Lock lock(mutex);
+    delete (Graph *)executable;
+    return fault;
+}
+int cuGraphDestroy(void *graph) {
+    Lock lock(mutex);
+    delete (Graph *)graph;
     return fault;
 }
 int cuEventCreate(void **event, unsigned) {
@@ -400,13 +470,19 @@ int cuEventQuery(void *event) {
 }
 
 // Queues work for the emulated cuBLAS.
-int emulated_enqueue(void *stream, void (*run)(void *), void *argument) {
-    CALL;
+int emulated_enqueue(void *stream, void (*run)(void *), void *argument, void (*destroy)(void *)) {
+    const std::shared_ptr<void> owned(argument, destroy);
+    COUNTED_CALL;
     queue_of(stream)->enqueue([=] {
         running = "a matrix product";
-        run(argument);
+        run(owned.get());
     });
     return OK;
+}
+
+// Returns the number of counted calls since the start of the process. Tests read it through dlsym.
+unsigned long long emulated_calls(void) {
+    return calls;
 }
 
 int cuGetErrorName(int error, const char **name) {

@@ -12,6 +12,8 @@
 
 struct Grid {
     uint32_t x, y, threads;
+    // Bytes of dynamic shared memory of each block.
+    uint32_t shared_bytes;
 };
 
 using Run = std::function<void(Grid)>;

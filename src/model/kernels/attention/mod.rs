@@ -66,7 +66,7 @@ impl PackedAttention<'_> {
         q.apply_op3_no_bwd(k, v, self)
     }
 
-    fn check(&self, q: &[usize], k: &[usize], v: &[usize], prefix_tokens: usize) -> Result<()> {
+    pub(super) fn check(&self, q: &[usize], k: &[usize], v: &[usize], prefix_tokens: usize) -> Result<()> {
         let kv_width = self.kv_heads * self.head_dim;
         let queries: usize = self.spans.iter().map(|span| span.queries).sum();
         if q != [queries, self.heads * self.head_dim] || k.len() != 2 || k[1] != kv_width || k != v {
@@ -155,10 +155,47 @@ impl CustomOp3 for PackedAttention<'_> {
             prefix_keys,
             prefix_values,
         };
-        let width = self.heads * self.head_dim;
         let mut out = vec![0f32; elements.queries.len()];
+        self.attend(&elements, &mut out);
+        Ok((CpuStorage::F32(out), l1.shape().clone()))
+    }
+}
+
+impl PackedAttention<'_> {
+    /// Writes the output of [`PackedAttention::forward`] on the CPU, where the prefix of the rows is the first `prefix`
+    /// tokens of `k` and `v`.
+    ///
+    /// # Errors
+    /// Returns an error if the lengths do not fit the spans or each other.
+    pub(in crate::model) fn forward_rows(
+        &self,
+        q: &[f32],
+        [k, v]: [&[f32]; 2],
+        prefix: usize,
+        out: &mut [f32],
+    ) -> Result<()> {
+        let (width, kv_width) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        let shape = |x: &[f32], width| [x.len() / width, width];
+        self.check(&shape(q, width), &shape(k, kv_width), &shape(v, kv_width), prefix)?;
+        if q.len() != out.len() || prefix * kv_width > k.len() {
+            bail!("attention over a prefix of {prefix} tokens does not fit its tensors");
+        }
+        let elements = Elements {
+            queries: q,
+            keys: k,
+            values: v,
+            prefix_keys: &k[..prefix * kv_width],
+            prefix_values: &v[..prefix * kv_width],
+        };
+        self.attend(&elements, out);
+        Ok(())
+    }
+
+    /// Writes the output of tensors that fit the spans.
+    fn attend(&self, elements: &Elements<'_>, out: &mut [f32]) {
+        let width = self.heads * self.head_dim;
         let mut tasks = Vec::new();
-        let mut rest = &mut out[..];
+        let mut rest = out;
         for span in self.spans.iter() {
             for first in (0..span.queries).step_by(QUERIES_PER_TASK) {
                 let queries = first..(first + QUERIES_PER_TASK).min(span.queries);
@@ -172,12 +209,11 @@ impl CustomOp3 for PackedAttention<'_> {
                 attention: self,
                 span,
                 queries,
-                elements: &elements,
+                elements,
                 out,
             };
             Arch::new().dispatch(task);
         });
-        Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 }
 
@@ -266,7 +302,7 @@ impl WithSimd for Task<'_> {
 impl PackedAttention<'_> {
     /// Returns the positions that a query of a row attends to. The first query is number 0.
     #[inline(always)]
-    fn visible(&self, span: &Span, query: usize) -> Range<usize> {
+    pub(in crate::model) fn visible(&self, span: &Span, query: usize) -> Range<usize> {
         let end = span.shared + span.keys - span.queries + query + 1;
         self.window.map_or(0, |window| end.saturating_sub(window))..end
     }
@@ -343,7 +379,7 @@ mod tests {
             let q = tensor(query_start, heads, 0);
             let (k, v) = (tensor(key_start, kv_heads, 1), tensor(key_start, kv_heads, 2));
             let prefix = CachedKeysValues { keys: tensor(13, kv_heads, 3), values: tensor(13, kv_heads, 4) };
-            let spans = Spans::new(spans, heads / kv_heads, &Device::Cpu).unwrap();
+            let spans = Spans::new(spans, &Device::Cpu).unwrap();
             let op = PackedAttention {
                 spans: &spans, prefix: Some(&prefix), heads, kv_heads, head_dim,
                 scale: (head_dim as f64).powf(-0.5), softcap, window,
@@ -379,7 +415,7 @@ mod tests {
             (Span { query_start: 1, ..good }, false),
         ] {
             let op = PackedAttention {
-                spans: &Spans::new(vec![span], 1, &Device::Cpu)?,
+                spans: &Spans::new(vec![span], &Device::Cpu)?,
                 prefix: None,
                 heads: 1,
                 kv_heads: 1,

@@ -1,8 +1,4 @@
-//! A decoder layer in operations that have a backward pass.
-//!
-//! It uses the same weights and layer description as the serving pass in [`crate::model::forward::gemma`], and a test
-//! compares the two. Fused operations, candle's and ours, drop gradients silently. This module therefore uses only
-//! plain operations, and `tests/it/training_parity.rs` checks that every adapter tensor gets a gradient.
+//! A decoder layer in candle's plain operations, whose gradients the tests of [`super::layer`] compare with ours.
 
 use candle_core::{D, Device, Result, Tensor};
 
@@ -10,7 +6,7 @@ use crate::model::forward::gemma::{DecoderLayer, Gemma};
 use crate::model::kernels::{RopeAngles, Span};
 
 /// The layout of the packed rows of a pass, and the positions whose output is needed.
-pub(super) struct RowLayout<'a> {
+pub(super) struct PlainRows<'a> {
     /// The span of each row that has queries.
     pub(super) spans: &'a [Span],
     /// The positions whose output is needed, (positions) of u32, or `None` for all of them.
@@ -27,7 +23,7 @@ impl Gemma {
     ///
     /// # Errors
     /// Returns an error if the computation fails.
-    pub(super) fn differentiable_layer(&self, index: usize, x: &Tensor, rows: &RowLayout<'_>) -> Result<Tensor> {
+    pub(super) fn differentiable_layer(&self, index: usize, x: &Tensor, rows: &PlainRows<'_>) -> Result<Tensor> {
         let layer = &self.layers[index];
         let eps = self.config.rms_norm_eps;
         let normed = rms_norm(x, &layer.input_layernorm, eps)?;
@@ -101,7 +97,7 @@ impl Gemma {
 
     /// Computes the attention row by row. The inputs are (heads, tokens, head_dim) each, and the output
     /// is (queries, heads * head_dim).
-    fn attend(&self, layer: &DecoderLayer, q: &Tensor, k: &Tensor, v: &Tensor, rows: &RowLayout<'_>) -> Result<Tensor> {
+    fn attend(&self, layer: &DecoderLayer, q: &Tensor, k: &Tensor, v: &Tensor, rows: &PlainRows<'_>) -> Result<Tensor> {
         let config = &self.config;
         let (heads, kv_heads, head_dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let group = heads / kv_heads;
@@ -157,65 +153,4 @@ fn mask(span: &Span, window: Option<usize>, device: &Device) -> Result<Tensor> {
         }));
     }
     Tensor::from_vec(mask, (1, 1, span.queries, tokens), device)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::config::Quantize;
-    use crate::model::device::Placement;
-    use crate::model::files::checkpoint::Checkpoint;
-    use crate::model::files::lora::Adapter;
-    use crate::model::forward::linear::LoraMode;
-    use crate::model::forward::load::LoadOptions;
-    use crate::model::forward::packing::{OutputPositions, PackedRow, PackedRows, SharedPrefix};
-
-    /// Training and serving agree: every layer gives the same residual stream in both forms. The difference is at most
-    /// 1e-5 of the largest value.
-    #[test]
-    fn each_layer_equals_the_serving_pass() -> Result<()> {
-        for family in ["gemma", "gemma2", "gemma3", "gemma3_linear8"] {
-            let folder = crate::test_files::test_file("tests/fixtures").join(family);
-            let checkpoint = Checkpoint::open(&folder).unwrap();
-            let adapter = Adapter::load(&folder.join("lora_all_rslora"), checkpoint.config(), "").unwrap();
-            let options = LoadOptions {
-                lora: LoraMode::Unmerged,
-                quantize: Quantize::None,
-                placement: Placement::cpu(),
-                for_training: true,
-            };
-            let model = Gemma::load(&checkpoint, Some(&adapter), options).unwrap();
-            let tokens: Vec<u32> = (0..70).map(|index| 100 + 11 * index).collect();
-            let (prefix, first, second) = (&tokens[..20], &tokens[20..50], &tokens[50..]);
-            let row = |own, shared| PackedRow { own, shared };
-            let rows = [row(prefix, 0), row(first, 20), row(second, 13)];
-            let mut inputs = Vec::new();
-            let output = model.run(
-                &rows,
-                SharedPrefix::FirstRow,
-                OutputPositions::All,
-                &mut |input, _, _| inputs.push(input.clone()),
-            )?;
-            inputs.push(output.residual);
-            let packed = PackedRows::new(&rows)?;
-            let angles = model.ropes.angles(&packed.positions, None)?;
-            for (index, pair) in inputs.windows(2).enumerate() {
-                let angles = angles.of(&model.layers[index].config.rope);
-                let rows = RowLayout {
-                    spans: &packed.spans,
-                    ends: None,
-                    angles,
-                    prefix: prefix.len(),
-                };
-                let found = model.differentiable_layer(index, &pair[0], &rows)?;
-                let scale = pair[1].abs()?.max_all()?.to_scalar::<f32>()?.max(1.0);
-                let difference = (found - &pair[1])?.abs()?.max_all()?.to_scalar::<f32>()?;
-                assert!(
-                    difference <= 1e-5 * scale,
-                    "{family} layer {index}: {difference} of {scale}"
-                );
-            }
-        }
-        Ok(())
-    }
 }
