@@ -199,6 +199,8 @@ def readme(path, result):
     rows = [
         (f"comments per second, micro-batches of {b:,} tokens", lambda s, b=b: s.speed(b)) for b in budgets(result)[::5]
     ]
+    measured = [figure["mode"] for shape in result["peer"].values() for figure in shape.get("scoring", [])]
+    mode = "" if any(mode.startswith("compiled") for mode in measured) else " in eager mode"
     largest = budgets(result)[-1]
     rows += [
         (f"share of the speed of a matrix product, {largest:,} tokens", lambda s: s.share(largest)),
@@ -212,7 +214,7 @@ def readme(path, result):
             lambda s: s.training("own_tokens_per_s_with_the_first_step"),
         ),
         ("seconds from start to ready", Shape.ready),
-        ("transformers, comments per second at its best", Shape.best_peer),
+        (f"transformers{mode}, comments per second at its best", Shape.best_peer),
         ("training with transformers, own tokens per second at its best", Shape.peer_training),
     ]
     text = (
