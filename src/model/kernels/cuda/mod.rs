@@ -1,19 +1,19 @@
 //! The fused operations on CUDA, in f32 or bf16 according to their inputs.
 //!
 //! The residual stream, the norm weights and the rope angles are always f32, whatever dtype the matrix products use.
-//! `build.rs` compiles each source to a fat binary with machine code for the supported GPUs. The functions of this file launch them on tensors, and
-//! [`launch`] on addresses.
+//! `build.rs` compiles each source to a fat binary with machine code for the supported GPUs. The functions of this file
+//! launch kernels on tensors, and [`launch`] on addresses.
 
+#[cfg(test)]
+pub(in crate::model) mod driver_calls;
 pub(in crate::model) mod fp8;
 mod functions;
 pub(in crate::model) mod launch;
 pub(in crate::model) mod loss;
 mod module;
-#[cfg(test)]
-pub(in crate::model) mod driver_calls;
+pub(in crate::model) mod optimizer;
 #[cfg(test)]
 mod tests;
-pub(in crate::model) mod optimizer;
 pub(in crate::model) mod training;
 
 use candle_core::{CudaDevice, DType, Result, Tensor, bail};
