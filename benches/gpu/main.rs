@@ -72,7 +72,7 @@ fn main() {
         adapters.push(serving::with_adapter(&adapted, rank, &best, seconds));
         results.set("with an adapter", json!(adapters));
     }
-    // Loaded beside the other, because the memory pool keeps what is freed.
+    // Both models are in memory at once: the pool would keep what the first one frees.
     let fp8 = checkpoint.try_load(&placement, false, Quantize::Fp8);
     results.set(
         "fp8",

@@ -258,7 +258,7 @@ def main(command, *arguments):
     text = file.read_text(encoding="utf-8")
     old = re.search(re.escape(BEGIN).replace(r"\{\}", "(.*?)") + ".*?" + re.escape(END), text, re.DOTALL)
     if old is None:
-        return "README.md has no section that this script made"
+        return "README.md has no section that this script has generated"
     path = next((a for a in arguments if not a.startswith("--")), ROOT / old[1])
     new = readme(path, read(path))
     if "--write" in arguments:

@@ -42,7 +42,7 @@ impl PackedDelta {
 const RANK_MULTIPLE: usize = 8;
 
 /// A weight and its delta, concatenated so that one product computes both: `[x, x A'] [W, scale B]'`, in the weight's
-/// dtype. Training on a GPU computes so; scoring adds deltas in its kernels.
+/// dtype. The pass over tensors computes so on a GPU; the scoring pass adds deltas in its kernels.
 ///
 /// The product is summed in f32 and rounded once. If the delta were added to outputs that are already rounded, it would
 /// vanish wherever it is smaller than half a unit in their last place.

@@ -1,9 +1,8 @@
 //! The deltas of an adapter as the kernels read them.
 //!
 //! One product computes the low-rank activations `x A'` of all projections with the same input. The kernel that reads
-//! a projection's output anyway multiplies them by `scale * B`, adds the result to the output in f32, and goes on in
-//! f32. So a delta costs neither a copy of the base's weights nor a pass over memory of its own, and none is rounded
-//! away beside a larger output.
+//! a projection's output anyway multiplies them by `scale * B` and adds the result to the output in f32. So a delta needs
+//! neither a copy of the base's weights nor a pass of its own over memory, and a small one is not rounded away.
 
 use candle_core::{CudaDevice, DType, Device, Result, Tensor};
 

@@ -10,7 +10,7 @@ use super::deltas::LayerDeltas;
 use super::pass::Pass;
 use super::products::Matrix;
 use crate::model::kernels::cuda::fp8::Fp8Weight;
-use crate::model::kernels::cuda::launch::{AddRmsNorm, Geglu};
+use crate::model::kernels::cuda::launch::AddRmsNorm;
 use crate::model::transfer::cuda_tensor::CudaTensor;
 
 /// The weights of an MLP in FP8.
@@ -65,15 +65,7 @@ impl Pass<'_> {
             self.low(rows, Matrix::new(norm.normed, sizes.hidden), deltas.a(), buffers.low)?;
         }
 
-        let geglu = Geglu {
-            gate: buffers.gate_up,
-            up: buffers.gate_up.bf16(sizes.inner),
-            stride: 2 * sizes.inner,
-            deltas: gate_up.map(|deltas| deltas.given(buffers.low)),
-            out: buffers.hidden,
-            rows,
-            width: sizes.inner,
-        };
+        let geglu = self.activation(rows, gate_up);
         if gate_up.is_none() && down.is_none() {
             self.kernels.geglu_fp8(&geglu, buffers.fp8)?;
         } else {

@@ -89,7 +89,7 @@ impl Inputs {
     pub(super) fn angles(&self, rope: &Rope, positions: Address) -> Result<[Address; 3]> {
         match self.ropes.iter().find(|(other, _)| other == rope) {
             Some((_, [cos, sin])) => Ok([*cos, *sin, positions]),
-            None => bail!("the model has no tables for {rope:?}"),
+            None => bail!("no angles were computed for {rope:?}"),
         }
     }
 }

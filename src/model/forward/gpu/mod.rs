@@ -211,7 +211,7 @@ impl GpuDecoder {
             layers.push(pass.copy_keys_values()?);
             Ok(())
         })?;
-        pass.keys_values(last)?;
+        pass.qkv(last, false)?;
         layers.push(pass.copy_keys_values()?);
         Ok(layers)
     }

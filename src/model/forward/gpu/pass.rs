@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 use half::bf16;
 
-use super::deltas::LayerDeltas;
+use super::deltas::{InputDeltas, LayerDeltas};
 use super::inputs::Inputs;
 use super::products::{Matrix, Products, Weight};
 use super::weights::{LayerWeights, Mlp, Resident};
@@ -73,7 +73,7 @@ impl Pass<'_> {
             let [layer, next] = layers else { continue };
             #[cfg(test)]
             crate::model::forward::memory_limit::check(index, self.tokens, &self.gemma.device)?;
-            self.qkv(index)?;
+            self.qkv(index, true)?;
             observe(self)?;
             let prefix = prefix.map(|prefix| &prefix.layers[index]);
             self.attention(layer, self.inputs.spans, prefix, buffers.qkv, base.sizes.qkv())?;
@@ -93,7 +93,7 @@ impl Pass<'_> {
         let Some(inputs) = &self.inputs.last else {
             bail!("a scoring pass needs the last position of each row")
         };
-        self.keys_values(index)?;
+        self.qkv(index, false)?;
         let last = Stream {
             rows: self.outputs,
             residual: buffers.last_residual,
@@ -126,67 +126,37 @@ impl Pass<'_> {
         self.decoder.deltas[layer].as_deref()
     }
 
-    /// Computes the rotated queries and keys, and the values, of all tokens.
-    fn qkv(&self, layer: usize) -> Result<()> {
+    /// Computes the rotated keys and the values of all tokens, and the rotated queries if they are wanted, and writes them
+    /// to [`Buffers::qkv`].
+    pub(super) fn qkv(&self, layer: usize, with_queries: bool) -> Result<()> {
         let (base, buffers, sizes) = (self.base, &self.buffers, &self.base.sizes);
         let weights = &base.layers[layer];
+        let (first, heads) = if with_queries {
+            (0, sizes.heads)
+        } else {
+            (sizes.queries, 0)
+        };
+        // The columns before the values.
+        let rotated = sizes.queries + sizes.keys - first;
         let x = Matrix::new(buffers.normed, sizes.hidden);
-        let out = Matrix::new(buffers.qkv, sizes.qkv());
+        let at = buffers.qkv.bf16(first);
+        let out = Matrix::new(at, sizes.qkv());
         let deltas = self.deltas(layer).and_then(|deltas| deltas.qkv.as_ref());
-        let values = self.values(deltas.is_some_and(|deltas| deltas.has(V)));
+        // Values that get a delta are computed in f32, so that their sum is rounded to bf16 only once.
+        let values = deltas.filter(|deltas| deltas.has(V)).map(|_| Values {
+            at: buffers.values,
+            offset: rotated,
+        });
         match values {
-            None => self.products.bf16(self.tokens, x, weights.qkv(0, sizes.qkv()), out)?,
-            Some(values) => {
-                let rest = sizes.queries + sizes.keys;
-                self.products.bf16(self.tokens, x, weights.qkv(0, rest), out)?;
-                let out = Matrix::new(values.at, sizes.keys);
-                self.products.f32(self.tokens, x, weights.qkv(rest, sizes.keys), out)?;
+            None => {
+                let weight = weights.qkv(first, rotated + sizes.keys);
+                self.products.bf16(self.tokens, x, weight, out)?;
             }
-        }
-        if let Some(deltas) = deltas {
-            self.low(self.tokens, x, deltas.a(), buffers.low)?;
-        }
-        self.kernels.norm_rope(
-            DType::BF16,
-            NormRope {
-                x: buffers.qkv,
-                out: buffers.qkv,
-                stride: sizes.qkv(),
-                heads: sizes.heads,
-                kv_heads: sizes.kv_heads,
-                head_dim: sizes.head_dim,
-                rows: self.tokens,
-                angles: self.inputs.angles(&weights.config.rope, self.inputs.positions)?,
-                norms: weights.qk_norms(),
-                eps: base.eps,
-                deltas: deltas.map(|deltas| deltas.given(buffers.low)),
-                values: values.map(|values| Values {
-                    offset: sizes.queries + sizes.keys,
-                    ..values
-                }),
-            },
-        )
-    }
-
-    /// Computes the rotated keys, and the values, of all tokens, at their usual place beside the queries.
-    pub(super) fn keys_values(&self, layer: usize) -> Result<()> {
-        let (base, buffers, sizes) = (self.base, &self.buffers, &self.base.sizes);
-        let weights = &base.layers[layer];
-        let x = Matrix::new(buffers.normed, sizes.hidden);
-        let keys = buffers.qkv.bf16(sizes.queries);
-        let out = Matrix::new(keys, sizes.qkv());
-        let deltas = self.deltas(layer).and_then(|deltas| deltas.qkv.as_ref());
-        let values = self.values(deltas.is_some_and(|deltas| deltas.has(V)));
-        match values {
-            None => self
-                .products
-                .bf16(self.tokens, x, weights.qkv(sizes.queries, 2 * sizes.keys), out)?,
             Some(values) => {
+                self.products.bf16(self.tokens, x, weights.qkv(first, rotated), out)?;
+                let weight = weights.qkv(first + rotated, sizes.keys);
                 self.products
-                    .bf16(self.tokens, x, weights.qkv(sizes.queries, sizes.keys), out)?;
-                let out = Matrix::new(values.at, sizes.keys);
-                let weight = weights.qkv(sizes.queries + sizes.keys, sizes.keys);
-                self.products.f32(self.tokens, x, weight, out)?;
+                    .f32(self.tokens, x, weight, Matrix::new(values.at, sizes.keys))?;
             }
         }
         if let Some(deltas) = deltas {
@@ -195,10 +165,10 @@ impl Pass<'_> {
         self.kernels.norm_rope(
             DType::BF16,
             NormRope {
-                x: keys,
-                out: keys,
+                x: at,
+                out: at,
                 stride: sizes.qkv(),
-                heads: 0,
+                heads,
                 kv_heads: sizes.kv_heads,
                 head_dim: sizes.head_dim,
                 rows: self.tokens,
@@ -206,10 +176,7 @@ impl Pass<'_> {
                 norms: weights.qk_norms(),
                 eps: base.eps,
                 deltas: deltas.map(|deltas| deltas.given(buffers.low)),
-                values: values.map(|values| Values {
-                    offset: sizes.keys,
-                    ..values
-                }),
+                values,
             },
         )
     }
@@ -243,14 +210,6 @@ impl Pass<'_> {
                 values: None,
             },
         )
-    }
-
-    /// Returns where values are computed in f32, if they get a delta: their sum is then rounded to bf16 once.
-    fn values(&self, have_delta: bool) -> Option<Values> {
-        have_delta.then_some(Values {
-            at: self.buffers.values,
-            offset: 0,
-        })
     }
 
     fn attention(
@@ -346,24 +305,27 @@ impl Pass<'_> {
         if let Some(deltas) = gate_up {
             self.low(rows, x, deltas.a(), buffers.low)?;
         }
-        self.kernels.geglu(
-            DType::BF16,
-            Geglu {
-                gate: buffers.gate_up,
-                up: buffers.gate_up.bf16(sizes.inner),
-                stride: 2 * sizes.inner,
-                deltas: gate_up.map(|deltas| deltas.given(buffers.low)),
-                out: buffers.hidden,
-                rows,
-                width: sizes.inner,
-            },
-        )?;
+        self.kernels.geglu(DType::BF16, self.activation(rows, gate_up))?;
         let hidden = Matrix::new(buffers.hidden, sizes.inner);
         self.products
             .bf16(rows, hidden, down, Matrix::new(buffers.y, sizes.hidden))?;
         match deltas.and_then(|deltas| deltas.down.as_ref()) {
             Some(delta) => self.low(rows, hidden, delta.a(), buffers.low),
             None => Ok(()),
+        }
+    }
+
+    /// Returns the activation of an MLP, from [`Buffers::gate_up`] to [`Buffers::hidden`].
+    pub(super) fn activation(&self, rows: usize, deltas: Option<&InputDeltas>) -> Geglu {
+        let (buffers, sizes) = (&self.buffers, &self.base.sizes);
+        Geglu {
+            gate: buffers.gate_up,
+            up: buffers.gate_up.bf16(sizes.inner),
+            stride: 2 * sizes.inner,
+            deltas: deltas.map(|deltas| deltas.given(buffers.low)),
+            out: buffers.hidden,
+            rows,
+            width: sizes.inner,
         }
     }
 
