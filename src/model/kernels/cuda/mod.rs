@@ -4,6 +4,7 @@
 //! `build.rs` compiles each source to a fat binary with machine code for the supported GPUs. The functions of this file
 //! launch kernels on tensors, and [`launch`] on addresses.
 
+mod arguments;
 #[cfg(test)]
 pub(in crate::model) mod driver_calls;
 pub(in crate::model) mod fp8;
@@ -51,7 +52,7 @@ fn borrow<'a>(op: &str, tensor: &'a Tensor, dtype: DType) -> Result<CudaTensor<'
     CudaTensor::new(op, tensor)
 }
 
-/// Computes [`super::geglu`] on the GPU.
+/// Computes [`super::geglu()`] on the GPU.
 pub(super) fn geglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     const OP: &str = "geglu";
     if gate.shape() != up.shape() || gate.dtype() != up.dtype() {
@@ -138,7 +139,7 @@ pub(super) fn add_rms_norm(
     Ok((sum, normed))
 }
 
-/// Computes [`super::norm_rope`] on the GPU. The result has the dtype of `x`.
+/// Computes [`super::norm_rope()`] on the GPU. The result has the dtype of `x`.
 pub(super) fn norm_rope(x: &Tensor, angles: &RopeAngles, norm: Option<(&Tensor, f64)>) -> Result<Tensor> {
     const OP: &str = "norm-rope";
     let (rows, width) = x.dims2()?;
