@@ -22,7 +22,8 @@ use crate::plural::Count;
 use crate::registry::Registry;
 use crate::retrain::data::feedback::FeedbackRules;
 use crate::retrain::data::gather::{FeedbackGatherer, GatheredFeedback};
-use crate::retrain::session::{PartSizes, Published, REPORT_FILE, RetrainOutcome, Session};
+use crate::retrain::judge::thresholds::{ThresholdDerivation, ThresholdOutcome};
+use crate::retrain::session::{PartSizes, Published, REPORT_FILE, RetrainOutcome, Session, SessionProgress};
 use crate::retrain::train::trainer::TrainingProgress;
 use crate::serving;
 use crate::serving::ModelSource;
@@ -91,7 +92,7 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     require_language_model(&config.model)?;
     let golden_texts = read_golden_texts(&config.retrain)?;
     let display = ProgressDisplay::new();
-    let mut progress = |progress: TrainingProgress| display.update(progress);
+    let mut progress = |progress: SessionProgress| display.update(progress);
     let source = ModelSource::new(config.model.clone(), config.prompt.clone());
     let session = Session {
         source,
@@ -207,18 +208,75 @@ fn print_published(
         Count(published.epochs, "epoch"),
         peak_memory_mib()
     )?;
+    let verdict = &published.verdict;
+    match &published.cross_fitted {
+        Some((adapters, elapsed)) => writeln!(
+            out,
+            "judging   {} in {}, for which {} {} trained in {:.0} seconds",
+            Count(verdict.rows, "row"),
+            Count(verdict.folds, "fold"),
+            Count(*adapters, "more adapter"),
+            if *adapters == 1 { "was" } else { "were" },
+            elapsed.as_secs_f64()
+        )?,
+        None => writeln!(out, "judging   {}", Count(verdict.rows, "test row"))?,
+    }
+    if let Some(power) = &verdict.power {
+        writeln!(out, "power     {power}")?;
+    }
+    print_thresholds(&published.thresholds, out)?;
     let version = &published.manifest.version;
     writeln!(out, "version   {version}")?;
     if let Some(folder) = registry.version_folder(version) {
         writeln!(out, "report    {}", folder.join(REPORT_FILE).display())?;
     }
-    writeln!(out, "verdict   {}", published.verdict)?;
+    writeln!(out, "verdict   {verdict}")?;
     match &published.pointer {
         Some(pointer) => writeln!(out, "promoted  pointer {}", pointer.sequence)?,
         None if published.verdict.promote && no_promote => writeln!(out, "kept      not promoted (--no-promote)")?,
         None => writeln!(out, "kept      not promoted")?,
     }
     Ok(())
+}
+
+/// Prints each threshold with the precision and recall that are expected of it, or why there is none.
+fn print_thresholds(derivation: &ThresholdDerivation, out: &mut dyn Write) -> std::io::Result<()> {
+    let scope = if derivation.is_representative() {
+        "of the traffic"
+    } else {
+        "of the labelled comments, not representative"
+    };
+    for (name, outcome) in [("block", &derivation.block), ("review", &derivation.review)] {
+        match outcome {
+            ThresholdOutcome::Derived {
+                value,
+                figures,
+                provisional,
+                ..
+            } => {
+                let provisional = if *provisional { ", provisional" } else { "" };
+                let precision = with_interval(Some(figures.precision), figures.precision_interval);
+                let recall = with_interval(figures.recall, figures.recall_interval);
+                writeln!(
+                    out,
+                    "{name:<9} from {value:.4}{provisional}: precision {precision}, recall {recall}, share {:.1} % \
+                     {scope}",
+                    100.0 * figures.share
+                )?;
+            }
+            ThresholdOutcome::None { reason } => writeln!(out, "{name:<9} no threshold: {reason}")?,
+        }
+    }
+    Ok(())
+}
+
+/// Formats the 90 % interval of a share, and the share that was observed.
+fn with_interval(share: Option<f64>, interval: Option<[f64; 2]>) -> String {
+    let share = share.map_or_else(|| "unknown".to_owned(), |share| format!("{share:.3}"));
+    match interval {
+        Some([low, high]) => format!("{low:.3} to {high:.3} (observed {share})"),
+        None => share,
+    }
 }
 
 /// Returns the peak resident memory of this process as reported by Linux, or 0 if it is not available.
@@ -252,15 +310,25 @@ impl ProgressDisplay {
         }
     }
 
-    fn update(&self, progress: TrainingProgress) {
-        match progress {
+    fn update(&self, progress: SessionProgress) {
+        let SessionProgress {
+            adapter,
+            adapters,
+            training,
+        } = progress;
+        match training {
             TrainingProgress::Step { step, total, loss, .. } => {
                 self.bar.set_length(total as u64);
                 self.bar.set_position(step as u64);
-                self.bar.set_message(format!("loss {loss:.4}"));
+                let which = if adapters > 1 {
+                    format!("adapter {adapter} of {adapters}, ")
+                } else {
+                    String::new()
+                };
+                self.bar.set_message(format!("{which}loss {loss:.4}"));
                 if self.last_logged.get().elapsed() >= LOG_INTERVAL {
                     self.last_logged.set(Instant::now());
-                    info!(step, total, loss, "training step");
+                    info!(adapter, adapters, step, total, loss, "training step");
                 }
             }
             TrainingProgress::Epoch {
@@ -268,7 +336,7 @@ impl ProgressDisplay {
                 training,
                 validation,
                 best,
-            } => info!(epoch, training, validation, best, "training epoch"),
+            } => info!(adapter, adapters, epoch, training, validation, best, "training epoch"),
         }
     }
 }

@@ -24,7 +24,7 @@ pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConf
 pub use layers::Sources;
 pub use prompt::Template;
 pub(crate) use retrain::FeedbackTopic;
-pub use retrain::{OnMissing, RegistryConfig, RetrainConfig};
+pub use retrain::{CrossFit, OnMissing, RegistryConfig, RetrainConfig};
 pub use training::{Loss, Projection};
 
 use reader::SettingsReader;

@@ -35,6 +35,17 @@ pub enum OnMissing {
     Continue,
 }
 
+/// When judging is cross-fitted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrossFit {
+    /// If the test part has few rows.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
 /// How `retrain` trains and judges an adapter.
 #[derive(Debug, Clone)]
 pub struct RetrainConfig {
@@ -64,6 +75,10 @@ pub struct RetrainConfig {
     pub validation: f64,
     /// The share of the texts used to compare the new adapter with the one in service.
     pub test: f64,
+    /// Whether all labelled comments judge the new adapter, by cross-fitting, or only those of `test`.
+    pub cross_fit: CrossFit,
+    /// The maximum number of folds of cross-fitted judging.
+    pub folds: usize,
     /// The maximum share of user reports in the total training weight.
     pub max_user_share: f64,
     /// The maximum size of a feedback record in bytes.
@@ -74,6 +89,8 @@ pub struct RetrainConfig {
     pub block_precision: f64,
     /// The share of hateful comments that should be reviewed or blocked.
     pub review_recall: f64,
+    /// Whether thresholds are estimated if there are too few labels to be sure of them.
+    pub provisional_thresholds: bool,
     /// The maximum share of all comments to be reviewed or blocked; if set, it is used instead of `review_recall`.
     pub review_share: Option<f64>,
     /// The file of comments that every new adapter must classify correctly, one labelled JSON object per line.
@@ -190,11 +207,19 @@ pub(super) fn retrain(reader: &mut SettingsReader) -> Option<RetrainConfig> {
     let min_rows = reader.integer("retrain.min_rows", 2..=1_000_000_000);
     let validation = reader.number("retrain.validation", 0.01..=0.5);
     let test = reader.number("retrain.test", 0.01..=0.5);
+    let choices = [
+        ("auto", CrossFit::Auto),
+        ("always", CrossFit::Always),
+        ("never", CrossFit::Never),
+    ];
+    let cross_fit = reader.choice("retrain.cross_fit", &choices);
+    let folds = reader.integer("retrain.folds", 2..=20);
     let max_user_share = reader.number("retrain.max_user_share", 0.0..=1.0);
     let max_bytes = reader.integer("retrain.max_bytes", 1024..=64 << 20);
     let min_growth = reader.integer("retrain.min_growth", 1..=1_000_000_000);
     let block_precision = reader.number("retrain.block_precision", 0.5..=1.0);
     let review_recall = reader.number("retrain.review_recall", 0.0..=1.0);
+    let provisional_thresholds = reader.bool("retrain.provisional_thresholds");
     let review_share = reader
         .find("retrain.review_share")
         .and_then(|_| reader.number("retrain.review_share", 0.0..=1.0));
@@ -224,11 +249,14 @@ pub(super) fn retrain(reader: &mut SettingsReader) -> Option<RetrainConfig> {
         min_rows: min_rows?,
         validation: validation?,
         test: test?,
+        cross_fit: cross_fit?,
+        folds: folds?,
         max_user_share: max_user_share?,
         max_bytes: max_bytes?,
         min_growth: min_growth?,
         block_precision: block_precision?,
         review_recall: review_recall?,
+        provisional_thresholds: provisional_thresholds?,
         review_share,
         golden,
     })

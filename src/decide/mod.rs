@@ -84,6 +84,9 @@ pub struct DerivedThresholds {
     /// Whether the thresholds hold for the traffic, because they were derived from a random sample of it, and not only
     /// for the comments that were labelled.
     pub representative: bool,
+    /// Whether a threshold was only estimated, because there were too few labels to be sure that it reaches its target.
+    #[serde(default)]
+    pub provisional: bool,
 }
 
 /// Everything that a decision depends on, apart from the comment and its margin.

@@ -128,6 +128,10 @@ pub struct VersionFacts {
     pub calibration: Calibration,
     /// Thresholds that were derived for this version.
     pub thresholds: DerivedThresholds,
+    /// How the thresholds were derived: targets, precision, recall and their intervals. Null in manifests from before
+    /// it was recorded.
+    #[serde(default, skip_serializing_if = "Value::is_null")]
+    pub threshold_derivation: Value,
     /// Random seed of the training run.
     pub seed: u64,
     /// All other settings of the training run.
@@ -244,7 +248,9 @@ pub(super) mod tests {
                 review: None,
                 block: Some(0.93),
                 representative: false,
+                provisional: false,
             },
+            threshold_derivation: Value::Null,
             seed: u64::MAX,
             hyperparameters: json!({"rank": 8, "learning_rate": 5e-4}),
             data: json!({"hash": "sha256:data"}),
@@ -285,6 +291,18 @@ pub(super) mod tests {
             "it is for version ffffffffffffffff",
         );
         check("{", "", "trailing characters");
+    }
+
+    /// Registries hold manifests from before the derivation of the thresholds was recorded.
+    #[test]
+    fn a_manifest_of_an_earlier_release_can_be_read() {
+        let mut value = serde_json::to_value(manifest()).unwrap();
+        assert!(value.get("threshold_derivation").is_none());
+        value["thresholds"] = json!({"review": null, "block": 0.93, "representative": false});
+        let version = Version::of(&value);
+        value["version"] = version.as_str().into();
+        let read = Manifest::parse(value.to_string().as_bytes(), &version).unwrap();
+        assert_eq!(read.facts, facts());
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub fn draft(name: &str) -> VersionDraft {
             normalizer: "nfc-1".into(),
             calibration,
             thresholds: DerivedThresholds::default(),
+            threshold_derivation: serde_json::Value::Null,
             seed: 1,
             hyperparameters: json!({"rank": 8}),
             data: json!({"hash": "sha256:data"}),

@@ -64,7 +64,7 @@ impl Workspace {
         let settings = format!(
             "[model]\npath = \"{}\"\n[registry]\nurl = \"file://{}\"\n\
              [retrain]\nlearning_rate = 0.01\nepochs = 3\nbatch = 4\nrank = 4\n\
-             targets = [\"q_proj\", \"v_proj\", \"down_proj\"]\ntest = 0.5\nmin_rows = 20\n",
+             targets = [\"q_proj\", \"v_proj\", \"down_proj\"]\ntest = 0.5\ncross_fit = \"never\"\nmin_rows = 20\n",
             base.display(),
             self.path("registry").display(),
         );
@@ -204,6 +204,63 @@ fn a_full_disk_fails_the_retraining_and_leaves_the_registry_as_it_was() {
     let (code, out, _) = workspace.run("adapters", &["gc"]);
     assert_eq!(code, Some(0));
     assert!(out.contains("0 versions, ") && !out.contains(&version), "{out}");
+}
+
+/// Both retrainings use the same labels: the first compares with the bare base model, and the second with the first.
+#[test]
+fn with_few_labels_all_rows_judge_that_neither_side_was_trained_on() {
+    let workspace = Workspace::new();
+    let input = workspace.path("labels.jsonl").display().to_string();
+    let retrain = |arguments: &[&str]| {
+        let mut command = workspace.plain(env!("CARGO_BIN_EXE_moderatord"));
+        command.arg("retrain").env("MODERATORD__RETRAIN__CROSS_FIT", "auto");
+        let arguments = [&["--input", input.as_str()], arguments].concat();
+        let (code, out, err) = finish(&mut command, &workspace, &arguments);
+        assert_eq!(code, Some(0), "{out}{err}");
+        let version = out.lines().find_map(|line| line.strip_prefix("version   ")).unwrap();
+        let (_, manifest, _) = workspace.run("adapters", &["show", version]);
+        let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+        (out, manifest)
+    };
+    let (out, manifest) = retrain(&[]);
+    assert!(out.contains("promoted  pointer 1"), "{out}");
+    // With half of the texts in the test part, there are two folds.
+    assert!(
+        out.contains("judging   200 rows in 2 folds, for which 1 more adapter was trained in "),
+        "{out}"
+    );
+    assert!(
+        out.contains("\npower     a challenger whose PR-AUC is truly higher by 0."),
+        "{out}"
+    );
+    assert_eq!(
+        (&manifest["gate"]["rows"], &manifest["gate"]["folds"]),
+        (&200.into(), &2.into())
+    );
+    let data = |key: &str| manifest["data"][key].as_u64().unwrap();
+    assert_eq!(data("judged"), 200);
+    // The thresholds come from the validation and the training part, and are not representative.
+    assert_eq!(manifest["thresholds"]["representative"], false);
+    let derivation = &manifest["threshold_derivation"];
+    assert_eq!(derivation["rows"], data("validation") + data("train"));
+    for threshold in ["block", "review"] {
+        assert!(out.contains(&format!("\n{threshold:<9} from 0.")), "{out}");
+        let [low, high] = [0, 1].map(|end| {
+            let interval = &derivation[threshold]["figures"]["precision_interval"];
+            interval[end].as_f64().unwrap()
+        });
+        assert!(0.0 < low && low < high && high <= 1.0, "{derivation}");
+    }
+
+    let trained_on = data("train");
+    let (out, manifest) = retrain(&["--no-promote"]);
+    let data = |key: &str| manifest["data"][key].as_u64().unwrap();
+    assert_eq!(
+        (data("near_champion_not_judged"), data("judged")),
+        (trained_on, 200 - trained_on),
+        "{out}"
+    );
+    assert_eq!(manifest["gate"]["promote"], false, "{out}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::common::lines;
 use moderatord::config::{
-    Config, ConfigDraft, Delivery, DeviceChoice, InputFields, OnGap, OnMissing, Quantize, Sources, Start,
+    Config, ConfigDraft, CrossFit, Delivery, DeviceChoice, InputFields, OnGap, OnMissing, Quantize, Sources, Start,
 };
 use moderatord::message::{Op, Thresholds};
 
@@ -57,6 +57,9 @@ fn the_defaults_have_not_changed() {
         (Start::Earliest, OnGap::Stop)
     );
     assert_eq!(config.kafka.group, "moderatord");
+    let retrain = &config.retrain;
+    assert_eq!((retrain.cross_fit, retrain.folds), (CrossFit::Auto, 5));
+    assert!(retrain.provisional_thresholds && retrain.review_share.is_none());
     assert!(config.kafka.static_membership && config.kafka.brokers.is_empty());
     assert_eq!(
         (config.model.device, config.model.quantize),
@@ -602,6 +605,19 @@ fn a_settings_file_that_cannot_be_read_is_a_single_fault() {
         error.starts_with("/nowhere/moderatord.toml: cannot read the settings file"),
         "{error}"
     );
+}
+
+#[test]
+fn settings_of_judging_outside_their_range_are_faults() {
+    let text = "[retrain]\ncross_fit = \"sometimes\"\nfolds = 1\nprovisional_thresholds = \"yes\"\n";
+    let faults = faults(text, &[]);
+    for expected in [
+        "retrain.cross_fit = \"sometimes\" (moderatord.toml): expected \"auto\", \"always\" or \"never\"",
+        "retrain.folds = 1 (moderatord.toml): expected",
+        "retrain.provisional_thresholds = \"yes\" (moderatord.toml): expected",
+    ] {
+        assert!(faults.contains(expected), "{faults}");
+    }
 }
 
 #[test]

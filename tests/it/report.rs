@@ -6,7 +6,9 @@ use moderatord::decide::Calibration;
 use moderatord::retrain::judge::calibration::{CalibrationRow, FittedCalibration, fit};
 use moderatord::retrain::judge::evaluation::{Bootstrap, Curves, Evaluation, EvaluationConfig, ScoredRow, evaluate};
 use moderatord::retrain::judge::gate::{GateConfig, GateRow, GoldenSet, Prediction, TrainingRows, Verdict, judge};
-use moderatord::retrain::judge::thresholds::{ReviewTarget, ThresholdDerivation, ThresholdRow, ThresholdTargets};
+use moderatord::retrain::judge::thresholds::{
+    ReviewTarget, ThresholdDerivation, ThresholdOutcome, ThresholdRow, ThresholdTargets,
+};
 use moderatord::retrain::report::{Fact, Judgement, Report, ReportSide, render};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -91,6 +93,7 @@ fn measure(rows: usize, champion: Skill, challenger: Skill, sampled: bool) -> Me
                 hateful: labels[row],
                 weight: 1.0,
                 community: community(row),
+                fold: 0,
                 champion: prediction(before[row], Calibration::Identity),
                 challenger: prediction(after[row], fitted.calibration),
             }
@@ -124,6 +127,7 @@ fn measure(rows: usize, champion: Skill, challenger: Skill, sampled: bool) -> Me
     let targets = ThresholdTargets {
         block_precision: 0.9,
         review: ReviewTarget::Recall(0.9),
+        provisional: true,
     };
     Measurements {
         champion: side(&before, Calibration::Identity),
@@ -207,6 +211,14 @@ fn a_report_is_complete_and_loads_nothing() {
     );
     assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;&quot;&#39;&amp;"));
     assert!(page.contains("Accepted for promotion") && !page.contains("Not representative"));
+    let power = made.verdict.power.unwrap();
+    for expected in [
+        format!("What these rows can show: {power}."),
+        "harmless comments that each adapter flags if both flag ".to_owned(),
+        "700 rows in the test part, 140 of them labelled hateful".to_owned(),
+    ] {
+        assert!(page.contains(&expected), "{expected}");
+    }
     for (name, estimate) in made.challenger.0.figures.iter() {
         assert!(page.contains(&format!("{:.3}", estimate.value.unwrap())), "{name}");
     }
@@ -230,10 +242,36 @@ fn a_refusal_lists_every_reason() {
         "95 % lower bound of -0.",
         "2 of 12 golden texts are misclassified: greeting-3, &lt;/td&gt;",
         "Not representative.",
-        "No feedback was sampled with a known rate",
+        "provisional: estimated from few rows",
+        "unweighted, which is not representative of the traffic",
     ] {
         assert!(page.contains(expected), "{expected}");
     }
+    assert_balanced(&page);
+}
+
+/// What was sampled at random gives thresholds that reach their targets by their bounds, and others are estimated.
+#[test]
+fn thresholds_are_shown_with_their_intervals() {
+    for sampled in [true, false] {
+        let made = measure(1500, POOR, GOOD, sampled);
+        let page = page(&made);
+        assert_eq!(page.contains("provisional"), !sampled);
+        let ThresholdOutcome::Derived { figures, .. } = made.thresholds.review else {
+            panic!("{:?}", made.thresholds.review);
+        };
+        let [low, high] = figures.recall_interval.unwrap();
+        assert!(page.contains(&format!("<small>{low:.3} to {high:.3}</small>")));
+    }
+}
+
+#[test]
+fn a_cross_fitted_verdict_says_so() {
+    let mut made = measure(700, POOR, GOOD, true);
+    made.verdict.folds = 5;
+    let page = page(&made);
+    assert!(page.contains("700 rows judged in 5 folds, 140 of them labelled hateful"));
+    assert!(page.contains("the labelled rows are divided into 5 folds") && !page.contains("which is never trained on"));
     assert_balanced(&page);
 }
 

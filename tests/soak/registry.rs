@@ -20,7 +20,7 @@ impl SharedRegistry {
     pub fn settings(folder: &Path) -> String {
         format!(
             "[registry]\nurl = \"file://{}/registry\"\npoll = \"1s\"\n\
-             [retrain]\nlearning_rate = 0.01\nepochs = 1\nbatch = 4\nrank = 4\ntest = 0.5\nmin_rows = 20\n",
+             [retrain]\nlearning_rate = 0.01\nepochs = 1\nbatch = 4\nrank = 4\ntest = 0.5\ncross_fit = \"never\"\nmin_rows = 20\n",
             folder.display()
         )
     }

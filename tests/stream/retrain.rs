@@ -33,7 +33,7 @@ impl Workspace {
              [topics]\ncomments = \"{}\"\ndecisions = \"{}\"\ndead_letters = \"{}\"\nfeedback = \"{feedback}\"\n\
              [model]\npath = \"{}\"\n[registry]\nurl = \"file://{}/registry\"\npoll = \"200ms\"\n\
              [retrain]\nlearning_rate = 0.01\nepochs = 3\nbatch = 4\nrank = 4\n\
-             targets = [\"q_proj\", \"v_proj\", \"down_proj\"]\ntest = 0.5\nmin_rows = 20\n\
+             targets = [\"q_proj\", \"v_proj\", \"down_proj\"]\ntest = 0.5\ncross_fit = \"never\"\nmin_rows = 20\n\
              [http]\nlisten = \"127.0.0.1:0\"\n",
             broker.address(),
             names.group,

@@ -29,6 +29,10 @@ pub struct SplitConfig {
     pub validation: f64,
     /// Share of the texts in the test part.
     pub test: f64,
+    /// Where the test part begins, from 0 to 1; 0 in the split that an adapter is trained on. The validation part
+    /// follows it and then the training part, which wraps around from 1 to 0. Cross-fitted judging rotates the parts in
+    /// this way, so that each text is in the test part of one rotation.
+    pub start: f64,
     /// The largest share of the training weight that users' reports may have.
     pub max_user_share: f64,
 }
@@ -187,7 +191,7 @@ fn part_of(key: &[u8], folded: &str, config: SplitConfig) -> SplitPart {
     let bytes = mac.finalize().into_bytes();
     let mut first = [0; 8];
     first.copy_from_slice(&bytes[..8]);
-    let fraction = u64::from_be_bytes(first) as f64 / u64::MAX as f64;
+    let fraction = (u64::from_be_bytes(first) as f64 / u64::MAX as f64 - config.start).rem_euclid(1.0);
     if fraction < config.test {
         SplitPart::Test
     } else if fraction < config.test + config.validation {
@@ -236,6 +240,7 @@ mod tests {
     const CONFIG: SplitConfig = SplitConfig {
         validation: 0.2,
         test: 0.2,
+        start: 0.0,
         max_user_share: 0.3,
     };
     const KEY: &[u8] = b"a key of the registry";
@@ -317,6 +322,27 @@ mod tests {
         }
         let other = Dataset::split(rows, b"another key", CONFIG, &NearDuplicateIndex::default());
         assert_ne!(texts(&dataset.test), texts(&other.test));
+    }
+
+    #[test]
+    fn rotations_put_each_text_into_one_test_part() {
+        let rows: Vec<_> = sentences(500)
+            .iter()
+            .map(|text| row(text, 1.0, LabelSource::Moderator))
+            .collect();
+        let mut tested = Vec::new();
+        for rotation in 0..5 {
+            let config = SplitConfig {
+                start: 0.2 * f64::from(rotation),
+                ..CONFIG
+            };
+            let dataset = Dataset::split(rows.clone(), KEY, config, &NearDuplicateIndex::default());
+            assert!(dataset.train.len().abs_diff(300) < 50 && dataset.validation.len().abs_diff(100) < 40);
+            let held_out = texts(&dataset.test);
+            assert!(held_out.is_disjoint(&texts(&dataset.train)) && held_out.is_disjoint(&texts(&dataset.validation)));
+            tested.extend(held_out);
+        }
+        assert_eq!((tested.len(), tested.iter().collect::<BTreeSet<_>>().len()), (500, 500));
     }
 
     #[test]

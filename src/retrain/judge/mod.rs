@@ -2,6 +2,7 @@
 
 mod sampling;
 mod logistic;
+pub(crate) mod scale;
 pub mod calibration;
 pub mod evaluation;
 pub mod thresholds;

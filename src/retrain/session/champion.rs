@@ -30,6 +30,8 @@ pub(super) struct MeasuredChampion {
     /// The prompts of the test part, in the order of its rows.
     pub(super) test_prompts: Vec<Prompt>,
     pub(super) measured: MeasuredAdapter,
+    /// One margin for each row of the other folds that judges; empty if judging is not cross-fitted.
+    pub(super) fold_margins: Vec<f64>,
 }
 
 impl Champion {
@@ -86,7 +88,7 @@ impl Champion {
             .context("the signatures of the champion's training rows do not have the expected length")
     }
 
-    /// Loads the champion, measures it on the test part and releases it.
+    /// Loads the champion, measures it on the test part, scores the rows of the other folds, and releases it.
     ///
     /// Sets the device of `source` to the one that the champion was loaded on, so that everything that is compared is
     /// computed on the same device.
@@ -95,6 +97,7 @@ impl Champion {
         source: &mut ModelSource,
         registry: &Registry,
         test: &[LabelledRow],
+        folds: &[LabelledRow],
         settings: &TestSettings,
     ) -> anyhow::Result<MeasuredChampion> {
         let version = self.version.as_ref();
@@ -103,6 +106,7 @@ impl Champion {
         let prompter = loaded.classifier.prompter();
         let test_prompts = measure::prompts(&prompter, test)?;
         let margins = measure::margins(&mut loaded.classifier, &test_prompts)?;
+        let fold_margins = measure::margins(&mut loaded.classifier, &measure::prompts(&prompter, folds)?)?;
         // Training loads the base model in another form.
         drop(loaded.classifier);
         source.release_base();
@@ -111,6 +115,7 @@ impl Champion {
             prompter,
             test_prompts,
             measured,
+            fold_margins,
         })
     }
 }

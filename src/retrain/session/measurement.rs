@@ -71,7 +71,11 @@ impl TestSettings {
 impl MeasuredAdapter {
     /// Returns the margin of a row of the test part, and whether the adapter would have the row reviewed or blocked.
     pub(super) fn prediction(&self, row: usize) -> Prediction {
-        let margin = self.margins[row];
+        self.predict(self.margins[row])
+    }
+
+    /// Returns the prediction for a margin.
+    pub(super) fn predict(&self, margin: f64) -> Prediction {
         Prediction {
             margin,
             flagged: self.calibration.probability(margin as f32) >= self.thresholds.review,
@@ -104,6 +108,7 @@ mod tests {
                 review,
                 block,
                 representative: true,
+                provisional: false,
             };
             let [review, block] = expected;
             assert_eq!(effective_thresholds(derived, policy), Thresholds { review, block });
@@ -122,7 +127,7 @@ mod tests {
             block in prop::option::of(0.0..=1.0f64),
             policy in (0.0..=1.0f64, 0.0..=1.0f64),
         ) {
-            let derived = DerivedThresholds { review, block, representative: true };
+            let derived = DerivedThresholds { review, block, representative: true, provisional: false };
             let policy = Thresholds { review: policy.0.min(policy.1), block: policy.1 };
             let effective = effective_thresholds(derived, policy);
             prop_assert!(effective.review <= effective.block);

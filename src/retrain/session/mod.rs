@@ -8,6 +8,7 @@ mod measurement;
 mod champion;
 mod split;
 mod train;
+mod cross_fit;
 mod calibrate;
 mod judge;
 mod report;
@@ -19,6 +20,7 @@ use tracing::info;
 
 use super::data::gather::GatheredFeedback;
 use super::judge::gate::Verdict;
+use super::judge::thresholds::ThresholdDerivation;
 use super::train::trainer::TrainingProgress;
 use crate::classifier::golden::GoldenText;
 use crate::config::{PolicyConfig, RetrainConfig};
@@ -29,6 +31,7 @@ pub(crate) use split::PartSizes;
 
 use calibrate::CalibratedChallenger;
 use champion::Champion;
+use cross_fit::CrossFitPlan;
 use judge::Judged;
 use measurement::TestSettings;
 use publish::{FinishedChallenger, promote};
@@ -51,7 +54,38 @@ pub(crate) struct Session<'a> {
     /// The source of the feedback, for the manifest.
     pub(crate) origin: serde_json::Value,
     /// Called after every training step and every epoch.
-    pub(crate) progress: &'a mut dyn FnMut(TrainingProgress),
+    pub(crate) progress: &'a mut dyn FnMut(SessionProgress),
+}
+
+/// The progress of a retraining.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SessionProgress {
+    /// Number of the adapter that is trained, from 1, which is the challenger.
+    pub(crate) adapter: usize,
+    /// Number of adapters that are trained in all.
+    pub(crate) adapters: usize,
+    pub(crate) training: TrainingProgress,
+}
+
+/// Which of the adapters is trained.
+#[derive(Clone, Copy)]
+struct ProgressOf {
+    adapter: usize,
+    adapters: usize,
+}
+
+impl ProgressOf {
+    /// Returns a function that passes the progress of this adapter on.
+    fn reporter(self, progress: &mut dyn FnMut(SessionProgress)) -> impl FnMut(TrainingProgress) {
+        let Self { adapter, adapters } = self;
+        move |training| {
+            progress(SessionProgress {
+                adapter,
+                adapters,
+                training,
+            });
+        }
+    }
 }
 
 /// How a retraining ended.
@@ -74,6 +108,9 @@ pub(crate) struct Published {
     /// Own tokens trained on, over all epochs.
     pub(crate) tokens: usize,
     pub(crate) training_time: Duration,
+    pub(crate) thresholds: ThresholdDerivation,
+    /// If judging was cross-fitted: how many more adapters were trained for it, and how long that took.
+    pub(crate) cross_fitted: Option<(usize, Duration)>,
 }
 
 impl Session<'_> {
@@ -105,13 +142,38 @@ impl Session<'_> {
         } = split.sizes();
         info!(train, validation, test, "split the labelled rows");
 
+        let plan = CrossFitPlan::new(&split, config);
+        let folds = plan.as_ref().map_or_else(Vec::new, CrossFitPlan::judging_rows);
+        let adapters = 1 + plan.as_ref().map_or(0, CrossFitPlan::adapters);
+        if adapters > 1 {
+            info!(
+                adapters,
+                rows = test + folds.len(),
+                "judging is cross-fitted, so several adapters are trained"
+            );
+        }
+
         // The champion is measured and released before training, so that two models are never in memory at once.
-        let measured_champion = champion.measure(&mut source, registry, &split.dataset.test, &settings)?;
+        let measured_champion = champion.measure(&mut source, registry, &split.dataset.test, &folds, &settings)?;
         let prompter = &measured_champion.prompter;
-        let challenger = Challenger::train(&source.model, prompter, &split.dataset, config, progress)?;
-        let validation = &split.dataset.validation;
-        let calibrated = CalibratedChallenger::new(&challenger.files, &source, prompter, validation, config)?;
-        let judged = Judged::new(calibrated, &measured_champion, &split, golden_texts, &settings)?;
+        let mut report = ProgressOf { adapter: 1, adapters }.reporter(progress);
+        let challenger = Challenger::train(&source.model, prompter, &split.dataset, config, &mut report)?;
+        drop(report);
+        let cross_fitted = match &plan {
+            Some(plan) => Some(plan.run(&mut source, prompter, config, progress)?),
+            None => None,
+        };
+        let cross_fitted = cross_fitted.as_ref();
+        let files = &challenger.files;
+        let calibrated = CalibratedChallenger::new(files, &source, &measured_champion, &split, cross_fitted, config)?;
+        let judged = Judged::new(
+            calibrated,
+            &measured_champion,
+            &split,
+            cross_fitted,
+            golden_texts,
+            &settings,
+        )?;
 
         let finished = FinishedChallenger {
             champion: &champion,
@@ -119,6 +181,7 @@ impl Session<'_> {
             split: &split,
             challenger,
             judged,
+            cross_fit: plan.as_ref().zip(cross_fitted),
             origin,
         };
         let mut published = finished.publish(registry).await?;

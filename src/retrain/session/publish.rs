@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use anyhow::Context;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::champion::{Champion, MeasuredChampion};
+use super::cross_fit::{CrossFitPlan, CrossFitted};
 use super::judge::Judged;
 use super::report::{ReportInputs, hyperparameters};
 use super::split::{FeedbackSplit, PartSizes};
@@ -27,6 +28,8 @@ pub(super) struct FinishedChallenger<'a> {
     pub(super) split: &'a FeedbackSplit,
     pub(super) challenger: Challenger,
     pub(super) judged: Judged,
+    /// The folds of cross-fitted judging and their results; absent if the test part alone judged.
+    pub(super) cross_fit: Option<(&'a CrossFitPlan, &'a CrossFitted)>,
     /// The source of the feedback, for the manifest.
     pub(super) origin: serde_json::Value,
 }
@@ -73,16 +76,13 @@ impl FinishedChallenger<'_> {
             epochs: self.challenger.epochs,
             tokens: self.challenger.tokens,
             training_time: self.challenger.elapsed,
+            thresholds: self.judged.thresholds,
+            cross_fitted: self.cross_fit.map(|(plan, fitted)| (plan.adapters(), fitted.elapsed)),
         })
     }
 
     fn facts(&self) -> anyhow::Result<VersionFacts> {
-        let (split, prompter) = (self.split, &self.measured_champion.prompter);
-        let PartSizes {
-            train,
-            validation,
-            test,
-        } = split.sizes();
+        let prompter = &self.measured_champion.prompter;
         let config = &self.challenger.config;
         let parent = self.champion.version.as_ref();
         Ok(VersionFacts {
@@ -93,9 +93,24 @@ impl FinishedChallenger<'_> {
             normalizer: prompter.normalizer().to_owned(),
             calibration: self.judged.calibration.calibration,
             thresholds: self.judged.thresholds.derived(),
+            threshold_derivation: serde_json::to_value(&self.judged.thresholds)?,
             seed: config.seed,
             hyperparameters: json!(hyperparameters(config).into_iter().collect::<BTreeMap<_, _>>()),
-            data: json!({
+            data: self.data(),
+            metrics: serde_json::to_value(&self.judged.challenger.evaluation)?,
+            gate: serde_json::to_value(&self.judged.verdict)?,
+        })
+    }
+
+    /// Describes the feedback, and how much of it was used for what.
+    fn data(&self) -> Value {
+        let split = self.split;
+        let PartSizes {
+            train,
+            validation,
+            test,
+        } = split.sizes();
+        let mut data = json!({
                 "hash": split.dataset.content_hash(),
                 "origin": self.origin,
                 "records": split.records,
@@ -107,10 +122,13 @@ impl FinishedChallenger<'_> {
                 "train": train,
                 "validation": validation,
                 "test": test,
-            }),
-            metrics: serde_json::to_value(&self.judged.challenger.evaluation)?,
-            gate: serde_json::to_value(&self.judged.verdict)?,
-        })
+        });
+        if let Some((plan, _)) = self.cross_fit {
+            data["judged"] = self.judged.verdict.rows.into();
+            data["near_champion_not_judged"] = plan.near_champion.into();
+            data["near_judged"] = plan.near_judged.into();
+        }
+        data
     }
 
     /// Returns the records that are needed to explain a decision later: the prompt, and the calibration if one was

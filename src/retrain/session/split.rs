@@ -3,8 +3,9 @@
 use super::champion::Champion;
 use crate::config::RetrainConfig;
 use crate::plural::Count;
-use crate::registry::Registry;
+use crate::registry::{Registry, SplitKey};
 use crate::retrain::data::dataset::{Dataset, LabelledRow, SplitConfig};
+use crate::retrain::data::feedback::Feedback;
 use crate::retrain::data::gather::GatheredFeedback;
 use crate::retrain::data::near_duplicates::NearDuplicateIndex;
 use crate::retrain::judge::measure;
@@ -14,6 +15,12 @@ pub(super) struct FeedbackSplit {
     pub(super) dataset: Dataset,
     /// Number of rows that the champion was trained on.
     pub(super) champion_rows: usize,
+    /// The signatures of these rows.
+    pub(super) trained_on: NearDuplicateIndex,
+    /// The labelled rows before the split, for other splits of them.
+    rows: Vec<Feedback>,
+    key: SplitKey,
+    shares: SplitConfig,
     /// Number of records or lines read.
     pub(super) records: usize,
     /// Number of records that could not be used.
@@ -53,17 +60,37 @@ impl FeedbackSplit {
         let split = SplitConfig {
             validation: config.validation,
             test: config.test,
+            start: 0.0,
             max_user_share: config.max_user_share,
         };
         Ok(Self {
             refused: gathered.refused.total(),
-            dataset: Dataset::split(gathered.rows, key.as_bytes(), split, &trained_on),
+            dataset: Dataset::split(gathered.rows.clone(), key.as_bytes(), split, &trained_on),
             champion_rows,
+            trained_on,
+            rows: gathered.rows,
+            key,
+            shares: split,
             records: gathered.records,
             superseded: gathered.superseded,
             forgotten: gathered.forgotten,
             repaired: gathered.repaired,
         })
+    }
+
+    /// Splits the same rows with another test part: a share of `test` of the texts, from `start` on.
+    pub(super) fn rotated(&self, start: f64, test: f64) -> Dataset {
+        let config = SplitConfig {
+            start,
+            test,
+            ..self.shares
+        };
+        Dataset::split(
+            self.rows.clone(),
+            self.key.as_bytes(),
+            config,
+            &NearDuplicateIndex::default(),
+        )
     }
 
     pub(super) fn sizes(&self) -> PartSizes {
@@ -93,7 +120,7 @@ impl FeedbackSplit {
 }
 
 /// Describes a part whose rows are all of one class, or that is empty.
-fn single_class(part: &str, rows: &[LabelledRow]) -> Option<String> {
+pub(super) fn single_class(part: &str, rows: &[LabelledRow]) -> Option<String> {
     let hateful = rows.iter().filter(|row| measure::is_hateful(row)).count();
     let other = rows.len() - hateful;
     (hateful == 0 || other == 0)

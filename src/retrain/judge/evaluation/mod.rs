@@ -17,7 +17,7 @@ pub(crate) use bootstrap::{DEFINED_SHARE, resample};
 pub use communities::CommunityFigures;
 pub use curves::{Curves, Histogram, Point, ReliabilityBin};
 pub use figures::{Confusion, Estimate, Figures};
-pub(crate) use ranking::Ranking;
+pub(crate) use ranking::{Ranking, SMOOTHING};
 
 use figures::PreparedRows;
 

@@ -20,7 +20,19 @@ pub(crate) struct Areas {
     /// Average precision: the sum over margins of precision times the increase in recall, without interpolation, as in
     /// scikit-learn's `average_precision_score`.
     pub(crate) pr_auc: f64,
+    /// Average precision in which [`SMOOTHING`] pseudo-rows are added to the rows above each margin.
+    pub(crate) smoothed_pr_auc: f64,
 }
+
+/// Weight of the pseudo-rows in the smoothed average precision, as a share of the weight of all rows. They are hateful
+/// at the rate of all rows, so each precision is an m-estimate (Cestnik, "Estimating Probabilities: A Crucial Task in
+/// Machine Learning", 1990).
+///
+/// The precision of the first few rows is the noisiest part of the average precision. In simulations of normal margins
+/// with 300 rows, half of them hateful, a difference between two adapters is 2.0 standard errors without pseudo-rows,
+/// 2.2 with a share of 0.1, and at most 2.4 with any larger share, with which the area approaches the one under the ROC
+/// curve and no longer weighs the highest ranks more.
+pub(crate) const SMOOTHING: f64 = 0.1;
 
 /// The weight of each class at or above a margin.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -51,20 +63,30 @@ impl Ranking {
     /// Returns the areas for labels and weights, which are given in the original order of the rows, or `None` if only
     /// one class has weight.
     pub(crate) fn areas(&self, hateful: &[bool], weights: &[f64]) -> Option<Areas> {
+        let (all, all_hateful) = hateful
+            .iter()
+            .zip(weights)
+            .fold((0.0, 0.0), |(all, some), (&hateful, weight)| {
+                (all + weight, if hateful { some + weight } else { some })
+            });
+        let [pseudo, pseudo_hateful] = [all, all_hateful].map(|weight| SMOOTHING * weight);
         let (mut hateful_above, mut ok_above) = (0.0, 0.0);
         // Sums over the groups: other weight times the hateful weight ranked above, and hateful weight times precision.
-        let (mut pairs, mut precisions) = (0.0, 0.0);
+        let (mut pairs, mut precisions, mut smoothed) = (0.0, 0.0, 0.0);
         for (group_hateful, group_ok) in self.groups(hateful, weights) {
             pairs += group_ok * (hateful_above + 0.5 * group_hateful);
             hateful_above += group_hateful;
             ok_above += group_ok;
             if group_hateful > 0.0 {
-                precisions += group_hateful * (hateful_above / (hateful_above + ok_above));
+                let above = hateful_above + ok_above;
+                precisions += group_hateful * (hateful_above / above);
+                smoothed += group_hateful * ((hateful_above + pseudo_hateful) / (above + pseudo));
             }
         }
         (hateful_above > 0.0 && ok_above > 0.0).then(|| Areas {
             roc_auc: pairs / (hateful_above * ok_above),
             pr_auc: precisions / hateful_above,
+            smoothed_pr_auc: smoothed / hateful_above,
         })
     }
 
@@ -130,6 +152,16 @@ mod tests {
         check(&[1.0, 2.0], &[true, true], None);
         check(&[1.0, 2.0], &[false, false], None);
         check(&[], &[], None);
+    }
+
+    #[test]
+    fn pseudo_rows_pull_each_precision_to_the_base_rate() {
+        let areas = Ranking::new(&[3.0, 2.0, 1.0, 0.0]).areas(&[true, false, true, false], &[1.0; 4]);
+        // 0.4 pseudo-rows, half of them hateful, are above each margin.
+        let expected = (1.2 / 1.4 + 2.2 / 3.4) / 2.0;
+        assert!((areas.unwrap().smoothed_pr_auc - expected).abs() < 1e-12);
+        let constant = Ranking::new(&[1.0; 5]).areas(&[true, false, false, false, false], &[1.0; 5]);
+        assert!((constant.unwrap().smoothed_pr_auc - 0.2).abs() < 1e-12);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Tests whether the challenger flags harmless comments of any community more often than the champion does.
+//! Tests whether the challenger flags harmless comments of any community more often than the champion does, if both
+//! flag the same share of the judged rows (`flag_rate` explains why).
 //!
 //! Among the rows that are not hateful, only those that exactly one adapter flags are informative. If the challenger
 //! were no worse, each of them would be as likely to be newly flagged as to be no longer flagged; this is the exact
@@ -10,7 +11,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::GateRow;
+use super::flag_rate::flag;
+use super::{FlagRates, GateRow};
 
 /// Minimum number of rows that are not hateful for testing a community by itself. Smaller communities are tested
 /// together.
@@ -39,8 +41,8 @@ pub enum CommunityGroup {
     },
 }
 
-/// How often each adapter flags the rows of one group that are not hateful. An adapter flags a row if its own
-/// calibration and thresholds would have the comment reviewed or blocked.
+/// How often each adapter flags the rows of one group that are not hateful, if both flag the same share of all judged
+/// rows. In verdicts without [`FlagRates`], each adapter flags rows by its own calibration and thresholds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CommunityComparison {
     /// The group of comments.
@@ -72,10 +74,19 @@ struct ErrorCounts {
 }
 
 /// Compares every group: the communities by id, then the comments without a community, then the small communities.
-pub(super) fn compare(rows: &[GateRow]) -> Vec<CommunityComparison> {
+pub(super) fn compare(rows: &[GateRow], rates: FlagRates) -> Vec<CommunityComparison> {
+    let champion = flag(rows, |row| row.champion, rates.compared);
+    let challenger = flag(rows, |row| row.challenger, rates.compared);
+    compare_flagged(rows, &champion, &challenger)
+}
+
+/// Compares every group, given which rows each adapter flags.
+fn compare_flagged(rows: &[GateRow], champion: &[bool], challenger: &[bool]) -> Vec<CommunityComparison> {
     let mut communities: BTreeMap<Option<&str>, ErrorCounts> = BTreeMap::new();
-    for row in rows.iter().filter(|row| !row.hateful) {
-        let (champion, challenger) = (row.champion.flagged, row.challenger.flagged);
+    for ((row, &champion), &challenger) in rows.iter().zip(champion).zip(challenger) {
+        if row.hateful {
+            continue;
+        }
         let counts = communities.entry(row.community.as_deref()).or_default();
         counts.rows += 1;
         counts.champion += usize::from(champion);
@@ -170,6 +181,16 @@ mod tests {
     use crate::retrain::judge::gate::Prediction;
     use crate::retrain::judge::gate::tests::drawn;
 
+    /// Compares the rows that each adapter flags at its own thresholds.
+    fn by_own_flags(rows: &[GateRow]) -> Vec<CommunityComparison> {
+        let [champion, challenger] = [
+            |row: &GateRow| row.champion.flagged,
+            |row: &GateRow| row.challenger.flagged,
+        ]
+        .map(|flagged| rows.iter().map(flagged).collect::<Vec<_>>());
+        compare_flagged(rows, &champion, &challenger)
+    }
+
     /// Returns rows of one community that are not hateful, by how the two adapters flag them.
     fn rows(community: Option<&str>, newly: usize, no_longer: usize, agreed: usize) -> Vec<GateRow> {
         let prediction = |flagged| Prediction { margin: 0.0, flagged };
@@ -177,6 +198,7 @@ mod tests {
             hateful: false,
             weight: 1.0,
             community: community.map(str::to_owned),
+            fold: 0,
             champion: prediction(champion),
             challenger: prediction(challenger),
         };
@@ -209,7 +231,7 @@ mod tests {
     #[test]
     fn a_community_is_worse_only_if_the_difference_is_significant() {
         let check = |newly, no_longer, agreed, expected| {
-            let found = compare(&rows(Some("garden"), newly, no_longer, agreed));
+            let found = by_own_flags(&rows(Some("garden"), newly, no_longer, agreed));
             assert_eq!(
                 (found.len(), found[0].p_value.is_some(), found[0].worse),
                 (1, newly + no_longer + agreed >= MIN_OK_ROWS, expected),
@@ -233,9 +255,9 @@ mod tests {
         }
         // p = 0.03 would be significant for a single community, but not among eleven.
         all.extend(rows(Some("garden"), 5, 0, 40));
-        assert!(compare(&all).iter().all(|comparison| !comparison.worse));
+        assert!(by_own_flags(&all).iter().all(|comparison| !comparison.worse));
         all.extend(rows(Some("chess"), 12, 0, 40));
-        let worse: Vec<_> = compare(&all)
+        let worse: Vec<_> = by_own_flags(&all)
             .into_iter()
             .filter(|comparison| comparison.worse)
             .map(|comparison| comparison.group)
@@ -249,7 +271,7 @@ mod tests {
         for index in 0..8 {
             all.extend(rows(Some(&format!("small-{index}")), 2, 0, 3));
         }
-        let found = compare(&all);
+        let found = by_own_flags(&all);
         assert_eq!(found[0].group, CommunityGroup::Unnamed);
         let small = &found[1];
         assert_eq!(
@@ -263,8 +285,8 @@ mod tests {
     fn hateful_rows_are_ignored() {
         let mut all = rows(Some("garden"), 9, 0, 40);
         all.iter_mut().for_each(|row| row.hateful = true);
-        assert!(compare(&all).is_empty());
-        let found = compare(&drawn(400, [1.0, 1.0], 1));
+        assert!(by_own_flags(&all).is_empty());
+        let found = by_own_flags(&drawn(400, [1.0, 1.0], 1));
         assert_eq!(found.iter().map(|comparison| comparison.ok_rows).sum::<usize>(), 300);
     }
 }

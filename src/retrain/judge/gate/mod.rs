@@ -1,36 +1,34 @@
 //! Decides whether a challenger replaces the champion.
 //!
-//! The challenger must rank the test part better, must not flag the harmless comments of any community more often, and
-//! must classify the golden set correctly. A failed check does not end the comparison, so the verdict lists every
-//! reason against the challenger and every number that it is based on. This module does no I/O.
+//! The challenger must rank the judged rows better, must not flag the harmless comments of any community more often at
+//! an equal flag rate, and must classify the golden set correctly. A failed check does not end the comparison, so the
+//! verdict lists every reason against the challenger and every number that it is based on. This module does no I/O.
+//!
+//! The judged rows are the test part. If it is small, judging is cross-fitted: the other rows are divided into folds,
+//! and the rows of each are judged by a model that was trained in the same way as the challenger, but on none of them.
 
+mod binormal;
 mod communities;
+mod flag_rate;
+mod power;
+mod rank;
 mod verdict;
 
 use serde::{Deserialize, Serialize};
 
-use super::evaluation::{Bootstrap, DEFINED_SHARE, Ranking, quantile, resample};
+use super::evaluation::Bootstrap;
 
 pub use communities::{CommunityComparison, CommunityGroup, MIN_OK_ROWS};
+pub use flag_rate::FlagRates;
+pub use power::{POWER, Power, REFERENCE_DIFFERENCE};
+pub use rank::{GROWTH_TOLERANCE, RankComparison};
 pub use verdict::{Refusal, Verdict};
 
-/// Minimum number of rows of each class in the test part. With fewer, percentile intervals are too narrow (Hesterberg,
+/// Minimum number of judged rows of each class. With fewer, percentile intervals are too narrow (Hesterberg,
 /// "What Teachers Should Know about the Bootstrap", 2015).
 pub const MIN_CLASS_ROWS: usize = 20;
 
-/// Largest loss of PR-AUC, at the lower bound, that is accepted from a challenger that was trained on more rows.
-///
-/// New feedback tends to come from comments that the champion got wrong, so an adapter that was trained on it is
-/// preferred if it ranks equally well.
-pub const GROWTH_TOLERANCE: f64 = 0.01;
-
-/// The quantile of the resamples that serves as the one-sided 95 % lower bound.
-const LOWER_BOUND: f64 = 0.05;
-
-/// The quantiles of the resamples that bound the two-sided 95 % interval.
-const INTERVAL: [f64; 2] = [0.025, 0.975];
-
-/// One labelled row of the test part, with the predictions of both adapters.
+/// One judged row, with the predictions of both adapters.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GateRow {
     /// Whether the row is labelled hateful.
@@ -39,6 +37,9 @@ pub struct GateRow {
     pub weight: f64,
     /// The community that the comment was posted in, if known.
     pub community: Option<String>,
+    /// The fold of the row: 0 if the challenger itself predicted it. In every other fold, a model of its own stands in
+    /// for the challenger.
+    pub fold: usize,
     /// The prediction of the champion.
     pub champion: Prediction,
     /// The prediction of the challenger.
@@ -81,24 +82,6 @@ pub struct GateConfig {
     pub min_growth: usize,
 }
 
-/// The PR-AUC of both adapters on the test part.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct RankComparison {
-    /// PR-AUC of the champion.
-    pub champion: f64,
-    /// PR-AUC of the challenger.
-    pub challenger: f64,
-    /// PR-AUC of the challenger minus that of the champion.
-    pub difference: f64,
-    /// One-sided 95 % lower bound of the difference: the 5th percentile of a paired bootstrap, in which both adapters
-    /// are evaluated on the same resamples.
-    pub lower_bound: f64,
-    /// Two-sided 95 % interval of the difference.
-    pub interval: [f64; 2],
-    /// What the lower bound must exceed: 0, or minus [`GROWTH_TOLERANCE`].
-    pub required: f64,
-}
-
 /// Compares a challenger with the champion and returns the verdict.
 pub fn judge(rows: &[GateRow], training_rows: TrainingRows, golden: GoldenSet, config: GateConfig) -> Verdict {
     let hateful = rows.iter().filter(|row| row.hateful).count();
@@ -108,7 +91,10 @@ pub fn judge(rows: &[GateRow], training_rows: TrainingRows, golden: GoldenSet, c
         hateful,
         training_rows,
         config,
+        folds: rows.iter().map(|row| row.fold + 1).max().unwrap_or(1),
         pr_auc: None,
+        power: None,
+        flag_rates: None,
         communities: Vec::new(),
         golden,
         refusals: Vec::new(),
@@ -117,21 +103,24 @@ pub fn judge(rows: &[GateRow], training_rows: TrainingRows, golden: GoldenSet, c
         verdict.refusals.push(refusal);
     } else {
         let few = hateful.min(rows.len() - hateful) < MIN_CLASS_ROWS;
-        verdict.pr_auc = if few {
+        let compared = if few {
             None
         } else {
-            compare(rows, training_rows, config)
+            rank::compare(rows, training_rows, config)
         };
+        (verdict.pr_auc, verdict.power) = compared.unzip();
         match verdict.pr_auc {
             None => verdict.refusals.push(Refusal::TooFewRows {
                 hateful,
                 ok: rows.len() - hateful,
             }),
-            // This comparison is false for NaN, so a challenger whose bound is NaN is refused.
-            Some(comparison) if comparison.lower_bound > comparison.required => {}
+            Some(comparison) if comparison.passes() => {}
             Some(comparison) => verdict.refusals.push(Refusal::NotBetter(comparison)),
         }
-        verdict.communities = communities::compare(rows);
+        verdict.flag_rates = FlagRates::new(rows);
+        if let Some(rates) = verdict.flag_rates {
+            verdict.communities = communities::compare(rows, rates);
+        }
         let worse = verdict.communities.iter().filter(|community| community.worse);
         verdict.refusals.extend(worse.cloned().map(Refusal::CommunityWorse));
     }
@@ -163,41 +152,6 @@ fn unusable(rows: &[GateRow]) -> Option<Refusal> {
     })
 }
 
-/// Compares the rankings. Returns `None` if an area is not defined, or is not defined on enough resamples.
-fn compare(rows: &[GateRow], training_rows: TrainingRows, config: GateConfig) -> Option<RankComparison> {
-    let ranking = |prediction: fn(&GateRow) -> Prediction| {
-        let margins: Vec<f64> = rows.iter().map(|row| prediction(row).margin).collect();
-        Ranking::new(&margins)
-    };
-    let (champion, challenger) = (ranking(|row| row.champion), ranking(|row| row.challenger));
-    let hateful: Vec<bool> = rows.iter().map(|row| row.hateful).collect();
-    let weights: Vec<f64> = rows.iter().map(|row| row.weight).collect();
-    let areas = |weights: &[f64]| {
-        let area = |ranking: &Ranking| ranking.areas(&hateful, weights).map(|areas| areas.pr_auc);
-        Some((area(&champion)?, area(&challenger)?))
-    };
-    let (champion, challenger) = areas(&weights)?;
-    let mut differences = Vec::with_capacity(config.bootstrap.resamples);
-    resample(&weights, config.bootstrap, |drawn| {
-        differences.extend(areas(drawn).map(|(champion, challenger)| challenger - champion));
-    });
-    if (differences.len() as f64) < DEFINED_SHARE * config.bootstrap.resamples as f64 {
-        return None;
-    }
-    differences.sort_by(f64::total_cmp);
-    let bound = |share| quantile(&differences, share);
-    let more = training_rows.challenger.saturating_sub(training_rows.champion);
-    let grown = more > 0 && more >= config.min_growth;
-    Some(RankComparison {
-        champion,
-        challenger,
-        difference: challenger - champion,
-        lower_bound: bound(LOWER_BOUND)?,
-        interval: [bound(INTERVAL[0])?, bound(INTERVAL[1])?],
-        required: if grown { -GROWTH_TOLERANCE } else { 0.0 },
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use rand::rngs::StdRng;
@@ -205,14 +159,14 @@ mod tests {
 
     use super::*;
 
-    const CONFIG: GateConfig = GateConfig {
+    pub(super) const CONFIG: GateConfig = GateConfig {
         bootstrap: Bootstrap {
             resamples: 400,
             seed: 1,
         },
         min_growth: 100,
     };
-    const SAME: TrainingRows = TrainingRows {
+    pub(super) const SAME: TrainingRows = TrainingRows {
         champion: 500,
         challenger: 500,
     };
@@ -234,6 +188,7 @@ mod tests {
                 hateful,
                 weight: 1.0,
                 community: Some(if index.is_multiple_of(3) { "garden" } else { "chess" }.into()),
+                fold: 0,
                 champion: prediction(noise[0]),
                 challenger: prediction(noise[1]),
             }
@@ -274,6 +229,7 @@ mod tests {
                 (comparison.lower_bound, comparison.required, verdict.promote),
                 (0.0, required, promote)
             );
+            assert_eq!(verdict.power.unwrap().at_reference, 1.0);
         };
         check(500, 500, 0.0, false);
         check(500, 599, 0.0, false);
@@ -308,12 +264,12 @@ mod tests {
         check(
             &[],
             passing(),
-            "the test part has 0 hateful and 0 other rows, expected at least 20 of each",
+            "0 hateful and 0 other rows can judge, expected at least 20 of each",
         );
         check(
             &drawn(76, [1.2, 0.5], 1),
             passing(),
-            "the test part has 19 hateful and 57 other rows, expected at least 20 of each",
+            "19 hateful and 57 other rows can judge, expected at least 20 of each",
         );
         let mut broken = drawn(600, [1.2, 0.5], 1);
         broken[7].challenger.margin = f64::NAN;
@@ -353,6 +309,116 @@ mod tests {
         assert!(
             kept.ends_with("; 1 of 2 golden texts is misclassified: greeting"),
             "{kept}"
+        );
+    }
+
+    /// Returns a margin of a normal distribution with the given mean and a standard deviation of 1.
+    fn normal(random: &mut StdRng, mean: f64) -> f64 {
+        mean + (0..12).map(|_| random.random_range(-0.5..0.5)).sum::<f64>()
+    }
+
+    /// Returns rows of two equal communities. The champion has a recall of 0.61 at a false positive rate of 0.15, and
+    /// the challenger one of 0.83 at 0.29, which is a better ranking at a higher flag rate. `bias` is added to the
+    /// challenger's margins of the harmless rows of the second community.
+    fn more_flagged(bias: f64) -> Vec<GateRow> {
+        let mut random = StdRng::seed_from_u64(8);
+        let row = |index: usize| {
+            let hateful = index.is_multiple_of(3);
+            let second = index.is_multiple_of(2);
+            // The distances are the sums of the normal quantiles of recall and specificity.
+            let champion = normal(&mut random, if hateful { 1.315 } else { 0.0 });
+            let shared = if hateful { champion - 1.315 } else { champion };
+            let unfair = if second && !hateful { bias } else { 0.0 };
+            let margin = 0.8 * shared + 0.6 * normal(&mut random, 0.0) + if hateful { 1.65 } else { unfair };
+            GateRow {
+                hateful,
+                weight: 1.0,
+                community: Some(if second { "garden" } else { "chess" }.into()),
+                fold: 0,
+                champion: Prediction {
+                    margin: champion,
+                    flagged: champion >= 1.036,
+                },
+                challenger: Prediction {
+                    margin,
+                    flagged: margin >= 0.553,
+                },
+            }
+        };
+        (0..1200).map(row).collect()
+    }
+
+    #[test]
+    fn a_challenger_that_flags_more_comments_and_ranks_better_is_promoted() {
+        let rows = more_flagged(0.0);
+        let rate = |flagged: fn(&GateRow) -> bool, hateful: bool| {
+            let class: Vec<_> = rows.iter().filter(|row| row.hateful == hateful).collect();
+            class.iter().filter(|row| flagged(row)).count() as f64 / class.len() as f64
+        };
+        let false_positives = [
+            rate(|row| row.champion.flagged, false),
+            rate(|row| row.challenger.flagged, false),
+        ];
+        assert!(
+            false_positives[0] < 0.18 && false_positives[1] > 0.25,
+            "{false_positives:?}"
+        );
+        let recalls = [
+            rate(|row| row.champion.flagged, true),
+            rate(|row| row.challenger.flagged, true),
+        ];
+        assert!(recalls[0] < 0.65 && recalls[1] > 0.8, "{recalls:?}");
+        let verdict = judge(&rows, SAME, passing(), CONFIG);
+        assert!(verdict.promote, "{verdict}");
+        let rates = verdict.flag_rates.unwrap();
+        assert!(
+            rates.champion < 0.35 && rates.compared > 0.4 && rates.compared == rates.challenger,
+            "{rates:?}"
+        );
+        for group in &verdict.communities {
+            assert!(group.challenger_rate <= group.champion_rate + 0.01, "{group:?}");
+        }
+    }
+
+    #[test]
+    fn a_challenger_whose_false_positives_move_to_one_community_is_refused() {
+        let verdict = judge(&more_flagged(0.8), SAME, passing(), CONFIG);
+        let worse: Vec<_> = verdict
+            .communities
+            .iter()
+            .filter(|group| group.worse)
+            .map(|group| &group.group)
+            .collect();
+        assert_eq!(worse, [&CommunityGroup::Community { id: "garden".into() }]);
+        assert!(
+            !verdict.promote
+                && verdict
+                    .refusals
+                    .iter()
+                    .any(|refusal| matches!(refusal, Refusal::CommunityWorse(_)))
+        );
+    }
+
+    /// Verdicts in registries have no folds, power, flag rates and smoothed differences.
+    #[test]
+    fn a_verdict_of_an_earlier_release_can_be_read() {
+        let json = r#"{
+            "promote": false, "rows": 60, "hateful": 25, "training_rows": {"champion": 0, "challenger": 190},
+            "config": {"bootstrap": {"resamples": 1000, "seed": 1}, "min_growth": 200},
+            "pr_auc": {"champion": 0.8, "challenger": 0.825, "difference": 0.025, "lower_bound": -0.011,
+                "interval": [-0.02, 0.07], "required": 0.0},
+            "communities": [{"group": {"kind": "unnamed"}, "ok_rows": 35, "champion_rate": 0.2, "challenger_rate": 0.2,
+                "newly_called": 1, "no_longer_called": 1, "p_value": 0.75, "worse": false}],
+            "golden": {"cases": 12, "failed": []},
+            "refusals": [{"kind": "not_better", "champion": 0.8, "challenger": 0.825, "difference": 0.025,
+                "lower_bound": -0.011, "interval": [-0.02, 0.07], "required": 0.0}]
+        }"#;
+        let verdict: Verdict = serde_json::from_str(json).unwrap();
+        assert_eq!((verdict.folds, verdict.power, verdict.flag_rates), (1, None, None));
+        assert_eq!(
+            verdict.to_string(),
+            "keep the champion: PR-AUC changes from 0.800 to 0.825, a difference of +0.025 with a 95 % lower bound of \
+             -0.011, expected above 0"
         );
     }
 

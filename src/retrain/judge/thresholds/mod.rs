@@ -1,4 +1,4 @@
-//! Derives the block and review thresholds from the validation part.
+//! Derives the block and review thresholds from rows that the adapter was not trained on.
 //!
 //! The block threshold is the lowest one whose precision reaches a target at its lower bound: that of Wilson's
 //! one-sided 95 % score interval over the effective number of rows. The bound holds for each threshold separately, so
@@ -7,15 +7,23 @@
 //! target share of the traffic. Both count every row at or above the threshold, whether reviewed or blocked.
 //!
 //! Only feedback that was sampled at random with a known probability is representative of the traffic. Each sampled row
-//! is weighted by the inverse of that probability. If there are enough sampled rows, only they are used. Otherwise, the
-//! block threshold is derived from all labelled rows with equal weights and marked as not representative, and no review
-//! threshold is derived, because hateful comments that nobody looked at are missing from the labels.
+//! is weighted by the inverse of that probability. If there are enough sampled rows, only they are used. Otherwise, all
+//! labelled rows are used with equal weights, and both thresholds are marked as not representative: hateful comments
+//! that nobody looked at are missing from the labels, so their precision and recall are those of the labelled comments.
+//!
+//! A threshold that cannot be derived in this way is estimated instead, unless
+//! [`ThresholdTargets::provisional`] is off, and marked as provisional. For the block threshold, the precision then has
+//! to reach the target by its estimate, which `posterior` describes, and not by its bound. For the review threshold by
+//! recall, the same applies to the recall, also without a sample. A share of the traffic is never estimated without one,
+//! because the labelled comments say nothing about it. The precision and recall of every threshold have intervals.
 
 mod candidates;
+mod posterior;
 
 use serde::{Deserialize, Serialize};
 
 use candidates::Candidates;
+pub use posterior::PRIOR_ROWS;
 
 use super::sampling::effective_rows;
 use crate::decide::DerivedThresholds;
@@ -28,7 +36,11 @@ pub const MIN_SAMPLED: f64 = 100.0;
 /// standard error of 0.07.
 pub const MIN_HATEFUL: f64 = 20.0;
 
-/// One labelled row of the validation part, with its probability.
+/// Minimum effective number of hateful rows for an estimated threshold. With fewer, it would follow from the calibration
+/// alone, which is not fitted either (see [`MIN_TEMPERATURE`](super::calibration::MIN_TEMPERATURE)).
+pub const MIN_PROVISIONAL: f64 = 5.0;
+
+/// One labelled row with its probability.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ThresholdRow {
     /// The calibrated probability that the row is hateful.
@@ -46,6 +58,9 @@ pub struct ThresholdTargets {
     pub block_precision: f64,
     /// The target of the review threshold.
     pub review: ReviewTarget,
+    /// Whether thresholds may be estimated if there are too few rows to be sure of them.
+    #[serde(default)]
+    pub provisional: bool,
 }
 
 /// The target of the review threshold, above 0 and at most 1.
@@ -98,6 +113,10 @@ pub enum ThresholdOutcome {
         /// Whether the review threshold was lowered to the block threshold, because the target alone would be met by a
         /// higher one.
         limited_by_block: bool,
+        /// Whether the threshold reaches its target only by an estimate, because there are too few rows, or too few
+        /// sampled ones, to be sure of it.
+        #[serde(default)]
+        provisional: bool,
     },
     /// No threshold was derived, and the one in the settings applies.
     None {
@@ -115,8 +134,15 @@ pub struct ThresholdFigures {
     pub precision: f64,
     /// One-sided 95 % lower bound of the precision.
     pub precision_bound: f64,
+    /// Interval that contains the precision with a probability of 90 %, given the rows and the calibration.
+    #[serde(default)]
+    pub precision_interval: Option<[f64; 2]>,
     /// Share of all hateful rows that are at or above the threshold; absent if there are none.
     pub recall: Option<f64>,
+    /// Interval that contains the recall with a probability of 90 %, given the rows and the calibration; absent if
+    /// there are no hateful rows.
+    #[serde(default)]
+    pub recall_interval: Option<[f64; 2]>,
     /// Share of all rows that are at or above the threshold.
     pub share: f64,
 }
@@ -203,7 +229,7 @@ impl ThresholdDerivation {
         };
         let hateful = rows.iter().filter(|(_, hateful, _)| *hateful);
         let effective_hateful = effective_rows(hateful.clone().map(|&(_, _, weight)| (weight, 1.0)));
-        let candidates = Candidates::new(&rows);
+        let candidates = Candidates::new(&rows, effective_hateful);
         let block = candidates.block(targets.block_precision);
         let review = match basis {
             ThresholdBasis::AsLabelled if effective_sampled == 0.0 => Err(NoThreshold::NoSample),
@@ -218,15 +244,23 @@ impl ThresholdDerivation {
                 ReviewTarget::Share(target) => candidates.share(target),
             },
         };
+        let provisional_block = || candidates.provisional_block(targets.block_precision);
+        let provisional_review = || match targets.review {
+            ReviewTarget::Recall(target) => candidates.provisional_recall(target),
+            ReviewTarget::Share(_) => None,
+        };
+        let enough = targets.provisional && effective_hateful >= MIN_PROVISIONAL;
+        let block = Found::new(block, || provisional_block().filter(|_| enough));
+        let review = Found::new(review, || provisional_review().filter(|_| enough));
         // Candidates are sorted from the highest down, so a larger index is a lower threshold.
-        let block_index = block.unwrap_or(0);
+        let limit = block.index().unwrap_or(0);
         Ok(Self {
             basis,
             rows: rows.len(),
             hateful: hateful.count(),
             targets,
-            block: candidates.outcome(block, 0),
-            review: candidates.outcome(review, block_index),
+            block: block.outcome(&candidates, 0),
+            review: review.outcome(&candidates, limit),
         })
     }
 
@@ -241,6 +275,38 @@ impl ThresholdDerivation {
             review: self.review.value(),
             block: self.block.value(),
             representative: self.is_representative(),
+            provisional: self.block.is_provisional() || self.review.is_provisional(),
+        }
+    }
+}
+
+/// The index of a threshold among the candidates, or why there is none.
+enum Found {
+    Sure(usize),
+    Provisional(usize),
+    None(NoThreshold),
+}
+
+impl Found {
+    fn new(sure: Result<usize, NoThreshold>, provisional: impl FnOnce() -> Option<usize>) -> Self {
+        match sure {
+            Ok(index) => Self::Sure(index),
+            Err(reason) => provisional().map_or(Self::None(reason), Self::Provisional),
+        }
+    }
+
+    fn index(&self) -> Option<usize> {
+        match *self {
+            Self::Sure(index) | Self::Provisional(index) => Some(index),
+            Self::None(_) => None,
+        }
+    }
+
+    fn outcome(&self, candidates: &Candidates, limit: usize) -> ThresholdOutcome {
+        match *self {
+            Self::Sure(index) => candidates.outcome(index, limit, false),
+            Self::Provisional(index) => candidates.outcome(index, limit, true),
+            Self::None(reason) => ThresholdOutcome::None { reason },
         }
     }
 }
@@ -252,6 +318,11 @@ impl ThresholdOutcome {
             Self::Derived { value, .. } => Some(*value),
             Self::None { .. } => None,
         }
+    }
+
+    /// Returns whether the threshold was only estimated.
+    pub fn is_provisional(&self) -> bool {
+        matches!(self, Self::Derived { provisional: true, .. })
     }
 }
 
@@ -294,6 +365,7 @@ mod tests {
     const TARGETS: ThresholdTargets = ThresholdTargets {
         block_precision: 0.9,
         review: ReviewTarget::Recall(0.8),
+        provisional: false,
     };
 
     fn row(probability: f64, hateful: bool, inclusion: Option<f64>) -> ThresholdRow {
@@ -405,6 +477,93 @@ mod tests {
         assert_eq!(derivation.review, ThresholdOutcome::None { reason });
     }
 
+    const PROVISIONAL: ThresholdTargets = ThresholdTargets {
+        provisional: true,
+        ..TARGETS
+    };
+
+    /// Returns rows with evenly spread probabilities whose labels agree with them.
+    fn calibrated(count: u32) -> Vec<ThresholdRow> {
+        let one = |index: u32| {
+            let probability = (f64::from(index) + 0.5) / f64::from(count);
+            // A low-discrepancy sequence, so that the share of hateful rows follows the probability closely.
+            let draw = (f64::from(index) * 0.618_033_988_749_895).fract();
+            row(probability, draw < probability, None)
+        };
+        (0..count).map(one).collect()
+    }
+
+    #[test]
+    fn few_rows_give_provisional_thresholds_with_intervals() {
+        let rows = calibrated(30);
+        let strict = ThresholdDerivation::derive(&rows, TARGETS).unwrap();
+        assert_eq!((strict.block.value(), strict.review.value()), (None, None));
+        let derivation = ThresholdDerivation::derive(&rows, PROVISIONAL).unwrap();
+        assert!(derivation.block.is_provisional() && derivation.review.is_provisional());
+        assert!(derivation.derived().provisional && !derivation.derived().representative);
+        // The mean of the probabilities from 0.8 on is 0.9, and the part of all probability from 0.45 on is 0.8.
+        let [block, review] = [&derivation.block, &derivation.review].map(|outcome| outcome.value().unwrap());
+        assert!(
+            (0.7..0.9).contains(&block) && (0.35..0.55).contains(&review),
+            "{block} {review}"
+        );
+        let ThresholdOutcome::Derived { figures, .. } = derivation.review else {
+            panic!("{:?}", derivation.review);
+        };
+        let [low, high] = figures.recall_interval.unwrap();
+        assert!(low > 0.5 && low < 0.8 && high > 0.8 && high < 1.0, "{low} {high}");
+    }
+
+    #[test]
+    fn intervals_narrow_as_rows_are_added() {
+        let width = |count| {
+            let derivation = ThresholdDerivation::derive(&calibrated(count), PROVISIONAL).unwrap();
+            let ThresholdOutcome::Derived { figures, .. } = derivation.block else {
+                panic!("{:?}", derivation.block);
+            };
+            let [low, high] = figures.precision_interval.unwrap();
+            high - low
+        };
+        let widths = [30, 300, 3000].map(width);
+        assert!(widths[0] > 1.3 * widths[1] && widths[1] > 1.3 * widths[2], "{widths:?}");
+    }
+
+    /// With enough rows, the block threshold reaches its target by the bound whether estimates are allowed or not.
+    #[test]
+    fn an_estimate_never_replaces_a_threshold_that_reaches_its_bound() {
+        let rows = separated(0.8, Some(0.1));
+        let [strict, lenient] =
+            [TARGETS, PROVISIONAL].map(|targets| ThresholdDerivation::derive(&rows, targets).unwrap());
+        assert_eq!((strict.block, strict.review), (lenient.block, lenient.review));
+        assert!(!lenient.derived().provisional);
+    }
+
+    #[test]
+    fn nothing_is_estimated_from_a_handful_of_rows_and_no_share_without_a_sample() {
+        let few = [vec![row(0.9, true, None); 4], vec![row(0.1, false, None); 40]].concat();
+        let derivation = ThresholdDerivation::derive(&few, PROVISIONAL).unwrap();
+        assert_eq!((derivation.block.value(), derivation.review.value()), (None, None));
+        let share = ThresholdTargets {
+            review: ReviewTarget::Share(0.1),
+            ..PROVISIONAL
+        };
+        let derivation = ThresholdDerivation::derive(&calibrated(300), share).unwrap();
+        let reason = NoThreshold::NoSample;
+        assert_eq!(derivation.review, ThresholdOutcome::None { reason });
+    }
+
+    /// Derivations in manifests have no intervals and are not provisional.
+    #[test]
+    fn a_derivation_of_an_earlier_release_can_be_read() {
+        let json = r#"{"basis": "as_labelled", "rows": 700, "hateful": 300,
+            "targets": {"block_precision": 0.95, "review": {"recall": 0.9}},
+            "block": {"kind": "derived", "value": 0.93, "limited_by_block": false, "figures":
+                {"rows": 80, "precision": 0.99, "precision_bound": 0.951, "recall": 0.26, "share": 0.11}},
+            "review": {"kind": "none", "reason": {"kind": "no_sample"}}}"#;
+        let derivation: ThresholdDerivation = serde_json::from_str(json).unwrap();
+        assert!(derivation.block.value() == Some(0.93) && !derivation.block.is_provisional());
+    }
+
     #[test]
     fn an_unreachable_precision_reports_the_best_lower_bound() {
         let rows = vec![row(0.9, true, None); 20];
@@ -467,7 +626,7 @@ mod tests {
             recall: bool,
         ) {
             let review = if recall { ReviewTarget::Recall(target) } else { ReviewTarget::Share(target) };
-            let derivation = ThresholdDerivation::derive(&rows, ThresholdTargets { block_precision, review }).unwrap();
+            let derivation = ThresholdDerivation::derive(&rows, ThresholdTargets { block_precision, review, provisional: false }).unwrap();
             if let (Some(review), Some(block)) = (derivation.review.value(), derivation.block.value()) {
                 prop_assert!(review <= block);
             }

@@ -93,10 +93,16 @@ fn compared(verdict: &Verdict) -> String {
         "p",
         "Outcome",
     ];
-    let compared = table(
-        "Comparison by the gate: harmless comments that each adapter flags for review or blocking, by its own thresholds.",
-        &columns,
-        rows.collect(),
-    );
+    let caption = match verdict.flag_rates {
+        Some(rates) => format!(
+            "Comparison by the gate: harmless comments that each adapter flags if both flag {} of the judged rows. By \
+             their own thresholds, the champion flags {} and the challenger {}.",
+            percent(Some(rates.compared)),
+            percent(Some(rates.champion)),
+            percent(Some(rates.challenger)),
+        ),
+        None => "Comparison by the gate: harmless comments that each adapter flags, by its own thresholds.".to_owned(),
+    };
+    let compared = table(&caption, &columns, rows.collect());
     format!("<h3>False positives of champion and challenger</h3>\n{compared}{hidden}")
 }

@@ -6,7 +6,7 @@ mod communities;
 
 use super::html::{Cell, escape, facts as fact_table, number, table};
 use super::{Judgement, Report, ReportSide};
-use crate::retrain::judge::evaluation::{CALIBRATION_BINS, Estimate, Evaluation};
+use crate::retrain::judge::evaluation::{CALIBRATION_BINS, Estimate, Evaluation, SMOOTHING};
 use crate::retrain::judge::gate::{GROWTH_TOLERANCE, MIN_CLASS_ROWS, MIN_OK_ROWS, Verdict};
 
 pub(super) use calibration::calibration;
@@ -51,17 +51,28 @@ pub(super) fn verdict(report: &Report<'_>) -> String {
             .map(|refusal| format!("<li>{}.</li>\n", escape(&capitalised(&refusal.to_string()))));
         format!("<ul>\n{}</ul>", reasons.collect::<String>())
     };
+    let power = verdict.power.as_ref().map_or_else(String::new, |power| {
+        format!(
+            "<p class=\"quiet\">What these rows can show: {}.</p>\n",
+            escape(&power.to_string())
+        )
+    });
+    let judged = if verdict.folds > 1 {
+        format!("{} rows judged in {} folds", verdict.rows, verdict.folds)
+    } else {
+        format!("{} rows in the test part", verdict.rows)
+    };
     let not_representative = if thresholds.is_representative() {
         ""
     } else {
         "<p class=\"note\"><strong>Not representative.</strong> Too few of the labelled comments were \
-         sampled from the traffic at a known rate. The figures apply to the labelled comments, not to all comments, \
-         and no review threshold was derived from them.</p>\n"
+         sampled from the traffic at a known rate. The figures and thresholds apply to the labelled comments, not to \
+         all comments.</p>\n"
     };
     format!(
-        "<h1>Retraining report</h1>\n<p class=\"sub\">{names} {} rows in the test part, {} of them labelled hateful.</p>\n\
-         <div class=\"verdict {class}\"><strong>{mark} {heading}</strong>\n{reasons}</div>\n{not_representative}",
-        verdict.rows, verdict.hateful,
+        "<h1>Retraining report</h1>\n<p class=\"sub\">{names} {judged}, {} of them labelled hateful.</p>\n\
+         <div class=\"verdict {class}\"><strong>{mark} {heading}</strong>\n{reasons}</div>\n{power}{not_representative}",
+        verdict.hateful,
     )
 }
 
@@ -178,17 +189,36 @@ pub(super) fn definitions(report: &Report<'_>) -> String {
 /// Describes the parts of the data, and how the gate compares the adapters.
 fn gate(verdict: &Verdict) -> (String, String) {
     let growth = &verdict.training_rows;
-    let parts = "<p>The adapters are compared on the test part, which is never trained on. The calibration and the \
-         thresholds are derived from the validation part. A fixed key determines which part a text belongs to, so this \
-         does not change from one retraining to the next.</p>\n";
+    let parts = if verdict.folds > 1 {
+        format!(
+            "<p>Judging is cross-fitted: the labelled rows are divided into {} folds. The challenger predicts the rows \
+             of the first, the test part, and for each other fold an adapter that was trained in the same way, but \
+             without the fold. Rows are ranked against rows of the same fold only, and PR-AUC is the mean over the \
+             folds. Rows that resemble those that the champion was trained on do not judge. All other figures and \
+             the charts are those of the test part, on which the challenger was never trained. The calibration and \
+             the thresholds are derived from the other rows. A fixed key determines the fold of a text, so this does \
+             not change from one retraining to the next.</p>\n",
+            verdict.folds
+        )
+    } else {
+        "<p>The adapters are compared on the test part, which is never trained on. The calibration and the thresholds \
+         are derived from the validation part. A fixed key determines which part a text belongs to, so this does not \
+         change from one retraining to the next.</p>\n"
+            .to_owned()
+    };
     let gate = format!(
         "<p>The gate compares PR-AUC by a paired bootstrap: the one-sided 95 % lower bound of the difference must be \
-         above 0, or above -{GROWTH_TOLERANCE} if the challenger was trained on at least {} more rows than the \
-         champion (here, on {} rows compared with {}). At least {MIN_CLASS_ROWS} rows of each class are required. False \
-         positives are compared by exact one-sided McNemar tests, with Holm's correction for a level of 5 % over all \
-         groups. Communities with fewer than {MIN_OK_ROWS} harmless rows are compared together. A row is harmless if \
-         it is not labelled hateful.</p>\n",
-        verdict.config.min_growth, growth.challenger, growth.champion,
+         above 0. If the challenger was trained on at least {} more rows than the champion (here, on {} rows compared \
+         with {}), the 97.5 % lower bound must be above -{GROWTH_TOLERANCE} instead. The bounds are those of a smoothed \
+         difference, which varies less: {:.0} % more rows, hateful at the rate of all rows, are added above each margin, \
+         and the result is converted to units of PR-AUC. At least {MIN_CLASS_ROWS} rows of each class are required. \
+         False positives are compared with both adapters flagging the same share of the rows, by exact one-sided \
+         McNemar tests, with Holm's correction for a level of 5 % over all groups. Communities with fewer than \
+         {MIN_OK_ROWS} harmless rows are compared together. A row is harmless if it is not labelled hateful.</p>\n",
+        verdict.config.min_growth,
+        growth.challenger,
+        growth.champion,
+        100.0 * SMOOTHING,
     );
-    (parts.to_owned(), gate)
+    (parts, gate)
 }
