@@ -96,10 +96,11 @@ def retrain(moderatord, folder, rows, held_out, seed):
             print(f"{start} none | | | | | |", flush=True)
             continue
         precision, recall, share = measure(threshold, probabilities, hateful)
+        precision = f"{precision:.3f}" if share > 0 else "-"
         remark = "provisional" if outcome.get("provisional") else ""
         figures = outcome.get("figures")
         print(
-            f"{start} {threshold:.3f} {remark} | {precision:.3f} | {interval(figures, 'precision_interval')} | "
+            f"{start} {threshold:.3f} {remark} | {precision} | {interval(figures, 'precision_interval')} | "
             f"{recall:.3f} | {interval(figures, 'recall_interval')} | {share:.3f} |",
             flush=True,
         )
