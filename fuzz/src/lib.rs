@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Once;
 
-use moderatord::config::{Markup, PromptConfig};
+use moderatord::config::{Markup, Normalize, PromptConfig};
 use moderatord::fault::Faults;
 use moderatord::prompt::Prompt;
 use serde_json::Value;
@@ -110,7 +110,7 @@ pub fn prompt_config(max_window_tokens: usize, max_windows: usize) -> PromptConf
         separator: "<separator>".into(),
         template: None,
         markup: Markup::None,
-        normalize: true,
+        normalize: Normalize::Full,
         max_window_tokens,
         max_windows,
     }

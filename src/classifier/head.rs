@@ -157,7 +157,7 @@ fn hateful_of(names: &[String], prompt: &PromptConfig) -> Result<usize, String> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Markup;
+    use crate::config::{Markup, Normalize};
 
     fn choice(count: usize, names: &[&str], problem_type: Option<&str>) -> Result<Choice, String> {
         let config = PromptConfig {
@@ -167,7 +167,7 @@ mod tests {
             separator: "##".into(),
             template: None,
             markup: Markup::None,
-            normalize: false,
+            normalize: Normalize::None,
             max_window_tokens: 64,
             max_windows: 1,
         };

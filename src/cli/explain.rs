@@ -14,7 +14,7 @@ use crate::hash::hex;
 use crate::kafka::snapshot;
 use crate::message::{Decision, ModelIdentity, Scoring};
 use crate::model::files::checkpoint::Checkpoint;
-use crate::prompt::NORMALIZER_VERSION;
+use crate::prompt::{NFC_VERSION, NORMALIZER_VERSION};
 use crate::registry::{AdapterVersion, RecordKind, Registry};
 use crate::retrain::judge::measure;
 use crate::serving;
@@ -181,7 +181,7 @@ fn find_model(
     };
     let Some(prompt) = prompt.with_text_rules(&identity.normalizer) else {
         missing.push(format!(
-            "the normaliser {}: this build has {NORMALIZER_VERSION}",
+            "the normaliser {}: this build has {NORMALIZER_VERSION} and {NFC_VERSION}",
             identity.normalizer
         ));
         return Ok(None);

@@ -267,6 +267,18 @@ pub enum Markup {
     Markdown,
 }
 
+/// The rules by which a comment is normalised before it is tokenised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Normalize {
+    /// None: what is received is tokenised.
+    None,
+    /// Invisible characters are removed, the text is composed (NFC), and literal separators are broken up.
+    Nfc,
+    /// Also, what hides a text from the model and not from a reader is undone, such as look-alikes and letters set apart.
+    #[default]
+    Full,
+}
+
 /// The frame around a comment, and how a comment is cut into windows.
 #[derive(Debug, Clone)]
 pub struct PromptConfig {
@@ -283,8 +295,8 @@ pub struct PromptConfig {
     pub template: Option<Template>,
     /// The markup of comments, which is decoded before they are normalised (`input.markup`).
     pub markup: Markup,
-    /// Whether comments are normalised before they are tokenised.
-    pub normalize: bool,
+    /// How comments are normalised before they are tokenised.
+    pub normalize: Normalize,
     /// The maximum number of comment tokens in a window.
     pub max_window_tokens: usize,
     /// The maximum number of windows that are scored per comment; a comment with more is at least reviewed.

@@ -2,7 +2,7 @@
 
 use super::published;
 use super::reader::SettingsReader;
-use super::{Markup, PromptConfig};
+use super::{Markup, Normalize, PromptConfig};
 
 /// The text of a prompt before and after a comment, in which control tokens of the model are spelled out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -51,7 +51,8 @@ pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
     ];
     // In the section of events, because it is a property of them; the text that is scored depends on it.
     let markup = reader.choice("input.markup", &markups);
-    let normalize = reader.bool("prompt.normalize");
+    let rules = [("full", Normalize::Full), ("nfc", Normalize::Nfc)];
+    let normalize = reader.choice_or_bool("prompt.normalize", &rules, [Normalize::None, Normalize::Full]);
     let max_window_tokens = reader.integer("prompt.max_window_tokens", 16..=8192);
     let max_windows = reader.integer("prompt.max_windows", 1..=1024);
     let frame = frame?;

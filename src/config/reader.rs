@@ -308,6 +308,27 @@ impl SettingsReader {
         chosen.map(|&(_, choice)| choice)
     }
 
+    /// Reads a name or a boolean. `booleans` are the choices that `false` and `true` stand for.
+    pub(super) fn choice_or_bool<T: Copy>(&mut self, key: &str, choices: &[(&str, T)], booleans: [T; 2]) -> Option<T> {
+        let found = self.find(key)?;
+        match &found.kind {
+            ValueKind::Boolean(value) => return Some(booleans[usize::from(*value)]),
+            ValueKind::String(text) => {
+                if let Some(&(_, choice)) = choices.iter().find(|(name, _)| name == text) {
+                    return Some(choice);
+                }
+                if let (true, Ok(value)) = (found.is_from_untyped_layer(), text.parse::<bool>()) {
+                    return Some(booleans[usize::from(value)]);
+                }
+            }
+            _ => {}
+        }
+        let names = choices.iter().map(|(name, _)| format!("\"{name}\""));
+        let names: Vec<String> = names.chain(["true".to_owned(), "false".to_owned()]).collect();
+        self.reject(&found, format!("expected {}", alternatives(&names)));
+        None
+    }
+
     /// Adds a fault for each unknown key, then returns all faults and all known keys.
     pub(super) fn finish(mut self) -> (Vec<Fault>, BTreeSet<String>) {
         let root = self.root.clone();

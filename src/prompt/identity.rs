@@ -1,8 +1,8 @@
 //! What identifies a prompt: the canonical form of the settings that shape it, its hash, and the name of the rules by which
 //! a text is changed first.
 
-use super::{NORMALIZER_VERSION, window};
-use crate::config::{Markup, PromptConfig, Template};
+use super::{normalize, window};
+use crate::config::{Markup, Normalize, PromptConfig, Template};
 use crate::hash::content_hash;
 
 /// The number of the rules by which settings and a text become rows. It is part of the prompt's hash.
@@ -19,13 +19,41 @@ pub(super) enum IsFramed {
 }
 
 /// Returns the name of the rules by which a text is changed before it is tokenised.
-pub(super) fn text_rules(markup: Markup, normalize: bool) -> String {
-    let normalizer = normalize.then(|| NORMALIZER_VERSION.to_owned());
+pub(super) fn text_rules(markup: Markup, rules: Normalize) -> String {
+    let normalizer = normalize::version(rules).map(str::to_owned);
     let rules: Vec<String> = [markup.version(), normalizer].into_iter().flatten().collect();
     if rules.is_empty() {
         return "none".to_owned();
     }
     rules.join("+")
+}
+
+const MARKUPS: [(Markup, &str); 3] = [
+    (Markup::None, "\"none\""),
+    (Markup::Html, "\"html\""),
+    (Markup::Markdown, "\"markdown\""),
+];
+const NORMALIZERS: [(Normalize, &str); 3] = [
+    (Normalize::None, "false"),
+    (Normalize::Nfc, "\"nfc\""),
+    (Normalize::Full, "\"full\""),
+];
+
+/// Returns the settings with which a text is changed by the rules of this name, or `None` if this build does not have
+/// these rules.
+pub fn settings_of_text_rules(name: &str) -> Option<String> {
+    let rules = rules_named(name)?;
+    let (_, markup) = MARKUPS.into_iter().find(|(markup, _)| *markup == rules.0)?;
+    let (_, normalize) = NORMALIZERS.into_iter().find(|(normalize, _)| *normalize == rules.1)?;
+    Some(format!("prompt.normalize = {normalize} and input.markup = {markup}"))
+}
+
+fn rules_named(name: &str) -> Option<(Markup, Normalize)> {
+    let normalizers = NORMALIZERS.map(|(normalize, _)| normalize);
+    let mut all = MARKUPS
+        .into_iter()
+        .flat_map(|(markup, _)| normalizers.map(|normalize| (markup, normalize)));
+    all.find(|&(markup, normalize)| text_rules(markup, normalize) == name)
 }
 
 /// Returns the canonical JSON form of the settings that shape a prompt.
@@ -68,9 +96,7 @@ impl PromptConfig {
     /// Returns these settings with the rules that a decision names as its normaliser, or `None` if this build does not
     /// have these rules.
     pub fn with_text_rules(&self, name: &str) -> Option<Self> {
-        let markups = [Markup::None, Markup::Html, Markup::Markdown];
-        let mut all = markups.into_iter().flat_map(|markup| [(markup, false), (markup, true)]);
-        let (markup, normalize) = all.find(|&(markup, normalize)| text_rules(markup, normalize) == name)?;
+        let (markup, normalize) = rules_named(name)?;
         Some(Self {
             markup,
             normalize,
@@ -103,9 +129,32 @@ impl PromptConfig {
             separator: found.separator,
             template: found.template,
             markup: Markup::None,
-            normalize: false,
+            normalize: Normalize::None,
             max_window_tokens: found.max_window_tokens,
             max_windows: found.max_windows,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_of_rules_give_their_settings() {
+        let check = |name: &str, expected: Option<&str>| {
+            assert_eq!(settings_of_text_rules(name).as_deref(), expected, "{name}");
+        };
+        check(
+            "fold-2",
+            Some("prompt.normalize = \"full\" and input.markup = \"none\""),
+        );
+        check("nfc-1", Some("prompt.normalize = \"nfc\" and input.markup = \"none\""));
+        check(
+            "html-1+nfc-1",
+            Some("prompt.normalize = \"nfc\" and input.markup = \"html\""),
+        );
+        check("none", Some("prompt.normalize = false and input.markup = \"none\""));
+        check("fold-1", None);
     }
 }

@@ -86,7 +86,7 @@ mod tests {
     use super::super::normalize::Normalizer;
     use super::super::tokenizer::TOKENISED_BYTES;
     use super::*;
-    use crate::config::{Markup, PromptConfig};
+    use crate::config::{Markup, Normalize, PromptConfig};
     use crate::hash::content_hash;
 
     /// The tokenizers that come with this project: one with Gemma's rules, and one that removes accents.
@@ -104,7 +104,7 @@ mod tests {
             separator: "<separator>".into(),
             template: None,
             markup: Markup::None,
-            normalize: true,
+            normalize: Normalize::Nfc,
             max_window_tokens,
             max_windows,
         };
@@ -236,7 +236,7 @@ mod tests {
             ], 0usize..400), 0..6),
         ) {
             let text: String = parts.iter().map(|(part, times)| part.repeat(*times)).collect();
-            let normalized = Normalizer::new("<separator>").normalize(&text);
+            let normalized = Normalizer::new(Normalize::Nfc, "<separator>").normalize(&text);
             for prompter in SMALL_WINDOWS.iter() {
                 let (whole, found) = (encode_whole(prompter, &normalized), prompter.encode(&text).unwrap());
                 let longest = prompter.capacity() * LONGEST_TOKEN_BYTES;
@@ -259,7 +259,7 @@ mod tests {
             .flat_map(|name| [(name, 900_000), (name, 400_000)])
         {
             let prompter = prompter(tokenizer, 512, 8);
-            let normalizer = Normalizer::new("<separator>");
+            let normalizer = Normalizer::new(Normalize::Nfc, "<separator>");
             println!("\n{tokenizer}, {bytes} bytes, 8 windows of 512 tokens");
             println!(
                 "{:<20}{:>12}{:>12}{:>14}{:>12}",

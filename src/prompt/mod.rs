@@ -5,16 +5,18 @@
 //! long text is cut into overlapping windows, and each
 //! window becomes a complete prompt, so no limit on the length ever cuts the frame.
 //!
-//! Two things are not prevented. A tokenizer that folds case, accents or compatibility forms can turn a spelling that
-//! the normaliser leaves alone into the separator, so a comment can still imitate the frame. Harmless text next to a
-//! hateful passage can lower the margin of the window that contains both.
+//! No text can imitate the frame, unless `prompt.normalize` is off: the normaliser breaks up the literal separator, and
+//! `imitation` whatever else the tokenizer turns into it. Harmless text next to a hateful passage can lower the margin of
+//! the window that contains both.
 
 mod bpe;
 mod frame;
 mod identity;
+mod imitation;
 mod long;
 mod markup;
 mod normalize;
+mod seen;
 mod tokenizer;
 mod window;
 
@@ -22,15 +24,17 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::path::Path;
 
-pub use normalize::NORMALIZER_VERSION;
+pub use identity::settings_of_text_rules;
+pub use normalize::{NFC_VERSION, NORMALIZER_VERSION};
 
 use frame::Frame;
 use identity::{FORMAT, IsFramed, canonical_form, text_rules};
+use imitation::Imitations;
 use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
 
-use crate::config::{Markup, PromptConfig, Template};
+use crate::config::{Markup, Normalize, PromptConfig, Template};
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::scorer::Row;
@@ -79,7 +83,10 @@ pub enum PromptError {
 pub struct Prompter {
     tokenizer: SafeTokenizer,
     markup: Markup,
-    normalizer: Option<Normalizer>,
+    normalizer: Normalizer,
+    rules: Normalize,
+    /// `None` if comments are not normalised.
+    imitations: Option<Imitations>,
     /// Before the comment, instructions, separator and `Text:`. After it, separator and `Prediction:`.
     frame: Frame,
     /// The token ids of the head alone, whose keys and values are cached.
@@ -121,6 +128,11 @@ impl Prompter {
         let mut prompter = Self::around(config, tokenizer, vocab_size, Some(frame));
         let mut faults = Faults::default();
         faults.extend(separator_fault(config));
+        if config.normalize != Normalize::None {
+            let imitations = Imitations::new(&config.separator, &prompter.tokenizer);
+            let error = |error| Fault::file(tokenizer_path, format!("cannot tokenise prompt.separator: {error}"));
+            prompter.imitations = faults.collect(imitations.map_err(error));
+        }
         faults.extend(prompter.control_token_faults(config));
         let hateful = usize::from(config.labels[1] == config.hateful_label);
         for (index, label) in [(0, hateful), (1, 1 - hateful)] {
@@ -165,7 +177,9 @@ impl Prompter {
         };
         Self {
             markup: config.markup,
-            normalizer: config.normalize.then(|| Normalizer::new(separator)),
+            normalizer: Normalizer::new(config.normalize, separator),
+            rules: config.normalize,
+            imitations: None,
             frame: frame.unwrap_or_else(|| Frame::new(String::new(), String::new(), &tokenizer)),
             prefix: Vec::new(),
             frame_tokens: 0,
@@ -216,13 +230,13 @@ impl Prompter {
         self.encode_normalized(&self.normalize(text))
     }
 
-    /// Returns the text as it is tokenised. The rows of a comment depend on nothing else of it.
+    /// Returns the text as it is scored. The rows of a comment depend on nothing else of it.
     pub(crate) fn normalize<'a>(&self, text: &'a str) -> Cow<'a, str> {
         // Markup is decoded first, so that it can hide neither invisible characters nor a separator.
         let text = self.markup.decode(text);
-        match &self.normalizer {
-            Some(normalizer) => Cow::Owned(normalizer.normalize(&text)),
-            None => text,
+        match text {
+            Cow::Borrowed(text) => self.normalizer.normalize(text),
+            Cow::Owned(text) => Cow::Owned(self.normalizer.normalize(&text).into_owned()),
         }
     }
 
@@ -231,7 +245,8 @@ impl Prompter {
     /// # Errors
     /// Fails like [`Prompter::encode`].
     pub(crate) fn encode_normalized(&self, text: &str) -> Result<Prompt, PromptError> {
-        let (windows, truncated) = self.windows(text)?;
+        let text = self.without_imitations(text)?;
+        let (windows, truncated) = self.windows(&text)?;
         Ok(Prompt {
             rows: windows.into_iter().map(|(_, row)| row).collect(),
             truncated,
@@ -244,9 +259,19 @@ impl Prompter {
     /// Fails like [`Prompter::encode`].
     pub fn prompts(&self, text: &str) -> Result<Vec<(String, Row)>, PromptError> {
         let text = self.normalize(text);
+        let text = self.without_imitations(&text)?;
         let (windows, _) = self.windows(&text)?;
         let prompt = |(window, row): (&str, Row)| (self.frame(window), row);
         Ok(windows.into_iter().map(prompt).collect())
+    }
+
+    /// Returns a normalised text without anything that the tokenizer turns into the separator.
+    fn without_imitations<'a>(&self, text: &'a str) -> Result<Cow<'a, str>, PromptError> {
+        let Some(imitations) = &self.imitations else {
+            return Ok(Cow::Borrowed(text));
+        };
+        let broken_up = imitations.broken_up(&self.tokenizer, text);
+        broken_up.map_err(|error| tokenizer_error(text.len(), &error))
     }
 
     /// Returns the windows of a normalised text with their rows.
@@ -353,9 +378,9 @@ impl Prompter {
     }
 
     /// Returns the names and versions of the rules by which a text is changed before it is tokenised, such as
-    /// `html-1+nfc-1`, or `none`.
+    /// `html-1+fold-2`, or `none`.
     pub fn normalizer(&self) -> String {
-        text_rules(self.markup, self.normalizer.is_some())
+        text_rules(self.markup, self.rules)
     }
 
     /// Returns a fault for each part of the published method's frame that spells a control token.
@@ -483,7 +508,7 @@ fn template_frame(template: &Template, path: &Path, file: &[u8], tokenizer: &Saf
 /// Returns a fault if the normaliser cannot break up the separator's spelling in comments.
 fn separator_fault(config: &PromptConfig) -> Option<Fault> {
     let has_separator = config.template.is_none() || !config.separator.is_empty();
-    (config.normalize && has_separator && !Normalizer::can_break_up(&config.separator)).then(|| {
+    (config.normalize != Normalize::None && has_separator && !Normalizer::can_break_up(&config.separator)).then(|| {
         Fault::setting(
             "prompt.separator",
             format!(

@@ -10,10 +10,11 @@ use std::sync::LazyLock;
 use aho_corasick::{AhoCorasick, MatchKind};
 use regex::Regex;
 use serde_json::Value;
-use tokenizers::{Model, Tokenizer};
+use tokenizers::{Model, NormalizedString, Normalizer, PreTokenizedString, PreTokenizer, Tokenizer};
 use tracing::info;
 
 use super::bpe::Bpe;
+use super::seen::Seen;
 use crate::fault::Fault;
 
 /// The control tokens of the Gemma family. They are treated as such even if the file does not mark them.
@@ -232,6 +233,29 @@ impl SafeTokenizer {
             last = (start, end);
         }
         Ok(ranges)
+    }
+
+    /// Returns a text as the tokenizer sees it: after its normaliser and its pre-tokeniser, which can drop characters.
+    ///
+    /// # Errors
+    /// Returns the tokenizer's error, which does not contain the text.
+    pub fn seen(&self, text: &str) -> Result<Seen, tokenizers::Error> {
+        guarded(|| {
+            let mut normalized = NormalizedString::from(text);
+            if let Some(normalizer) = self.inner.get_normalizer() {
+                normalizer.normalize(&mut normalized)?;
+            }
+            let mut parts = PreTokenizedString::from(normalized);
+            if let Some(pre_tokenizer) = self.inner.get_pre_tokenizer() {
+                pre_tokenizer.pre_tokenize(&mut parts)?;
+            }
+            let mut seen = Seen::default();
+            parts.split(|_, part| {
+                seen.push(&part, text);
+                Ok([part])
+            })?;
+            Ok(seen)
+        })
     }
 
     /// Returns what gives the same ids for less work, if the tokenizer's rules are known.

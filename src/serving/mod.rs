@@ -19,7 +19,7 @@ use crate::classifier::{Base, Classifier};
 use crate::config::{ModelConfig, PromptConfig};
 use crate::decide::{Calibration, DerivedThresholds, JudgedModel};
 use crate::fault::Faults;
-use crate::prompt::PromptError;
+use crate::prompt::{PromptError, settings_of_text_rules};
 use crate::registry::{AdapterVersion, LostRegistry, Pointer, Registry, RegistryError};
 use crate::scorer::{Row, ScoreError};
 
@@ -196,7 +196,12 @@ impl ModelSource {
             ("normaliser", &identity.normalizer, &manifest.facts.normalizer),
         ] {
             if found != expected && !(what == "prompt" && is_prompt_served) {
-                return Err(failed(format!("the {what} is {found}, expected {expected}")));
+                let settings = Some(expected).filter(|_| what == "normaliser");
+                let hint = settings.and_then(|rules| settings_of_text_rules(rules.as_str()));
+                let hint = hint.map_or_else(String::new, |settings| {
+                    format!(": it was trained with these rules; set {settings} to serve it")
+                });
+                return Err(failed(format!("the {what} is {found}, expected {expected}{hint}")));
             }
         }
         if let Some(json) = files.get(GOLDEN_FILE) {

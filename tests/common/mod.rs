@@ -9,7 +9,7 @@ pub mod registry;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use moderatord::config::{DeviceChoice, DtypeChoice, Markup, ModelConfig, PromptConfig, Quantize};
+use moderatord::config::{DeviceChoice, DtypeChoice, Markup, ModelConfig, Normalize, PromptConfig, Quantize};
 use moderatord::fault::Faults;
 use serde_json::Value;
 
@@ -60,7 +60,7 @@ pub fn prompt_config() -> PromptConfig {
         separator: "<separator>".into(),
         template: None,
         markup: Markup::None,
-        normalize: false,
+        normalize: Normalize::None,
         max_window_tokens: 4096,
         max_windows: 1,
     }

@@ -56,7 +56,7 @@ fn a_valid_configuration_is_summarised() {
     base      sha256:960d479ac17309b1f4c7986e07e142105658e58deb9d7dc57a4393b7d10d3139
     adapter   sha256:ebec7aab5f7a47e551e9b36b663cd379ad6bbc48e140de072a8a8bf4df693436
     prompt    sha256:30a73c83835baef926ed07accb3d093fdf5fa164061644a85eeafa91d726eea3
-    labels    Positive and Negative, hateful label Negative, normaliser nfc-1
+    labels    Positive and Negative, hateful label Negative, normaliser fold-2
     policy    review from 0.5, block from 0.9, 1 community with its own thresholds; sha256:2b0d1c741de1d95d1efda1cf4db1125484eab50e73e0b32a43170d1394710202
     kafka     not set
     "#);

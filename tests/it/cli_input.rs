@@ -376,14 +376,14 @@ fn markup_is_decoded_for_the_model_and_hashes_are_of_the_text_as_received() {
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let seen = score("none", "see you\nat the garden");
-    assert_eq!(seen["model"]["normalizer"], "nfc-1");
+    assert_eq!(seen["model"]["normalizer"], "fold-2");
     let html = "<p>s&#101;e <b>yo</b>u</p><p>at the&#x20;garden</p>";
     let markdown = "s&#101;e **yo**u\n\nat the `garden`";
     for (markup, text) in [("html", html), ("markdown", markdown)] {
         let decision = score(markup, text);
         assert_eq!(decision["margin"], seen["margin"], "{markup}");
         assert_ne!(decision["margin"], score("none", text)["margin"], "{markup}");
-        assert_eq!(decision["model"]["normalizer"], format!("{markup}-1+nfc-1"));
+        assert_eq!(decision["model"]["normalizer"], format!("{markup}-1+fold-2"));
         assert_eq!(decision["text_sha256"], sha256(text));
         // The decision says how its text is decoded, whatever the settings are now.
         let path = files.write("decision.json", decision.to_string());
@@ -412,4 +412,39 @@ fn markup_is_decoded_for_the_model_and_hashes_are_of_the_text_as_received() {
     let expected = evaluate("none", "see you\nat the garden");
     assert!(expected.contains("figures"), "{expected}");
     assert_eq!(evaluate("html", html), expected);
+}
+
+#[test]
+fn a_decision_is_explained_with_the_rules_that_it_names() {
+    let files = Files::new();
+    let text = "s\u{435}e y\u{43e}u at the g\u{430}rden";
+    let score = |rules: &str, text: &str| -> Value {
+        let mut command = command("score", files.0.path());
+        command
+            .env("MODERATORD__PROMPT__NORMALIZE", rules)
+            .args(["--text", text]);
+        serde_json::from_slice(&command.finish().unwrap().stdout).unwrap()
+    };
+    let plain = score("full", "see you at the garden");
+    for (rules, name) in [
+        ("full", "fold-2"),
+        ("true", "fold-2"),
+        ("nfc", "nfc-1"),
+        ("false", "none"),
+    ] {
+        let decision = score(rules, text);
+        assert_eq!(decision["model"]["normalizer"], name);
+        assert_eq!(decision["margin"] == plain["margin"], name == "fold-2", "{rules}");
+        assert_eq!(decision["text_sha256"], sha256(text));
+        let path = files.write("decision.json", decision.to_string());
+        let mut explain = command("explain", files.0.path());
+        let output = explain
+            .arg("--decision")
+            .arg(path)
+            .args(["--text", text])
+            .finish()
+            .unwrap();
+        let out = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success() && out.contains("equal: "), "{rules}: {out}");
+    }
 }

@@ -92,7 +92,7 @@ fn a_text_gives_one_complete_decision() {
         "calibration": "identity",
         "device": "cpu",
         "dtype": "f32",
-        "normalizer": "nfc-1",
+        "normalizer": "fold-2",
         "prompt": "sha256:30a73c83835baef926ed07accb3d093fdf5fa164061644a85eeafa91d726eea3",
         "quantization": "none"
       },

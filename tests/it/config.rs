@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use crate::common::lines;
 use moderatord::config::{
-    Config, ConfigDraft, CrossFit, Delivery, DeviceChoice, InputFields, OnGap, OnMissing, Quantize, Sources, Start,
+    Config, ConfigDraft, CrossFit, Delivery, DeviceChoice, InputFields, Normalize, OnGap, OnMissing, Quantize, Sources,
+    Start,
 };
 use moderatord::message::{Op, Thresholds};
 
@@ -95,7 +96,7 @@ fn the_default_frame_is_exactly_the_published_one() {
     assert_eq!(prompt.hateful_label, "Negative");
     assert_eq!(
         (prompt.normalize, prompt.max_window_tokens, prompt.max_windows),
-        (true, 512, 8)
+        (Normalize::Full, 512, 8)
     );
 }
 
@@ -182,7 +183,7 @@ fn later_layers_override_earlier_ones() {
         (2000, Duration::from_millis(5))
     );
     assert_eq!(config.prompt.labels, ["good", "bad"]);
-    assert!(!config.prompt.normalize);
+    assert_eq!(config.prompt.normalize, Normalize::None);
     assert_eq!(config.kafka.brokers, ["a:9092", "[::1]:9093"]);
     assert_eq!(
         config.kafka.properties.iter().collect::<Vec<_>>(),
@@ -262,7 +263,7 @@ grace = 20
     model.device = "tpu" (moderatord.toml): expected "auto", "cpu" or "cuda:N"
     input.text = "text" (moderatord.toml): expected a JSON pointer such as "/text" or "/payload/body", a header such as "header:ce_type", or a list of these
     prompt.labels = ["good", "good"] (moderatord.toml): expected two different labels
-    prompt.normalize = "true" (moderatord.toml): expected true or false
+    prompt.normalize = "true" (moderatord.toml): expected "full", "nfc", true or false
     prompt.max_windows = 0 (moderatord.toml): expected an integer from 1 to 1024
     batch.linger = "2h" (moderatord.toml): expected a duration from "0s" to "5s"
     cache.entries = -1 (moderatord.toml): expected an integer from 0 to 16777216

@@ -28,6 +28,7 @@ mod hub;
 mod bad_files;
 mod batch_invariance;
 mod bundled_model;
+mod imitations;
 mod oracle;
 mod other_models;
 mod parity;

@@ -3,7 +3,7 @@
 use crate::common::{fixture, model_config, prompt_config, reference_cases};
 use moderatord::classifier::tolerance::{QUANTISED_INT8, REFERENCE_SHORT_F32};
 use moderatord::classifier::{Classifier, oracle};
-use moderatord::config::{ModelConfig, PromptConfig, Quantize};
+use moderatord::config::{ModelConfig, Normalize, PromptConfig, Quantize};
 use moderatord::scorer::Scorer;
 use serde_json::json;
 
@@ -72,7 +72,7 @@ fn a_model_that_the_oracle_cannot_express_is_rejected() {
 #[test]
 fn quantised_margins_differ_by_rounding_only() {
     let prompt = PromptConfig {
-        normalize: true,
+        normalize: Normalize::Full,
         ..prompt_config()
     };
     for (family, adapter) in [

@@ -3,7 +3,7 @@
 
 use crate::common::{fixture, model_config, prompt_config};
 use moderatord::classifier::Classifier;
-use moderatord::config::PromptConfig;
+use moderatord::config::{Markup, Normalize, PromptConfig};
 use moderatord::prompt::{Prompt, Prompter};
 use moderatord::scorer::Scorer;
 use proptest::prelude::*;
@@ -18,7 +18,7 @@ fn prompter(config: &PromptConfig) -> Prompter {
 
 fn normalized_config() -> PromptConfig {
     PromptConfig {
-        normalize: true,
+        normalize: Normalize::Full,
         max_window_tokens: 64,
         max_windows: 4,
         ..prompt_config()
@@ -72,6 +72,52 @@ fn a_literal_separator_in_a_comment_is_broken_up() {
         .remove(0)
         .tokens;
     assert_ne!(tokens(forged), raw);
+}
+
+/// What readers see through, with either tokenizer that comes with this project.
+#[test]
+fn disguised_comments_have_the_rows_of_the_plain_one() {
+    let plain = "all of those people are awful and they should be driven out of the country";
+    let words = |separator: &str| plain.replace(' ', separator);
+    let letters = |put: &dyn Fn(char) -> String| plain.chars().map(put).collect::<String>();
+    let reversed: String = plain.chars().rev().collect();
+    let disguises = [
+        (Markup::None, format!("\u{202e}{reversed}\u{202c}")),
+        (Markup::None, words("\t")),
+        (Markup::None, words("\n")),
+        (Markup::None, words("\u{1680}")),
+        (Markup::None, letters(&|char| format!("{char}\u{2800}"))),
+        (
+            Markup::None,
+            letters(&|char| {
+                if char == ' ' {
+                    " ".into()
+                } else {
+                    format!("{char}\u{2800}")
+                }
+            }),
+        ),
+        (Markup::Html, format!("<p>{}</p>", words("</p><p>"))),
+        (Markup::Html, letters(&|char| format!("&#{};", u32::from(char)))),
+        (Markup::Html, letters(&|char| format!("<b>{char}&#x2800;</b>"))),
+    ];
+    let bundled = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("models/moderatord-mini/tokenizer.json");
+    for path in [fixture("gemma3/tokenizer.json"), bundled] {
+        let file = std::fs::read(&path).unwrap();
+        let rows = |markup, text: &str| {
+            let config = PromptConfig {
+                markup,
+                ..normalized_config()
+            };
+            Prompter::new(&path, &file, &config, 16_384, 8192)
+                .unwrap()
+                .encode(text)
+                .unwrap()
+        };
+        for (markup, text) in &disguises {
+            assert_eq!(rows(*markup, text), rows(Markup::None, plain), "{markup:?}: {text:?}");
+        }
+    }
 }
 
 #[test]

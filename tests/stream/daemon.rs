@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use moderatord::classifier::canary;
 use moderatord::config::{
-    BatchConfig, CacheConfig, Config, Delivery, InputConfig, LimitsConfig, PolicyConfig, Sources,
+    BatchConfig, CacheConfig, Config, Delivery, InputConfig, LimitsConfig, Normalize, PolicyConfig, Sources,
 };
 use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
 use moderatord::kafka::topics;
@@ -291,7 +291,7 @@ impl Running for Answer {
 pub fn prompter(max_windows: usize) -> Prompter {
     let checkpoint = Checkpoint::open(&fixture("gemma3")).unwrap();
     let config = moderatord::config::PromptConfig {
-        normalize: true,
+        normalize: Normalize::Full,
         max_window_tokens: 64,
         max_windows,
         ..prompt_config()

@@ -89,6 +89,17 @@ impl Characters {
         Ok(normalized)
     }
 
+    /// Returns whether all characters outside ASCII stay as they are.
+    pub(super) fn keeps_other(&self) -> bool {
+        matches!(self.other, Other::Unchanged)
+    }
+
+    /// Returns whether each ASCII character but the space becomes one that counts as `same`.
+    pub(super) fn keeps_ascii(&self, same: impl Fn(&str, &str) -> bool) -> bool {
+        let mut all = (0..128_u8).zip(&self.ascii);
+        all.all(|(byte, to)| byte == b' ' || same(char::from(byte).encode_utf8(&mut [0; 4]), to))
+    }
+
     /// Returns what a text of ASCII characters becomes.
     pub(super) fn normalize_ascii(&self, text: &str) -> String {
         let mut normalized = String::new();

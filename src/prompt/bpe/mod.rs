@@ -106,6 +106,24 @@ impl Bpe {
         &self.added.contents
     }
 
+    /// Returns what the normaliser turns a text into.
+    ///
+    /// # Errors
+    /// Returns the normaliser's error, which does not contain the text.
+    pub(super) fn normalize(&self, text: &str) -> Result<String, tokenizers::Error> {
+        self.characters.normalize(text)
+    }
+
+    /// Returns whether the normaliser changes nothing in a text but its spaces.
+    pub(super) fn keeps_text(&self) -> bool {
+        self.characters.keeps_other() && self.characters.keeps_ascii(|from, to| from == to)
+    }
+
+    /// Returns whether the normaliser changes nothing in an ASCII text but its spaces and the case of letters.
+    pub(super) fn keeps_ascii_but_for_case(&self) -> bool {
+        self.characters.keeps_ascii(str::eq_ignore_ascii_case)
+    }
+
     /// Returns what the normaliser turns a text of ASCII characters into.
     pub(super) fn normalize_ascii(&self, text: &str) -> String {
         self.characters.normalize_ascii(text)

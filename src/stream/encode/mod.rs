@@ -201,7 +201,7 @@ mod tests {
     use super::super::record::Outcome;
     use super::super::record::tests::record;
     use super::*;
-    use crate::config::{InputConfig, InputFields, Markup, PromptConfig};
+    use crate::config::{InputConfig, InputFields, Markup, Normalize, PromptConfig};
     use crate::message::CommentMargin;
     use crate::prompt::Prompter;
 
@@ -253,7 +253,7 @@ mod tests {
             separator: "<separator>".into(),
             template: None,
             markup: Markup::None,
-            normalize: true,
+            normalize: Normalize::Full,
             max_window_tokens: 64,
             max_windows: 4,
         };
