@@ -10,6 +10,7 @@ Exit code: 0 all probabilities agree within 1e-4, 1 some differ.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,8 @@ def main():
     scored = subprocess.run(
         [settings.moderatord, "score", "--model", settings.model, "--input", "-"],
         input=events, capture_output=True, text=True, check=True,
+        # The rules that `corpora.normalize` imitates.
+        env=os.environ | {"MODERATORD__PROMPT__NORMALIZE": "nfc"},
     )  # fmt: skip
     decisions = [json.loads(line) for line in scored.stdout.splitlines()]
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
