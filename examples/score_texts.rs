@@ -10,7 +10,8 @@
 use moderatord::classifier::Classifier;
 use moderatord::config::{Config, Sources};
 use moderatord::decide::Calibration;
-use moderatord::scorer::{Row, Scorer, largest_margin};
+use moderatord::message::CommentMargin;
+use moderatord::scorer::{Row, Scorer, comment_margin};
 
 fn main() -> anyhow::Result<()> {
     let texts: Vec<String> = std::env::args().skip(1).collect();
@@ -28,7 +29,9 @@ fn main() -> anyhow::Result<()> {
 
     for (text, prompt) in texts.iter().zip(&prompts) {
         // The most hateful window decides.
-        if let Some(margin) = largest_margin(margins.by_ref().take(prompt.rows.len())) {
+        if let Some(CommentMargin { margin, .. }) =
+            comment_margin(margins.by_ref().take(prompt.rows.len()), prompt.facts())
+        {
             println!("{:.3}  {text}", Calibration::Identity.probability(margin));
         }
     }

@@ -115,10 +115,32 @@ impl std::fmt::Debug for Comment {
     }
 }
 
-/// The result of scoring a comment: the largest margin of its windows.
+/// What is known of a comment's text before it is scored.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TextFacts {
+    /// The number of windows, each of which is one row.
+    pub windows: usize,
+    /// Whether the text has more windows than are scored.
+    pub truncated: bool,
+    /// What is subtracted from the largest margin, because of the number of windows.
+    pub correction: f32,
+}
+
+impl TextFacts {
+    /// Returns the result of scoring the text, from the largest margin of its windows.
+    pub fn scored(self, largest: f32) -> CommentMargin {
+        CommentMargin {
+            margin: largest - self.correction,
+            windows: self.windows,
+            truncated: self.truncated,
+        }
+    }
+}
+
+/// The result of scoring a comment: the largest margin of its windows, less the correction for their number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct CommentMargin {
-    /// The logit of the hateful label minus the logit of the other label.
+    /// The logit of the hateful label minus the logit of the other label, less the correction.
     pub margin: f32,
     /// The number of windows that were scored.
     pub windows: usize,
@@ -198,9 +220,10 @@ pub struct ModelIdentity {
 pub struct Scoring {
     /// The calibrated probability that the comment is hateful.
     pub probability: f64,
-    /// The softmax probability of the hateful label over the two labels, before calibration.
+    /// The softmax probability of the hateful label over the two labels, before calibration: the sigmoid of the margin.
     pub score: f64,
-    /// The logit of the hateful label minus the logit of the other label.
+    /// The logit of the hateful label minus the logit of the other label, of the window where that is largest, less the
+    /// correction for the number of windows.
     pub margin: f32,
     /// The class, with a probability of one half as the boundary. Thresholds do not change it, so a comment that is
     /// blocked at a threshold below one half has the label [`Label::Ok`]; what to do is the action.

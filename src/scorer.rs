@@ -6,6 +6,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use crate::message::{CommentMargin, TextFacts};
 use crate::plural::Count;
 
 /// One prompt as the model sees it: the frame around one window of one comment.
@@ -96,11 +97,18 @@ pub trait Running {
     fn margins(self: Box<Self>) -> Result<Vec<f32>, ScoreError>;
 }
 
-/// Returns the margin of a comment, which is the largest of its windows' margins; `None` if there are no windows.
-///
-/// A single hateful window thus makes the comment hateful, regardless of the length of the rest.
-pub fn largest_margin(windows: impl IntoIterator<Item = f32>) -> Option<f32> {
+/// Returns the largest of the margins of windows; `None` if there are no windows.
+pub(crate) fn largest_margin(windows: impl IntoIterator<Item = f32>) -> Option<f32> {
     windows.into_iter().reduce(f32::max)
+}
+
+/// Returns the margin of a comment, which is the largest of its windows' margins less the correction for their number; `None`
+/// if there are no windows.
+///
+/// A single hateful window thus makes the comment hateful, regardless of the length of the rest. Everything that decides about
+/// comments, or measures how well that works, uses this margin.
+pub fn comment_margin(windows: impl IntoIterator<Item = f32>, facts: TextFacts) -> Option<CommentMargin> {
+    largest_margin(windows).map(|largest| facts.scored(largest))
 }
 
 /// Calls [`Scorer::score`] and returns an error if the scorer panics, or does not return one finite margin for each

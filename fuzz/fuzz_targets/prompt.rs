@@ -42,7 +42,7 @@ impl Subject {
         let decoder = Tokenizer::from_bytes(tokenizer).expect("a valid tokenizer");
         let special = decoder.get_added_tokens_decoder();
         let whole = PromptConfig {
-            max_window_tokens: WHOLE,
+            max_window_tokens: Some(WHOLE),
             ..config.clone()
         };
         let mut subject = Self {
@@ -110,7 +110,7 @@ fuzz_target!(|data: &[u8]| {
 fn check(subject: &Subject, text: &str) {
     let config = &subject.config;
     let prompt = subject.prompter.encode(text).expect("the vocabulary has every byte");
-    check_rows(&prompt, subject.prompter.prefix(), config.max_windows, VOCAB_SIZE);
+    check_rows(&prompt, subject.prompter.prefix(), config.window_rules().max_windows, VOCAB_SIZE);
     for row in &prompt.rows {
         assert!(subject.control.contains(&row.tokens[0]), "no <bos>");
         assert!(
@@ -119,7 +119,7 @@ fn check(subject: &Subject, text: &str) {
         );
         // Compatibility forms can have more tokens than any window.
         let factor = if subject.decoder.is_some() { 1 } else { 2 };
-        let limit = subject.frame_tokens + factor * config.max_window_tokens;
+        let limit = subject.frame_tokens + factor * config.window_rules().max_tokens;
         assert!(
             row.tokens.len() <= limit,
             "{} tokens, expected at most {limit}",

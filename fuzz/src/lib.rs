@@ -111,8 +111,9 @@ pub fn prompt_config(max_window_tokens: usize, max_windows: usize) -> PromptConf
         template: None,
         markup: Markup::None,
         normalize: Normalize::Full,
-        max_window_tokens,
-        max_windows,
+        max_window_tokens: Some(max_window_tokens),
+        max_windows: Some(max_windows),
+        windows: None,
     }
 }
 

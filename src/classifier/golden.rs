@@ -10,7 +10,7 @@ use super::canary::TEXTS;
 use super::tolerance::{GOLDEN_EXACT, GOLDEN_ROUNDED};
 use crate::message::ModelIdentity;
 use crate::prompt::Prompter;
-use crate::scorer::{Scorer, largest_margin, score_checked};
+use crate::scorer::{Scorer, comment_margin, score_checked};
 
 /// The name of the file that holds the golden set, in the folder of the version.
 pub const GOLDEN_FILE: &str = "golden.json";
@@ -137,9 +137,10 @@ pub fn verify(
 }
 
 fn margin(scorer: &mut dyn Scorer, prompter: &Prompter, text: &str) -> Result<f32, String> {
-    let rows = prompter.encode(text).map_err(|error| error.to_string())?.rows;
-    let margins = score_checked(scorer, &rows).map_err(|error| error.to_string())?;
-    largest_margin(margins).ok_or_else(|| "the text has no window".to_owned())
+    let prompt = prompter.encode(text).map_err(|error| error.to_string())?;
+    let margins = score_checked(scorer, &prompt.rows).map_err(|error| error.to_string())?;
+    let scored = comment_margin(margins, prompt.facts()).ok_or_else(|| "the text has no window".to_owned())?;
+    Ok(scored.margin)
 }
 
 #[cfg(test)]

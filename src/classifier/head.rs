@@ -168,8 +168,9 @@ mod tests {
             template: None,
             markup: Markup::None,
             normalize: Normalize::None,
-            max_window_tokens: 64,
-            max_windows: 1,
+            max_window_tokens: Some(64),
+            max_windows: Some(1),
+            windows: None,
         };
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let outputs = Outputs {

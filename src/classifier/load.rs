@@ -7,6 +7,7 @@ use std::thread::ScopedJoinHandle;
 use tracing::{info, warn};
 
 use super::Classifier;
+use super::defaults::ModelDefaults;
 use super::head::Head;
 use crate::config::{ModelConfig, PromptConfig, Quantize};
 use crate::fault::{Fault, Faults};
@@ -29,6 +30,7 @@ pub struct Base {
     hash: String,
     placement: Placement,
     prompter: Arc<Prompter>,
+    defaults: ModelDefaults,
     gemma: Gemma,
     head: Option<Head>,
     notes: Vec<String>,
@@ -103,6 +105,9 @@ impl Base {
             ),
         }
         let checkpoint = open_checkpoint(settings)?;
+        let defaults = ModelDefaults::of_model(settings);
+        // Without its defaults, the rest of the model is still checked.
+        let prompt = &prompt.with_windows_of(&defaults.clone().unwrap_or_default().windows);
         // Hashing takes longest, so everything else is done in the meantime. What is loaded is used only if it turns out
         // to be what was hashed.
         let (hash, prompter, loaded) = std::thread::scope(|scope| {
@@ -112,6 +117,7 @@ impl Base {
             (joined(hash), joined(prompter), loaded)
         });
         let mut faults = Faults::default();
+        let defaults = faults.collect(defaults);
         let placement = faults.collect(loaded.placement);
         let prompter = faults.collect(prompter);
         let adapter = loaded.adapter.and_then(|adapter| {
@@ -124,8 +130,8 @@ impl Base {
         let head = faults.collect(loaded.head).flatten();
         let gemma = faults.collect(loaded.gemma);
         faults.collect(checkpoint.require_unchanged());
-        match (placement, prompter, gemma) {
-            (Some(placement), Some(prompter), Some(gemma)) if faults.is_empty() => {
+        match (placement, prompter, defaults, gemma) {
+            (Some(placement), Some(prompter), Some(defaults), Some(gemma)) if faults.is_empty() => {
                 let adapter_notes = adapter.as_ref().map_or(&[][..], Adapter::notes);
                 let head_notes = head.as_ref().map_or(&[][..], |head| &head.notes);
                 let notes = [checkpoint.notes(), adapter_notes, head_notes].concat();
@@ -140,6 +146,7 @@ impl Base {
                     hash,
                     placement,
                     prompter: Arc::new(prompter),
+                    defaults,
                 };
                 Ok((base, adapter))
             }
@@ -175,6 +182,7 @@ impl Base {
             notes: self.notes,
             model: self.gemma,
             prompter: self.prompter,
+            defaults: self.defaults,
             placement: self.placement,
         };
         // Weights were converted and packed, which needed as much memory again.

@@ -2,6 +2,7 @@
 //! against each other.
 
 pub mod canary;
+pub mod defaults;
 pub mod golden;
 mod head;
 mod load;
@@ -15,6 +16,8 @@ use candle_core::{Result as CandleResult, Tensor};
 use tracing::warn;
 
 pub use load::Base;
+
+use defaults::ModelDefaults;
 
 use crate::message::ModelIdentity;
 use crate::model::device;
@@ -46,6 +49,7 @@ pub struct Classifier {
     head: Option<String>,
     notes: Vec<String>,
     prompter: Arc<Prompter>,
+    defaults: ModelDefaults,
     placement: Placement,
     identity: ModelIdentity,
     description: String,
@@ -55,6 +59,11 @@ impl Classifier {
     /// Returns the prompter, which the threads that tokenise share.
     pub fn prompter(&self) -> Arc<Prompter> {
         Arc::clone(&self.prompter)
+    }
+
+    /// Returns the defaults that the base model brings.
+    pub fn defaults(&self) -> &ModelDefaults {
+        &self.defaults
     }
 
     /// Returns everything that a score depends on apart from the text, with files and settings as content hashes.

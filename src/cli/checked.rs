@@ -112,7 +112,10 @@ pub(super) fn check(
         Some(Err(ServingError::Load(found))) => faults.collect(Err(found)),
         Some(Err(error)) if error.is_transient() && faults.is_empty() => bail!(error),
         Some(Err(error)) => faults.collect(Err(Fault::other(error))),
-        Some(Ok(model)) => Some(model),
+        Some(Ok(model)) => {
+            faults.extend(config.iter().filter_map(|config| budget_fault(config, &model)));
+            Some(model)
+        }
         None => None,
     };
     let named = match named.map_err(|error| error.downcast::<Faults>()) {
@@ -152,6 +155,20 @@ pub(super) fn check(
             Err(StreamCheckError::Unreachable(_)) => stream = check_topics(config.require_stream()?).map(Some),
         }
     }
+}
+
+/// Returns a fault if a micro-batch has no room for a window of the size that the model sets. A size in the settings was
+/// compared when they were read.
+fn budget_fault(config: &Config, model: &CheckedModel) -> Option<Fault> {
+    let (limit, window) = (
+        config.batch.max_tokens,
+        model.loaded.classifier.prompter().max_window_tokens(),
+    );
+    (limit < window).then(|| {
+        let text =
+            format!("expected at least the {window} tokens of the model's windows; or set prompt.max_window_tokens");
+        Fault::setting("batch.max_tokens", text).with_value(Some(limit.to_string()))
+    })
 }
 
 /// Loads the model in service, for commands that make decisions without the stream, and stores the records that the

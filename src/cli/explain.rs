@@ -8,8 +8,9 @@ use clap::Args;
 use sha2::{Digest, Sha256};
 
 use super::{Exit, SettingsArgs};
+use crate::classifier::defaults::ModelDefaults;
 use crate::classifier::tolerance::{EXPLAIN_BF16, EXPLAIN_F32, EXPLAIN_QUANTISED};
-use crate::config::{Config, ModelConfig, PromptConfig, Quantize};
+use crate::config::{Config, ModelConfig, ModelWindows, PromptConfig, Quantize};
 use crate::hash::hex;
 use crate::kafka::snapshot;
 use crate::message::{Decision, ModelIdentity, Scoring};
@@ -167,12 +168,15 @@ fn find_model(
     missing: &mut Vec<String>,
 ) -> anyhow::Result<Option<RecordedModel>> {
     let base = Checkpoint::from_settings(&config.model)?.fingerprint();
+    let in_settings = config
+        .prompt
+        .with_windows_of(&ModelDefaults::of_model(&config.model)?.windows);
     if base != identity.base {
         missing.push(format!("the base model {}: model.path has {base}", identity.base));
     }
     let registry = config.registry.url.as_deref().map(Registry::open).transpose()?;
     let runtime = serving::runtime()?;
-    let prompt = match runtime.block_on(prompt(config, identity, registry.as_ref()))? {
+    let prompt = match runtime.block_on(prompt(in_settings, identity, registry.as_ref()))? {
         Some(prompt) => prompt,
         None => {
             missing.push(format!("the prompt {}", identity.prompt));
@@ -219,17 +223,24 @@ fn find_model(
 
 /// Returns the prompt with the recorded hash, from the settings or else from the registry.
 async fn prompt(
-    config: &Config,
+    settings: PromptConfig,
     identity: &ModelIdentity,
     registry: Option<&Registry>,
 ) -> anyhow::Result<Option<PromptConfig>> {
-    let hashes = [
-        config.prompt.content_hash(),
-        config.prompt.earlier_hash(),
-        config.prompt.unframed_hash(),
-    ];
-    if hashes.contains(&identity.prompt) {
-        return Ok(Some(config.prompt.clone()));
+    // Before the model had a moderatord.json, its windows were those of a model without one.
+    let without_defaults = PromptConfig {
+        windows: Some(ModelWindows::default()),
+        ..settings.clone()
+    };
+    for settings in [settings, without_defaults] {
+        let hashes = [
+            settings.content_hash(),
+            settings.earlier_hash(),
+            settings.unframed_hash(),
+        ];
+        if hashes.contains(&identity.prompt) {
+            return Ok(Some(settings));
+        }
     }
     let Some(registry) = registry else { return Ok(None) };
     let record = registry.record(RecordKind::Prompt, &identity.prompt).await?;

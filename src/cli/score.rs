@@ -15,9 +15,9 @@ use super::table::Columns;
 use super::{Exit, SettingsArgs, checked};
 use crate::config::{InputConfig, InputFields};
 use crate::decide::{CurrentJudge, Judge, JudgedModel, deleted};
-use crate::message::{Comment, CommentMargin, Decision, Op};
+use crate::message::{Comment, Decision, Op};
 use crate::prompt::{Prompt, Prompter};
-use crate::scorer::{Row, ScoreError, Scorer, largest_margin};
+use crate::scorer::{Row, ScoreError, Scorer, comment_margin};
 use crate::serving::LoadedModel;
 use crate::stream::decode::{DecodeError, decode};
 
@@ -182,10 +182,7 @@ impl ScoreRun<'_> {
     fn add(&mut self, number: u64, comment: Comment) -> anyhow::Result<()> {
         let prompt = match comment.op {
             Op::Create | Op::Edit => self.prompter.encode(&comment.text),
-            Op::Delete => Ok(Prompt {
-                rows: Vec::new(),
-                truncated: false,
-            }),
+            Op::Delete => Ok(Prompt::default()),
         };
         let prompt = match prompt {
             Ok(prompt) => prompt,
@@ -237,19 +234,12 @@ impl ScoreRun<'_> {
             self.scorer.score(&rows)?
         };
         let (mut margins, now) = (margins.into_iter(), SystemTime::now());
-        let decide = |(_, comment, prompt): &(u64, Comment, Prompt)| {
-            let windows = prompt.rows.len();
-            match largest_margin(margins.by_ref().take(windows)) {
-                None => deleted(comment, None),
-                Some(margin) => {
-                    let scored = CommentMargin {
-                        margin,
-                        windows,
-                        truncated: prompt.truncated,
-                    };
-                    self.judge.decide(comment, scored, None, now)
-                }
-            }
+        let decide = |(_, comment, prompt): &(u64, Comment, Prompt)| match comment_margin(
+            margins.by_ref().take(prompt.rows.len()),
+            prompt.facts(),
+        ) {
+            None => deleted(comment, None),
+            Some(scored) => self.judge.decide(comment, scored, None, now),
         };
         Ok(comments.iter().map(decide).collect())
     }

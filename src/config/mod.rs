@@ -13,6 +13,7 @@ mod reader;
 mod retrain;
 mod sections;
 mod training;
+mod windows;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -26,6 +27,9 @@ pub use prompt::Template;
 pub(crate) use retrain::FeedbackTopic;
 pub use retrain::{CrossFit, OnMissing, RegistryConfig, RetrainConfig};
 pub use training::{Loss, Projection};
+pub use windows::{
+    CorrectionError, CorrectionPoint, MAX_TOKENS_RANGE, MAX_WINDOWS_RANGE, ModelWindows, WindowCorrection, WindowEdges,
+};
 
 use reader::SettingsReader;
 
@@ -297,10 +301,48 @@ pub struct PromptConfig {
     pub markup: Markup,
     /// How comments are normalised before they are tokenised.
     pub normalize: Normalize,
+    /// The maximum number of comment tokens in a window; if it is not set, the model's file decides.
+    pub max_window_tokens: Option<usize>,
+    /// The maximum number of windows that are scored per comment; a comment with more is at least reviewed. If it is not
+    /// set, the model's file decides.
+    pub max_windows: Option<usize>,
+    /// What the model says about windows; `None` if its file has not been read yet.
+    pub windows: Option<ModelWindows>,
+}
+
+impl PromptConfig {
+    /// Returns these settings with what the model says about windows, unless that is known already, as for the prompt of
+    /// an earlier decision.
+    pub fn with_windows_of(&self, model: &ModelWindows) -> Self {
+        Self {
+            windows: Some(self.windows.clone().unwrap_or_else(|| model.clone())),
+            ..self.clone()
+        }
+    }
+
+    /// Returns the rules of windows: the numbers in the settings, and otherwise those of the model.
+    pub fn window_rules(&self) -> WindowRules {
+        let model = self.windows.clone().unwrap_or_default();
+        WindowRules {
+            max_tokens: self.max_window_tokens.unwrap_or_else(|| model.max_tokens()),
+            max_windows: self.max_windows.unwrap_or_else(|| model.max_windows()),
+            edges: model.edges,
+            correction: model.correction,
+        }
+    }
+}
+
+/// How a text is cut into windows, and how their margins become that of the comment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct WindowRules {
     /// The maximum number of comment tokens in a window.
-    pub max_window_tokens: usize,
-    /// The maximum number of windows that are scored per comment; a comment with more is at least reviewed.
+    pub max_tokens: usize,
+    /// The maximum number of windows that are scored per comment.
     pub max_windows: usize,
+    /// Where windows begin and end.
+    pub edges: WindowEdges,
+    /// What is subtracted from the largest margin.
+    pub correction: WindowCorrection,
 }
 
 /// The limits of a micro-batch.

@@ -2,7 +2,7 @@
 
 use super::published;
 use super::reader::SettingsReader;
-use super::{Markup, Normalize, PromptConfig};
+use super::{MAX_TOKENS_RANGE, MAX_WINDOWS_RANGE, Markup, Normalize, PromptConfig};
 
 /// The text of a prompt before and after a comment, in which control tokens of the model are spelled out.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Deserialize)]
@@ -53,8 +53,8 @@ pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
     let markup = reader.choice("input.markup", &markups);
     let rules = [("full", Normalize::Full), ("nfc", Normalize::Nfc)];
     let normalize = reader.choice_or_bool("prompt.normalize", &rules, [Normalize::None, Normalize::Full]);
-    let max_window_tokens = reader.integer("prompt.max_window_tokens", 16..=8192);
-    let max_windows = reader.integer("prompt.max_windows", 1..=1024);
+    let max_window_tokens = reader.integer("prompt.max_window_tokens", MAX_TOKENS_RANGE);
+    let max_windows = reader.integer("prompt.max_windows", MAX_WINDOWS_RANGE);
     let frame = frame?;
     Some(PromptConfig {
         labels: labels?,
@@ -64,8 +64,9 @@ pub(super) fn prompt(reader: &mut SettingsReader) -> Option<PromptConfig> {
         template: frame.template,
         markup: markup?,
         normalize: normalize?,
-        max_window_tokens: max_window_tokens?,
-        max_windows: max_windows?,
+        max_window_tokens,
+        max_windows,
+        windows: None,
     })
 }
 

@@ -180,9 +180,9 @@ pub(super) fn check_across(
     shutdown: Option<&ShutdownConfig>,
 ) {
     if let (Some(prompt), Some(batch)) = (prompt, batch)
-        && batch.max_tokens < prompt.max_window_tokens
+        && let Some(window) = prompt.max_window_tokens
+        && batch.max_tokens < window
     {
-        let window = prompt.max_window_tokens;
         reader.fault(
             "batch.max_tokens",
             format!("expected at least prompt.max_window_tokens ({window})"),

@@ -2,7 +2,7 @@
 //! a text is changed first.
 
 use super::{normalize, window};
-use crate::config::{Markup, Normalize, PromptConfig, Template};
+use crate::config::{Markup, ModelWindows, Normalize, PromptConfig, Template, WindowCorrection, WindowEdges};
 use crate::hash::content_hash;
 
 /// The number of the rules by which settings and a text become rows. It is part of the prompt's hash.
@@ -10,6 +10,9 @@ use crate::hash::content_hash;
 /// Format 1 spread the windows of every text over its tokens. Since format 2, those of a text with many more tokens
 /// than the windows cover are spread over its bytes.
 pub(super) const FORMAT: u32 = 2;
+
+/// The name and version of the rules by which windows begin and end with sentences.
+const SENTENCES: &str = "sentences-1";
 
 /// Whether a prompt is a frame around the text, or the text alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,15 +61,24 @@ fn rules_named(name: &str) -> Option<(Markup, Normalize)> {
 
 /// Returns the canonical JSON form of the settings that shape a prompt.
 pub(super) fn canonical_form(config: &PromptConfig, format: u32, framed: IsFramed) -> String {
+    let rules = config.window_rules();
     let mut canonical = serde_json::json!({
         "format": format,
         "labels": config.labels,
         "hateful_label": config.hateful_label,
         "separator": config.separator,
-        "max_window_tokens": config.max_window_tokens,
-        "window_overlap_tokens": window::overlap(config.max_window_tokens),
-        "max_windows": config.max_windows,
+        "max_window_tokens": rules.max_tokens,
+        "window_overlap_tokens": window::overlap(rules.max_tokens),
+        "max_windows": rules.max_windows,
     });
+    // What a model without a file of its own does not have is left out, so that its prompt keeps the hash that it had before
+    // there were such files.
+    if rules.edges == WindowEdges::Sentences {
+        canonical["window_edges"] = SENTENCES.into();
+    }
+    if !rules.correction.is_none() {
+        canonical["window_correction"] = serde_json::json!(rules.correction);
+    }
     match &config.template {
         None => canonical["instructions"] = config.instructions.as_str().into(),
         Some(Template { head, tail }) => canonical["template"] = serde_json::json!({ "head": head, "tail": tail }),
@@ -120,6 +132,15 @@ impl PromptConfig {
             template: Option<Template>,
             max_window_tokens: usize,
             max_windows: usize,
+            #[serde(default)]
+            window_edges: Option<Edges>,
+            #[serde(default)]
+            window_correction: WindowCorrection,
+        }
+        #[derive(serde::Deserialize)]
+        enum Edges {
+            #[serde(rename = "sentences-1")]
+            Sentences,
         }
         let found: CanonicalPrompt = serde_json::from_str(canonical)?;
         Ok(Self {
@@ -130,8 +151,16 @@ impl PromptConfig {
             template: found.template,
             markup: Markup::None,
             normalize: Normalize::None,
-            max_window_tokens: found.max_window_tokens,
-            max_windows: found.max_windows,
+            max_window_tokens: Some(found.max_window_tokens),
+            max_windows: Some(found.max_windows),
+            windows: Some(ModelWindows {
+                edges: match found.window_edges {
+                    None => WindowEdges::Tokens,
+                    Some(Edges::Sentences) => WindowEdges::Sentences,
+                },
+                correction: found.window_correction,
+                ..ModelWindows::default()
+            }),
         })
     }
 }

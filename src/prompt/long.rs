@@ -52,14 +52,18 @@ impl Prompter {
     /// Each window is cut from a slice of the text, which is all of the text that is tokenised for it. A window has
     /// fewer than `prompt.max_window_tokens` only if its slice has, which takes unusually long tokens.
     pub(super) fn windows_spread<'a>(&self, text: &'a str) -> Result<Windows<'a>, PromptError> {
-        let slices = window::slices(text, self.max_windows, self.max_window_tokens * USUAL_TOKEN_BYTES);
+        let slices = window::slices(
+            text,
+            self.window.max_windows,
+            self.window.max_tokens * USUAL_TOKEN_BYTES,
+        );
         let row = |(index, slice)| {
             let slice = &text[slice];
             let tokens = self.tokenizer.token_ranges(slice);
             let tokens = tokens.map_err(|error| tokenizer_error(slice.len(), &error))?;
             let longest = |(_, row): &(&str, Row)| Some(row.tokens.len());
             self.within_limit(longest, |max_tokens| {
-                let window = window::in_slice(slice, &tokens, max_tokens, index, self.max_windows);
+                let window = window::in_slice(slice, &tokens, max_tokens, index, self.window.max_windows);
                 Ok((&slice[window.clone()], self.row(&slice[window])?))
             })
         };
@@ -69,7 +73,7 @@ impl Prompter {
 
     /// Returns the number of tokens of the longest text that the windows cover.
     fn capacity(&self) -> usize {
-        window::capacity(self.max_window_tokens, self.max_windows)
+        window::capacity(self.window.max_tokens, self.window.max_windows)
     }
 }
 
@@ -105,8 +109,9 @@ mod tests {
             template: None,
             markup: Markup::None,
             normalize: Normalize::Nfc,
-            max_window_tokens,
-            max_windows,
+            max_window_tokens: Some(max_window_tokens),
+            max_windows: Some(max_windows),
+            windows: None,
         };
         Prompter::new(&path, &std::fs::read(&path).unwrap(), &config, 16_384, 8192).unwrap()
     }
@@ -140,10 +145,7 @@ mod tests {
 
     fn encode_whole(prompter: &Prompter, text: &str) -> Prompt {
         let (windows, truncated) = prompter.windows_whole(text).unwrap();
-        Prompt {
-            rows: windows.into_iter().map(|(_, row)| row).collect(),
-            truncated,
-        }
+        prompter.prompt(windows, truncated)
     }
 
     fn tokenised_bytes(prompter: &Prompter, text: &str) -> (Prompt, usize) {
@@ -244,7 +246,7 @@ mod tests {
                     prop_assert_eq!(found, whole);
                 } else {
                     prop_assert!(found.truncated);
-                    prop_assert_eq!(found.rows.len(), prompter.max_windows);
+                    prop_assert_eq!(found.rows.len(), prompter.window.max_windows);
                 }
             }
         }

@@ -17,6 +17,7 @@ mod long;
 mod markup;
 mod normalize;
 mod seen;
+mod sentences;
 mod tokenizer;
 mod window;
 
@@ -34,9 +35,10 @@ use long::LONGEST_TOKEN_BYTES;
 use normalize::Normalizer;
 use tokenizer::SafeTokenizer;
 
-use crate::config::{Markup, Normalize, PromptConfig, Template};
+use crate::config::{Markup, Normalize, PromptConfig, Template, WindowRules};
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
+use crate::message::TextFacts;
 use crate::scorer::Row;
 
 /// The most tokens that completing the characters at both edges of a window adds to it, if a character has at most four
@@ -44,13 +46,26 @@ use crate::scorer::Row;
 const EDGE_TOKENS: usize = 6;
 
 /// The rows of one comment, one for each window.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Prompt {
-    /// The rows in the order of the text; there is at least one.
+    /// The rows in the order of the text; a text has at least one.
     pub rows: Vec<Row>,
     /// Whether the text has more windows than `prompt.max_windows`. The rows then cover windows that are spread evenly
     /// over the text, including its beginning and, if there is more than one, its end.
     pub truncated: bool,
+    /// What is subtracted from the largest margin of the rows, because of their number.
+    pub correction: f32,
+}
+
+impl Prompt {
+    /// Returns what is known of the text, for [`comment_margin`](crate::scorer::comment_margin).
+    pub fn facts(&self) -> TextFacts {
+        TextFacts {
+            windows: self.rows.len(),
+            truncated: self.truncated,
+            correction: self.correction,
+        }
+    }
 }
 
 /// The windows of a text with their rows, and whether the text has more windows than that.
@@ -94,8 +109,7 @@ pub struct Prompter {
     /// The number of tokens of the frame around an empty text.
     frame_tokens: usize,
     vocab_size: usize,
-    max_window_tokens: usize,
-    max_windows: usize,
+    window: WindowRules,
     /// The ids of the hateful label and of the other label.
     label_ids: [u32; 2],
     canonical: String,
@@ -184,8 +198,7 @@ impl Prompter {
             prefix: Vec::new(),
             frame_tokens: 0,
             vocab_size,
-            max_window_tokens: config.max_window_tokens,
-            max_windows: config.max_windows,
+            window: config.window_rules(),
             label_ids: [0; 2],
             earlier_hash: match framed {
                 IsFramed::Yes => config.earlier_hash(),
@@ -207,12 +220,12 @@ impl Prompter {
         let prefix = faults.collect(checked(self.frame.encode_head(&self.tokenizer)));
         let frame = faults.collect(checked(self.frame.encode(&self.tokenizer, "")));
         if let (Some(prefix), Some(frame)) = (prefix, frame) {
-            if frame.len() + self.max_window_tokens > max_positions {
+            if frame.len() + self.window.max_tokens > max_positions {
                 faults.push(Fault::setting(
                     "prompt.max_window_tokens",
                     format!(
                         "{} tokens and a frame of {} do not fit into the checkpoint's {max_positions} positions",
-                        self.max_window_tokens,
+                        self.window.max_tokens,
                         frame.len()
                     ),
                 ));
@@ -247,10 +260,15 @@ impl Prompter {
     pub(crate) fn encode_normalized(&self, text: &str) -> Result<Prompt, PromptError> {
         let text = self.without_imitations(text)?;
         let (windows, truncated) = self.windows(&text)?;
-        Ok(Prompt {
+        Ok(self.prompt(windows, truncated))
+    }
+
+    fn prompt(&self, windows: Vec<(&str, Row)>, truncated: bool) -> Prompt {
+        Prompt {
+            correction: self.window.correction.margin(windows.len()),
             rows: windows.into_iter().map(|(_, row)| row).collect(),
             truncated,
-        })
+        }
     }
 
     /// Returns the prompts of a comment's text, one for each window, before tokenisation and as the rows that are scored.
@@ -286,8 +304,8 @@ impl Prompter {
     fn windows_whole<'a>(&self, text: &'a str) -> Result<Windows<'a>, PromptError> {
         // Most texts fit into one window, so the whole prompt is tokenised first. A longer text than this is unlikely
         // to fit, and is cut into windows right away.
-        let limit = self.frame_tokens + self.max_window_tokens;
-        if text.len() <= self.max_window_tokens.saturating_mul(LONGEST_TOKEN_BYTES) {
+        let limit = self.frame_tokens + self.window.max_tokens;
+        if text.len() <= self.window.max_tokens.saturating_mul(LONGEST_TOKEN_BYTES) {
             let row = self.row(text)?;
             if row.tokens.len() <= limit {
                 return Ok((vec![(text, row)], false));
@@ -299,7 +317,8 @@ impl Prompter {
             .map_err(|error| tokenizer_error(text.len(), &error))?;
         let longest = |(windows, _): &Windows<'_>| windows.iter().map(|(_, row)| row.tokens.len()).max();
         self.within_limit(longest, |max_tokens| {
-            let (windows, truncated) = window::cut(text, &ranges, max_tokens, self.max_windows);
+            let (windows, truncated) =
+                window::cut(text, &ranges, max_tokens, self.window.max_windows, self.window.edges);
             let row = |window: Range<usize>| Ok((&text[window.clone()], self.row(&text[window])?));
             Ok((windows.into_iter().map(row).collect::<Result<_, _>>()?, truncated))
         })
@@ -316,11 +335,11 @@ impl Prompter {
         longest: impl Fn(&T) -> Option<usize>,
         build: impl Fn(usize) -> Result<T, PromptError>,
     ) -> Result<T, PromptError> {
-        let limit = self.frame_tokens + self.max_window_tokens;
-        let most_spare = self.max_window_tokens / 2;
+        let limit = self.frame_tokens + self.window.max_tokens;
+        let most_spare = self.window.max_tokens / 2;
         let mut spare_tokens = 0;
         loop {
-            let built = build(self.max_window_tokens - spare_tokens)?;
+            let built = build(self.window.max_tokens - spare_tokens)?;
             let excess = longest(&built).unwrap_or_default().saturating_sub(limit);
             if excess == 0 || spare_tokens == most_spare {
                 return Ok(built);
@@ -334,6 +353,11 @@ impl Prompter {
     /// Returns the token ids of the cached prefix, which begin with `<bos>`.
     pub fn prefix(&self) -> &[u32] {
         &self.prefix
+    }
+
+    /// Returns the maximum number of comment tokens in a window.
+    pub fn max_window_tokens(&self) -> usize {
+        self.window.max_tokens
     }
 
     /// Returns the ids of the hateful label and of the other label.

@@ -240,7 +240,7 @@ impl ModelSource {
     pub fn warm_up(&self, mut loaded: LoadedModel, limit: usize) -> Result<(ReadyModel, MeasuredBudget), ServingError> {
         let canary = canary::rows(&loaded.classifier.prompter())?;
         let budget = warm_up(&mut loaded.classifier, &canary, limit)?;
-        let window = self.prompt.max_window_tokens;
+        let window = loaded.classifier.prompter().max_window_tokens();
         let seconds = window as f64 / budget.smallest_batch_tokens_per_second;
         if seconds > MAX_WINDOW_TIME.as_secs_f64() {
             return Err(ServingError::TooSlow { window, seconds });

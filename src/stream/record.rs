@@ -8,7 +8,7 @@ use super::in_flight::InFlightGuard;
 use super::ownership::Epoch;
 use super::text_key::TextKey;
 use crate::decide::Judge;
-use crate::message::{Comment, CommentMargin};
+use crate::message::{Comment, CommentMargin, TextFacts};
 use crate::scorer::Row;
 
 /// The position of a record in the comments topic, and the epoch in which it was read.
@@ -91,10 +91,8 @@ pub struct Pending {
     pub source: CommentRecord,
     /// Set if other comments with the same text may wait for its margin.
     pub first: Option<FirstOfText>,
-    /// The number of its windows, each of which is one row.
-    pub windows: usize,
-    /// The text has more windows than are scored.
-    pub truncated: bool,
+    /// What is known of its text.
+    pub facts: TextFacts,
 }
 
 /// The text of the first comment in flight that has it.

@@ -61,8 +61,9 @@ pub fn prompt_config() -> PromptConfig {
         template: None,
         markup: Markup::None,
         normalize: Normalize::None,
-        max_window_tokens: 4096,
-        max_windows: 1,
+        max_window_tokens: Some(4096),
+        max_windows: Some(1),
+        windows: None,
     }
 }
 

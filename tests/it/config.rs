@@ -96,7 +96,7 @@ fn the_default_frame_is_exactly_the_published_one() {
     assert_eq!(prompt.hateful_label, "Negative");
     assert_eq!(
         (prompt.normalize, prompt.max_window_tokens, prompt.max_windows),
-        (Normalize::Full, 512, 8)
+        (Normalize::Full, None, None)
     );
 }
 

@@ -29,6 +29,7 @@ mod bad_files;
 mod batch_invariance;
 mod bundled_model;
 mod imitations;
+mod model_defaults;
 mod oracle;
 mod other_models;
 mod parity;

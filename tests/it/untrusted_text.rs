@@ -19,8 +19,9 @@ fn prompter(config: &PromptConfig) -> Prompter {
 fn normalized_config() -> PromptConfig {
     PromptConfig {
         normalize: Normalize::Full,
-        max_window_tokens: 64,
-        max_windows: 4,
+        max_window_tokens: Some(64),
+        max_windows: Some(4),
+        windows: None,
         ..prompt_config()
     }
 }
@@ -141,7 +142,7 @@ fn a_long_text_is_cut_into_complete_prompts() {
 #[test]
 fn no_window_has_more_tokens_than_allowed() {
     let prompter = prompter(&normalized_config());
-    let limit = prompter.encode("").unwrap().rows[0].tokens.len() + normalized_config().max_window_tokens;
+    let limit = prompter.encode("").unwrap().rows[0].tokens.len() + normalized_config().window_rules().max_tokens;
     for shift in 0..4 {
         let text = format!("{}{}", "b".repeat(shift), "\u{1f331}".repeat(40));
         let prompt = prompter.encode(&text).unwrap();
@@ -213,7 +214,7 @@ fn labels_and_frames_that_cannot_work_are_rejected() {
     );
     check(
         PromptConfig {
-            max_window_tokens: 9000,
+            max_window_tokens: Some(9000),
             ..normalized_config()
         },
         &[

@@ -292,8 +292,8 @@ pub fn prompter(max_windows: usize) -> Prompter {
     let checkpoint = Checkpoint::open(&fixture("gemma3")).unwrap();
     let config = moderatord::config::PromptConfig {
         normalize: Normalize::Full,
-        max_window_tokens: 64,
-        max_windows,
+        max_window_tokens: Some(64),
+        max_windows: Some(max_windows),
         ..prompt_config()
     };
     Prompter::new(

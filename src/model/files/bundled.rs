@@ -8,4 +8,6 @@ pub const NAME: &str = "moderatord-mini";
 pub(super) const CONFIG: &str = include_str!("../../../models/moderatord-mini/config.json");
 /// The bytes of the bundled checkpoint's `tokenizer.json`.
 pub const TOKENIZER: &[u8] = include_bytes!("../../../models/moderatord-mini/tokenizer.json");
+/// The bundled checkpoint's `moderatord.json`.
+pub(crate) const DEFAULTS: &str = include_str!("../../../models/moderatord-mini/moderatord.json");
 pub(super) const WEIGHTS: &[u8] = include_bytes!("../../../models/moderatord-mini/model.safetensors");

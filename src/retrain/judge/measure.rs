@@ -8,7 +8,7 @@ use crate::decide::Calibration;
 use crate::prompt::{Prompt, PromptError, Prompter};
 use crate::retrain::data::dataset::LabelledRow;
 use crate::retrain::train::trainer::TrainingRow;
-use crate::scorer::{Row, ScoreError, Scorer, largest_margin};
+use crate::scorer::{Row, ScoreError, Scorer, comment_margin};
 
 /// Number of model rows (windows) that are passed to the scorer at once.
 const ROWS_PER_CALL: usize = 256;
@@ -35,7 +35,7 @@ pub(crate) fn training_rows(rows: &[LabelledRow], prompts: &[Prompt]) -> Vec<Tra
     rows.iter().zip(prompts).flat_map(windows).collect()
 }
 
-/// Returns the margin of every prompt, which is the largest margin of its windows.
+/// Returns the margin of every prompt; see [`comment_margin`].
 ///
 /// # Errors
 /// Returns an error if the scorer fails.
@@ -46,11 +46,11 @@ pub(crate) fn margins(scorer: &mut dyn Scorer, prompts: &[Prompt]) -> Result<Vec
         margins.extend(scorer.score(chunk)?);
     }
     let mut margins = margins.into_iter();
-    let largest = |prompt: &Prompt| {
+    let margin = |prompt: &Prompt| {
         let windows = margins.by_ref().take(prompt.rows.len());
-        f64::from(largest_margin(windows).unwrap_or(f32::NEG_INFINITY))
+        f64::from(comment_margin(windows, prompt.facts()).map_or(f32::NEG_INFINITY, |scored| scored.margin))
     };
-    Ok(prompts.iter().map(largest).collect())
+    Ok(prompts.iter().map(margin).collect())
 }
 
 /// Returns the number of comments in the traffic that a row represents: the inverse of the probability with which it

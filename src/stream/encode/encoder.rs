@@ -77,15 +77,16 @@ impl RecordEncoder {
         }
         let text = normalized.as_deref().unwrap_or(&comment.comment.text);
         match guarded(|| self.tokenize(text)).and_then(|prompt| prompt) {
-            Ok(Prompt { rows, truncated }) => {
+            Ok(prompt) => {
+                let facts = prompt.facts();
+                let rows = prompt.rows;
                 let pending = Pending {
                     source: comment,
                     first: key.map(|key| FirstOfText {
                         key,
                         rows: rows.clone(),
                     }),
-                    windows: rows.len(),
-                    truncated,
+                    facts,
                 };
                 Encoded::Rows(pending, rows)
             }

@@ -254,8 +254,9 @@ mod tests {
             template: None,
             markup: Markup::None,
             normalize: Normalize::Full,
-            max_window_tokens: 64,
-            max_windows: 4,
+            max_window_tokens: Some(64),
+            max_windows: Some(4),
+            windows: None,
         };
         let prompter = Prompter::new(&path, &std::fs::read(&path).unwrap(), &prompt, 1024, 8192).unwrap();
         let ownership = Arc::new(Ownership::default());

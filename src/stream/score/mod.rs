@@ -21,7 +21,7 @@ use super::cache::ScoreCache;
 use super::control::{Control, StreamError};
 use super::record::{CommentRecord, Finished, FirstOfText, Pending, Rejection, RejectionStage};
 use crate::decide::{CurrentJudge, JudgedModel};
-use crate::message::CommentMargin;
+use crate::message::TextFacts;
 use crate::ops::health::Health;
 use crate::ops::metrics as names;
 use crate::scorer::{Begun, Row, ScoreError, Scorer, begin_checked, largest_margin, score_checked, wait_checked};
@@ -95,8 +95,7 @@ struct FailedText {
     first: FirstOfText,
     /// Further comments with the text.
     waiting: Vec<CommentRecord>,
-    windows: usize,
-    truncated: bool,
+    facts: TextFacts,
 }
 
 /// The state that the stage carries from one micro-batch to the next.
@@ -182,16 +181,9 @@ impl ScoreStage {
         for (pending, rows) in batch.items {
             let margin = with_carried(state.carried.take(), margins.by_ref().take(rows));
             let Pending {
-                source,
-                windows,
-                truncated,
-                first,
+                source, facts, first, ..
             } = pending;
-            let result = margin_of_comment(margin).map(|margin| CommentMargin {
-                margin,
-                windows,
-                truncated,
-            });
+            let result = margin_of_comment(margin).map(|largest| facts.scored(largest));
             if let Some(first) = first {
                 let waiting = self.cache.finish(first.key, result.as_ref().ok().copied());
                 match result {
@@ -201,12 +193,7 @@ impl ScoreStage {
                             .map(|one| one.scored(margin, Arc::clone(&judge), at)),
                     ),
                     Err(_) if waiting.is_empty() => {}
-                    Err(_) => failed.push(FailedText {
-                        first,
-                        waiting,
-                        windows,
-                        truncated,
-                    }),
+                    Err(_) => failed.push(FailedText { first, waiting, facts }),
                 }
             }
             scored.push(match result {
@@ -244,12 +231,8 @@ impl ScoreStage {
             let margins = self.resolve(rows, first_attempt)?;
             self.health.record_scored(Instant::now());
             match margin_of_comment(with_carried(None, margins.into_iter())) {
-                Ok(margin) => {
-                    let margin = CommentMargin {
-                        margin,
-                        windows: text.windows,
-                        truncated: text.truncated,
-                    };
+                Ok(largest) => {
+                    let margin = text.facts.scored(largest);
                     let (judge, at) = (self.judge.get(), SystemTime::now());
                     let later = self.cache.finish(text.first.key, Some(margin));
                     let rest = std::iter::once(comment).chain(waiting).chain(later);
@@ -310,7 +293,7 @@ impl ScoreStage {
     }
 }
 
-/// Returns the margin of a comment, or the reason why it has none.
+/// Returns the largest margin of a comment, or the reason why it has none.
 fn margin_of_comment(margin: CarriedMargin) -> Result<f32, String> {
     match margin {
         Some(Ok(margin)) => Ok(margin),
@@ -396,8 +379,11 @@ mod tests {
                 key,
                 rows: vec![row.clone()],
             }),
-            windows: 1,
-            truncated: false,
+            facts: TextFacts {
+                windows: 1,
+                truncated: false,
+                correction: 0.0,
+            },
         };
         let (batch, batches) = bounded(1);
         let (finished, all) = bounded(10);
