@@ -452,6 +452,7 @@ fn judge() -> CurrentJudge {
         identity,
         calibration: Calibration::Identity,
         derived: Default::default(),
+        defaults: Default::default(),
     };
     CurrentJudge::new(Config::load(&sources).unwrap().policy, model)
 }
@@ -471,6 +472,7 @@ fn template() -> Decision {
         margin: -1.0,
         windows: 1,
         truncated: false,
+        competence: None,
     };
     let source = SourceRecord {
         topic_id: None,

@@ -124,6 +124,8 @@ pub struct TextFacts {
     pub truncated: bool,
     /// What is subtracted from the largest margin, because of the number of windows.
     pub correction: f32,
+    /// Whether the model can judge the text; `None` if the model does not say which languages it was trained for.
+    pub competence: Option<Competence>,
 }
 
 impl TextFacts {
@@ -133,6 +135,30 @@ impl TextFacts {
             margin: largest - self.correction,
             windows: self.windows,
             truncated: self.truncated,
+            competence: self.competence,
+        }
+    }
+}
+
+/// Whether a text is in a language that the model was trained for, from the most to the least likely.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Competence {
+    /// Nothing shows that the text is in another language. Texts of a few words mostly count as in scope.
+    InScope,
+    /// The text seems to be in another language, or a part of it is, or the vocabulary lacks many of its characters.
+    Unsure,
+    /// The text is in another script, or clearly in another language.
+    OutOfScope,
+}
+
+impl Competence {
+    /// Returns the name that decisions and metrics use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::InScope => "in_scope",
+            Self::Unsure => "unsure",
+            Self::OutOfScope => "out_of_scope",
         }
     }
 }
@@ -146,6 +172,8 @@ pub struct CommentMargin {
     pub windows: usize,
     /// Whether only part of the text was scored, because it has more windows than `prompt.max_windows`.
     pub truncated: bool,
+    /// Whether the model can judge the text, if it says which languages it was trained for.
+    pub competence: Option<Competence>,
 }
 
 /// The class that the model assigns to a comment.
@@ -228,6 +256,9 @@ pub struct Scoring {
     /// The class, with a probability of one half as the boundary. Thresholds do not change it, so a comment that is
     /// blocked at a threshold below one half has the label [`Label::Ok`]; what to do is the action.
     pub label: Label,
+    /// Whether the model can judge the text; absent if the model does not say which languages it was trained for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub competence: Option<Competence>,
     /// The thresholds that apply to the community of the comment.
     pub thresholds: Thresholds,
     /// The hash of the policy that contains the thresholds.

@@ -3,16 +3,19 @@
 //! ```json
 //! {
 //!   "format": 1,
+//!   "languages": ["en"],
 //!   "window": {
 //!     "max_tokens": 48,
 //!     "max_windows": 96,
 //!     "correction": [{ "windows": 2, "margin": 0.3 }, { "windows": 64, "margin": 1.2 }]
-//!   }
+//!   },
+//!   "thresholds": { "review": 0.5, "block": 0.9 },
+//!   "calibration": { "platt": { "slope": 1.2, "intercept": -0.3 } }
 //! }
 //! ```
 //!
 //! The file is beside `config.json`, and every key but `format` is optional. It is not part of the hash of the base model. What it
-//! says of windows is part of the prompt's hash.
+//! says of windows is part of the prompt's hash, and its languages and thresholds are part of the policy's.
 
 use std::path::{Path, PathBuf};
 
@@ -20,7 +23,9 @@ use serde::Deserialize;
 
 use crate::config::{MAX_TOKENS_RANGE, MAX_WINDOWS_RANGE, ModelConfig, ModelWindows, WindowCorrection, WindowEdges};
 use crate::fault::{Fault, Faults};
+use crate::message::Thresholds;
 use crate::model::files::bundled;
+use crate::prompt::Scope;
 
 /// The name of the file.
 pub const FILE: &str = "moderatord.json";
@@ -34,8 +39,14 @@ const MAX_BYTES: u64 = 1 << 20;
 /// The defaults that a model brings.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ModelDefaults {
+    /// The languages that it was trained for, if it says so.
+    pub scope: Option<Scope>,
     /// How texts are cut into windows.
     pub windows: ModelWindows,
+    /// The thresholds that apply if the settings have none.
+    pub thresholds: Option<Thresholds>,
+    /// The calibration of the bare base model in JSON, which [`crate::decide::Calibration`] reads.
+    pub calibration: Option<serde_json::Value>,
 }
 
 /// The content of the file.
@@ -43,7 +54,17 @@ pub struct ModelDefaults {
 #[serde(deny_unknown_fields)]
 struct File {
     format: u32,
+    languages: Option<Vec<String>>,
     window: Option<Window>,
+    thresholds: Option<FileThresholds>,
+    calibration: Option<serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileThresholds {
+    review: f64,
+    block: f64,
 }
 
 #[derive(Deserialize)]
@@ -103,8 +124,27 @@ impl ModelDefaults {
                 correction: window.correction,
             }
         });
+        let scope = file
+            .languages
+            .map(|codes| Scope::new(codes).map_err(|error| Fault::file(path, format!("`languages` {error}"))));
+        let scope = faults.collect(scope.transpose()).flatten();
+        let thresholds = file.thresholds.map(|FileThresholds { review, block }| {
+            if !(0.0 <= review && review <= block && block <= 1.0) {
+                let text = format!(
+                    "`thresholds.review` is {review} and `thresholds.block` is {block}, expected numbers from 0 to 1 with review <= \
+                     block"
+                );
+                faults.push(Fault::file(path, text));
+            }
+            Thresholds { review, block }
+        });
         if faults.is_empty() {
-            Ok(Self { windows })
+            Ok(Self {
+                scope,
+                windows,
+                thresholds,
+                calibration: file.calibration,
+            })
         } else {
             Err(faults)
         }
@@ -138,6 +178,22 @@ mod tests {
     fn what_is_wrong_is_named_with_its_value() {
         for (text, expected) in [
             (r#"{"format": 2}"#, "moderatord.json: `format` is 2, expected 1"),
+            (
+                r#"{"format": 1, "languages": ["en", "xx"]}"#,
+                "moderatord.json: `languages` has `xx`, expected codes of ISO 639-1",
+            ),
+            (
+                r#"{"format": 1, "languages": []}"#,
+                "`languages` is empty, expected at least one code",
+            ),
+            (
+                r#"{"format": 1, "thresholds": {"review": 0.9, "block": 0.5}}"#,
+                "`thresholds.review` is 0.9 and `thresholds.block` is 0.5, expected",
+            ),
+            (
+                r#"{"format": 1, "thresholds": {"review": 0.9}}"#,
+                "missing field `block`",
+            ),
             (r#"{"format": 1, "windows": {}}"#, "unknown field `windows`, expected"),
             (
                 r#"{"format": 1, "window": {"overlap": 3}}"#,

@@ -145,7 +145,7 @@ impl Base {
                     settings: settings.clone(),
                     hash,
                     placement,
-                    prompter: Arc::new(prompter),
+                    prompter: Arc::new(prompter.with_scope(defaults.scope.clone())),
                     defaults,
                 };
                 Ok((base, adapter))

@@ -12,7 +12,7 @@ use super::{Exit, SettingsArgs};
 use crate::classifier::canary;
 use crate::classifier::tolerance::ORACLE_F32;
 use crate::classifier::{Classifier, oracle};
-use crate::config::{Config, Delivery, InputConfig, PromptConfig, StreamConfig};
+use crate::config::{Config, Delivery, InputConfig, NotInScope, PromptConfig, StreamConfig};
 use crate::decide::Policy;
 use crate::kafka::client;
 use crate::kafka::topics::TopicFacts;
@@ -94,8 +94,8 @@ fn sample_margins(classifier: &mut Classifier) -> anyhow::Result<Vec<f32>> {
 fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn Write) -> std::io::Result<()> {
     let classifier = &model.loaded.classifier;
     let identity = classifier.identity();
-    let policy = Policy::new(&config.policy);
-    let thresholds = config.policy.thresholds;
+    let policy = Policy::new(&config.policy, classifier.defaults());
+    let thresholds = policy.thresholds(None);
     let communities = match config.policy.communities.len() {
         0 => String::new(),
         1 => ", 1 community with its own thresholds".to_owned(),
@@ -137,6 +137,17 @@ fn summary(config: &Config, model: &CheckedModel, margins: &[f32], out: &mut dyn
         thresholds.block,
         policy.content_hash()
     )?;
+    if let Some(scope) = &classifier.defaults().scope {
+        let others = match config.policy.not_in_scope {
+            NotInScope::Review => "reviewed",
+            NotInScope::Decide => "decided like all others",
+        };
+        writeln!(
+            out,
+            "languages {}; comments in others are {others}",
+            scope.codes().join(", ")
+        )?;
+    }
     writeln!(out, "samples   margins {}", margins.join(", "))?;
     Ok(())
 }

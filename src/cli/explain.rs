@@ -13,7 +13,7 @@ use crate::classifier::tolerance::{EXPLAIN_BF16, EXPLAIN_F32, EXPLAIN_QUANTISED}
 use crate::config::{Config, ModelConfig, ModelWindows, PromptConfig, Quantize};
 use crate::hash::hex;
 use crate::kafka::snapshot;
-use crate::message::{Decision, ModelIdentity, Scoring};
+use crate::message::{Competence, Decision, ModelIdentity, Scoring};
 use crate::model::files::checkpoint::Checkpoint;
 use crate::prompt::{NFC_VERSION, NORMALIZER_VERSION};
 use crate::registry::{AdapterVersion, RecordKind, Registry};
@@ -82,6 +82,7 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     } = source.load_version(registry.as_ref(), version.as_ref())?;
     let prompt = classifier.prompter().encode(&text)?;
     let margins = measure::margins(&mut classifier, std::slice::from_ref(&prompt))?;
+    let competence = prompt.competence;
     let margin = margins[0] as f32;
     let now = classifier.identity();
     if (&now.device, &now.dtype) != (&scoring.model.device, &scoring.model.dtype) {
@@ -109,6 +110,8 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
     let difference = (margin - scoring.margin).abs();
     // A comparison with NaN is false, so a difference of NaN fails too.
     let is_equal = difference <= tolerance;
+    // Decisions of a model without languages, and earlier ones, have no competence.
+    let is_same_scope = scoring.competence.is_none() || scoring.competence == competence;
     writeln!(out, "margin       {margin} now, {} in the decision", scoring.margin)?;
     writeln!(
         out,
@@ -116,13 +119,27 @@ pub(super) fn run(args: &ExplainArgs, out: &mut dyn Write) -> anyhow::Result<Exi
         calibration.probability(margin),
         scoring.probability
     )?;
+    if let Some(then) = scoring.competence {
+        let now = competence.map_or("not known", Competence::as_str);
+        writeln!(out, "competence   {now} now, {} in the decision", then.as_str())?;
+    }
     print_thresholds(scoring, out)?;
+    if !is_same_scope {
+        writeln!(
+            out,
+            "different: the competence differs; the languages of the model are part of the policy's hash"
+        )?;
+    }
     let verdict = if is_equal { "equal" } else { "different" };
     writeln!(
         out,
         "{verdict}: the margins differ by {difference:.1e}, expected at most {tolerance:.0e}"
     )?;
-    Ok(if is_equal { Exit::Success } else { Exit::Failure })
+    Ok(if is_equal && is_same_scope {
+        Exit::Success
+    } else {
+        Exit::Failure
+    })
 }
 
 fn print_thresholds(scoring: &Scoring, out: &mut dyn Write) -> std::io::Result<()> {

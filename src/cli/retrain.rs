@@ -13,8 +13,10 @@ use tracing::info;
 use super::feedback;
 use super::feedback::LabelFile;
 use super::{Exit, SettingsArgs};
+use crate::classifier::defaults::ModelDefaults;
 use crate::classifier::golden::GoldenText;
 use crate::config::{Config, ModelConfig, RetrainConfig};
+use crate::decide::general_thresholds;
 use crate::fault::{Fault, Faults};
 use crate::kafka::snapshot;
 use crate::model::files::checkpoint::Checkpoint;
@@ -97,7 +99,7 @@ pub(super) fn run(args: &RetrainArgs, out: &mut dyn Write, err: &mut dyn Write) 
     let session = Session {
         source,
         config: &config.retrain,
-        policy: &config.policy,
+        policy: general_thresholds(&config.policy, &ModelDefaults::of_model(&config.model)?),
         registry: &registry,
         golden_texts,
         origin,

@@ -67,6 +67,7 @@ pub(super) fn run(args: &ScoreArgs, out: &mut dyn Write, err: &mut dyn Write) ->
         identity: classifier.identity().clone(),
         calibration,
         derived: thresholds,
+        defaults: classifier.defaults().clone(),
     };
     let run = ScoreRun {
         judge: CurrentJudge::new(config.policy.clone(), judged).get(),
@@ -293,7 +294,6 @@ mod tests {
     use crate::classifier::Classifier;
     use crate::config::{Config, PolicyConfig, Sources};
     use crate::decide::{Calibration, Policy};
-    use crate::message::Thresholds;
 
     /// Fails if a batch contains a row with exactly this many own tokens.
     struct FailsOnOwnTokens(usize);
@@ -319,17 +319,17 @@ mod tests {
         let texts = ["hello", "a much longer word of thanks", "good bye"];
         let failing_tokens = prompter.encode(texts[1]).unwrap().rows[0].own_tokens();
         let (mut out, mut err) = (Vec::new(), Vec::new());
-        let thresholds = Thresholds {
-            review: 0.5,
-            block: 0.9,
-        };
         let mut run = ScoreRun {
             judge: Arc::new(Judge::new(
-                Policy::new(&PolicyConfig {
-                    from_adapter: false,
-                    thresholds,
-                    communities: Default::default(),
-                }),
+                Policy::new(
+                    &PolicyConfig {
+                        from_adapter: false,
+                        not_in_scope: Default::default(),
+                        thresholds: Default::default(),
+                        communities: Default::default(),
+                    },
+                    classifier.defaults(),
+                ),
                 Calibration::Identity,
                 classifier.identity().clone(),
             )),

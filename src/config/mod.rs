@@ -377,10 +377,57 @@ pub struct LimitsConfig {
 pub struct PolicyConfig {
     /// Whether the thresholds that were derived for the adapter in service, if any, replace the general ones.
     pub from_adapter: bool,
+    /// What becomes of comments that are not in the scope of the model.
+    pub not_in_scope: NotInScope,
     /// The general thresholds, for communities that have none of their own.
-    pub thresholds: Thresholds,
-    /// Thresholds by community id; a threshold that a community does not set is already filled in.
-    pub communities: BTreeMap<String, Thresholds>,
+    pub thresholds: ThresholdSettings,
+    /// Thresholds by community id; a threshold that only the general ones set is already filled in.
+    pub communities: BTreeMap<String, ThresholdSettings>,
+}
+
+/// What becomes of comments that are not in the scope of the model.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum NotInScope {
+    /// They are reviewed, unless they are blocked.
+    #[default]
+    Review,
+    /// They are decided like all others.
+    Decide,
+}
+
+/// The thresholds that settings set. Those that they leave out are the model's or those of [`DEFAULT_THRESHOLDS`].
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct ThresholdSettings {
+    /// The probability at or above which a comment is reviewed.
+    pub review: Option<f64>,
+    /// The probability at or above which a comment is blocked.
+    pub block: Option<f64>,
+}
+
+/// The thresholds if neither the settings nor the model set any.
+pub const DEFAULT_THRESHOLDS: Thresholds = Thresholds {
+    review: 0.5,
+    block: 0.9,
+};
+
+impl ThresholdSettings {
+    /// Returns the thresholds with `defaults` in place of those that are not set.
+    ///
+    /// If only one is set, the other gives way: review never begins above block.
+    pub fn or(self, defaults: Thresholds) -> Thresholds {
+        match (self.review, self.block) {
+            (Some(review), Some(block)) => Thresholds { review, block },
+            (None, Some(block)) => Thresholds {
+                review: defaults.review.min(block),
+                block,
+            },
+            (Some(review), None) => Thresholds {
+                review,
+                block: defaults.block.max(review),
+            },
+            (None, None) => defaults,
+        }
+    }
 }
 
 /// The HTTP server for metrics and health checks.

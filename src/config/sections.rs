@@ -8,9 +8,8 @@ use std::time::Duration;
 use super::reader::{SettingValue, SettingsReader};
 use super::{
     BatchConfig, CacheConfig, DeviceChoice, DtypeChoice, HttpConfig, LimitsConfig, LogConfig, LogFormat, LogLevel,
-    ModelConfig, PolicyConfig, PromptConfig, Quantize, ShutdownConfig,
+    ModelConfig, NotInScope, PolicyConfig, PromptConfig, Quantize, ShutdownConfig, ThresholdSettings,
 };
-use crate::message::Thresholds;
 
 /// The maximum of `batch.linger`: with a longer wait, a micro-batch would act as a queue.
 const MAX_LINGER: Duration = Duration::from_secs(5);
@@ -85,51 +84,66 @@ pub(super) fn limits(reader: &mut SettingsReader) -> Option<LimitsConfig> {
 pub(super) fn policy(reader: &mut SettingsReader) -> Option<PolicyConfig> {
     let found = ["policy.review", "policy.block"].map(|key| reader.find(key));
     let [review, block] = found.each_ref().map(|found| reader.probability(found.as_ref()?));
-    let thresholds = thresholds(reader, found[0].as_ref(), review, block);
+    let is_read = found
+        .iter()
+        .zip([review, block])
+        .all(|(found, value)| found.is_none() || value.is_some());
+    let thresholds = thresholds(reader, found[0].as_ref(), ThresholdSettings { review, block });
     let from_adapter = reader.bool("policy.from_adapter");
+    let choices = [("review", NotInScope::Review), ("decide", NotInScope::Decide)];
+    let not_in_scope = reader.choice("policy.not_in_scope", &choices);
     let mut communities = BTreeMap::new();
     for (id, community) in reader.entries("policy.communities") {
-        if let Some(thresholds) = community_thresholds(reader, &community, [review, block]) {
+        if let Some(thresholds) = community_thresholds(reader, &community, ThresholdSettings { review, block }) {
             communities.insert(id, thresholds);
         }
     }
     Some(PolicyConfig {
         from_adapter: from_adapter?,
-        thresholds: thresholds?,
+        not_in_scope: not_in_scope?,
+        thresholds: thresholds.filter(|_| is_read)?,
         communities,
     })
 }
 
-/// Reads the thresholds of a community. `review` and `block` are the defaults for those that it does not set.
+/// Reads the thresholds of a community. `general` are those of the section, for those that it does not set.
 fn community_thresholds(
     reader: &mut SettingsReader,
     community: &SettingValue,
-    [mut review, mut block]: [Option<f64>; 2],
-) -> Option<Thresholds> {
+    general: ThresholdSettings,
+) -> Option<ThresholdSettings> {
     let Some(entries) = community.table() else {
         reader.reject(community, "expected a table with `review`, `block` or both");
         return None;
     };
+    let ThresholdSettings { mut review, mut block } = general;
+    let mut is_read = true;
     for (name, found) in &entries {
         match name.as_str() {
             "review" => review = reader.probability(found),
             "block" => block = reader.probability(found),
-            _ => reader.reject_without_value(found, "unknown key, expected `review` or `block`"),
+            _ => {
+                reader.reject_without_value(found, "unknown key, expected `review` or `block`");
+                continue;
+            }
         }
+        is_read &= if name == "review" { review } else { block }.is_some();
     }
-    thresholds(reader, entries.get("review").or(entries.get("block")), review, block)
+    let setting = entries.get("review").or(entries.get("block"));
+    thresholds(reader, setting, ThresholdSettings { review, block }).filter(|_| is_read)
 }
 
 /// Returns the thresholds if `review` is not greater than `block`, and otherwise reports a fault in `setting`.
 fn thresholds(
     reader: &mut SettingsReader,
     setting: Option<&SettingValue>,
-    review: Option<f64>,
-    block: Option<f64>,
-) -> Option<Thresholds> {
-    let (review, block) = (review?, block?);
+    thresholds: ThresholdSettings,
+) -> Option<ThresholdSettings> {
+    let (Some(review), Some(block)) = (thresholds.review, thresholds.block) else {
+        return Some(thresholds);
+    };
     if review <= block {
-        return Some(Thresholds { review, block });
+        return Some(thresholds);
     }
     if let Some(found) = setting {
         reader.reject(

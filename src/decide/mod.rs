@@ -16,40 +16,63 @@ pub use calibration::{Calibration, CalibrationError};
 
 use calibration::sigmoid;
 
-use crate::config::PolicyConfig;
+use crate::classifier::defaults::ModelDefaults;
+use crate::config::{DEFAULT_THRESHOLDS, NotInScope, PolicyConfig, ThresholdSettings};
 use crate::hash::{content_hash, hex};
 use crate::message::{
-    Action, AutomatedDecision, Comment, CommentMargin, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scoring,
-    SourceRecord, Thresholds,
+    Action, AutomatedDecision, Comment, CommentMargin, Competence, DECISION_SCHEMA, Decision, Label, ModelIdentity,
+    Scoring, SourceRecord, Thresholds,
 };
 
-/// The thresholds of the deployment and of single communities.
+/// The thresholds of the deployment and of single communities, and what becomes of comments that the model cannot judge.
 #[derive(Debug, Clone)]
 pub struct Policy {
     thresholds: Thresholds,
     communities: BTreeMap<String, Thresholds>,
+    /// Whether comments that are not in the scope of the model are reviewed.
+    reviews_not_in_scope: bool,
     canonical: String,
     content_hash: String,
 }
 
 impl Policy {
-    /// Creates the policy that the settings describe.
-    pub fn new(config: &PolicyConfig) -> Self {
+    /// Creates the policy that the settings describe, with the model's defaults for what they leave out.
+    pub fn new(config: &PolicyConfig, model: &ModelDefaults) -> Self {
         #[derive(Serialize)]
         struct CanonicalPolicy<'a> {
             format: u32,
             thresholds: &'a Thresholds,
             communities: &'a BTreeMap<String, Thresholds>,
+            // A model without languages of its own has no scope, and its policies keep the hashes that they had before.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            scope: Option<CanonicalScope<'a>>,
         }
+        #[derive(Serialize)]
+        struct CanonicalScope<'a> {
+            rules: &'static str,
+            languages: &'a [String],
+            reviews_others: bool,
+        }
+        let defaults = model.thresholds.unwrap_or(DEFAULT_THRESHOLDS);
+        let thresholds = config.thresholds.or(defaults);
+        let community = |(id, own): (&String, &ThresholdSettings)| (id.clone(), own.or(defaults));
+        let communities = config.communities.iter().map(community).collect();
+        let reviews_not_in_scope = config.not_in_scope == NotInScope::Review;
         let canonical = CanonicalPolicy {
             format: 1,
-            thresholds: &config.thresholds,
-            communities: &config.communities,
+            thresholds: &thresholds,
+            communities: &communities,
+            scope: model.scope.as_ref().map(|scope| CanonicalScope {
+                rules: SCOPE_VERSION,
+                languages: scope.codes(),
+                reviews_others: reviews_not_in_scope,
+            }),
         };
         let canonical = serde_json::to_string(&canonical).expect("numbers and text keys always have a JSON form");
         Self {
-            thresholds: config.thresholds,
-            communities: config.communities.clone(),
+            thresholds,
+            communities,
+            reviews_not_in_scope,
             content_hash: content_hash(canonical.as_bytes()),
             canonical,
         }
@@ -68,11 +91,14 @@ impl Policy {
         &self.canonical
     }
 
-    /// Returns the hash of all thresholds, by which decisions name the policy.
+    /// Returns the hash of all thresholds and of the scope, by which decisions name the policy.
     pub fn content_hash(&self) -> &str {
         &self.content_hash
     }
 }
+
+/// The name and version of the rules by which texts are judged to be in the scope of a model (`prompt/scope`).
+const SCOPE_VERSION: &str = "scope-1";
 
 /// The thresholds that were derived for an adapter. If one is `None`, the threshold in the settings applies.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
@@ -121,8 +147,13 @@ impl Judge {
     ) -> Decision {
         let thresholds = self.policy.thresholds(comment.community_id.as_deref());
         let probability = self.calibration.probability(scored.margin);
-        // Part of a truncated text was not scored, and a margin that is not finite has no meaning.
-        let doubtful = scored.truncated || !scored.margin.is_finite();
+        let is_in_scope = scored
+            .competence
+            .is_none_or(|competence| competence == Competence::InScope);
+        // Part of a truncated text was not scored, a margin that is not finite has no meaning, and that of a text in another
+        // language has little.
+        let doubtful =
+            scored.truncated || !scored.margin.is_finite() || self.policy.reviews_not_in_scope && !is_in_scope;
         let action = if probability >= thresholds.block && !scored.margin.is_nan() {
             Action::Block
         } else if probability >= thresholds.review || doubtful {
@@ -136,6 +167,7 @@ impl Judge {
             score: sigmoid(f64::from(scored.margin)),
             margin: finite(scored.margin),
             label,
+            competence: scored.competence,
             thresholds,
             policy: self.policy.content_hash().to_owned(),
             model: self.model.clone(),
@@ -156,6 +188,7 @@ pub struct CurrentJudge(Mutex<JudgeState>);
 #[derive(Debug)]
 struct JudgeState {
     policy: PolicyConfig,
+    defaults: ModelDefaults,
     derived: DerivedThresholds,
     judge: Arc<Judge>,
 }
@@ -169,15 +202,18 @@ pub struct JudgedModel {
     pub calibration: Calibration,
     /// The thresholds that were derived for it.
     pub derived: DerivedThresholds,
+    /// The defaults that its base model brings.
+    pub defaults: ModelDefaults,
 }
 
 impl CurrentJudge {
     /// Creates the judge of a policy and a model.
     pub fn new(policy: PolicyConfig, model: JudgedModel) -> Self {
-        let effective = effective_policy(&policy, model.derived);
+        let effective = effective_policy(&policy, &model.defaults, model.derived);
         let judge = Judge::new(effective, model.calibration, model.identity);
         Self(Mutex::new(JudgeState {
             policy,
+            defaults: model.defaults,
             derived: model.derived,
             judge: Arc::new(judge),
         }))
@@ -192,7 +228,7 @@ impl CurrentJudge {
     pub fn set_policy(&self, policy: PolicyConfig) {
         let mut state = self.lock();
         let (calibration, identity) = (state.judge.calibration, state.judge.model.clone());
-        let effective = effective_policy(&policy, state.derived);
+        let effective = effective_policy(&policy, &state.defaults, state.derived);
         state.judge = Arc::new(Judge::new(effective, calibration, identity));
         state.policy = policy;
     }
@@ -201,7 +237,8 @@ impl CurrentJudge {
     pub fn set_model(&self, model: JudgedModel) {
         let mut state = self.lock();
         state.derived = model.derived;
-        let effective = effective_policy(&state.policy, model.derived);
+        state.defaults = model.defaults;
+        let effective = effective_policy(&state.policy, &state.defaults, model.derived);
         state.judge = Arc::new(Judge::new(effective, model.calibration, model.identity));
     }
 
@@ -213,15 +250,23 @@ impl CurrentJudge {
 
 /// Returns the policy of the settings, with the thresholds that were derived for the adapter if `policy.from_adapter`
 /// is set.
-fn effective_policy(config: &PolicyConfig, derived: DerivedThresholds) -> Policy {
+fn effective_policy(config: &PolicyConfig, model: &ModelDefaults, derived: DerivedThresholds) -> Policy {
     let mut config = config.clone();
     if config.from_adapter {
-        let own = config.thresholds;
+        let own = general_thresholds(&config, model);
         let block = derived.block.unwrap_or(own.block);
         let review = derived.review.unwrap_or(own.review).min(block);
-        config.thresholds = Thresholds { review, block };
+        config.thresholds = ThresholdSettings {
+            review: Some(review),
+            block: Some(block),
+        };
     }
-    Policy::new(&config)
+    Policy::new(&config, model)
+}
+
+/// Returns the thresholds of the settings, with the model's defaults for those that are not set.
+pub fn general_thresholds(config: &PolicyConfig, model: &ModelDefaults) -> Thresholds {
+    config.thresholds.or(model.thresholds.unwrap_or(DEFAULT_THRESHOLDS))
 }
 
 /// Returns the decision about a comment that was deleted upstream, which is not scored.
@@ -271,25 +316,20 @@ mod tests {
 
     const NOW: Duration = Duration::from_millis(1_700_000_000_123);
 
+    fn settings(review: Option<f64>, block: Option<f64>) -> ThresholdSettings {
+        ThresholdSettings { review, block }
+    }
+
     fn judge() -> Judge {
         let config = PolicyConfig {
             from_adapter: false,
-            thresholds: Thresholds {
-                review: 0.5,
-                block: 0.9,
-            },
-            communities: [(
-                "garden".to_owned(),
-                Thresholds {
-                    review: 0.1,
-                    block: 0.2,
-                },
-            )]
-            .into(),
+            not_in_scope: NotInScope::Review,
+            thresholds: ThresholdSettings::default(),
+            communities: [("garden".to_owned(), settings(Some(0.1), Some(0.2)))].into(),
         };
         let none = || "none".to_owned();
         Judge {
-            policy: Policy::new(&config),
+            policy: Policy::new(&config, &ModelDefaults::default()),
             calibration: Calibration::Identity,
             model: ModelIdentity {
                 base: "sha256:base".into(),
@@ -322,6 +362,7 @@ mod tests {
             margin,
             windows: 1,
             truncated,
+            competence: None,
         };
         let now = SystemTime::UNIX_EPOCH + NOW;
         judge().decide(&comment(community), scored, None, now)
@@ -360,6 +401,88 @@ mod tests {
     }
 
     #[test]
+    fn the_models_thresholds_apply_where_the_settings_have_none() {
+        let check = |own: ThresholdSettings, model: Option<[f64; 2]>, expected: [f64; 2]| {
+            let config = PolicyConfig {
+                from_adapter: false,
+                not_in_scope: NotInScope::Review,
+                thresholds: own,
+                communities: [("garden".to_owned(), own)].into(),
+            };
+            let thresholds = model.map(|[review, block]| Thresholds { review, block });
+            let defaults = ModelDefaults {
+                thresholds,
+                ..ModelDefaults::default()
+            };
+            let policy = Policy::new(&config, &defaults);
+            for community in [None, Some("garden"), Some("elsewhere")] {
+                let Thresholds { review, block } = policy.thresholds(community);
+                assert_eq!([review, block], expected, "{own:?} {model:?} {community:?}");
+            }
+        };
+        let model = Some([0.3, 0.7]);
+        check(settings(None, None), None, [0.5, 0.9]);
+        check(settings(None, None), model, [0.3, 0.7]);
+        check(settings(Some(0.4), None), model, [0.4, 0.7]);
+        check(settings(None, Some(0.8)), model, [0.3, 0.8]);
+        check(settings(Some(0.4), Some(0.6)), model, [0.4, 0.6]);
+        // The one that is not set gives way.
+        check(settings(Some(0.8), None), model, [0.8, 0.8]);
+        check(settings(None, Some(0.2)), model, [0.2, 0.2]);
+    }
+
+    #[test]
+    fn what_is_not_in_scope_is_reviewed_unless_it_is_blocked() {
+        use Action::{Allow, Block, Review};
+        use Competence::{InScope, OutOfScope, Unsure};
+        let defaults = ModelDefaults {
+            scope: Some(crate::prompt::Scope::new(vec!["en".into()]).unwrap()),
+            ..ModelDefaults::default()
+        };
+        let judge = |not_in_scope| {
+            let config = PolicyConfig {
+                from_adapter: false,
+                not_in_scope,
+                thresholds: ThresholdSettings::default(),
+                communities: BTreeMap::new(),
+            };
+            Judge::new(Policy::new(&config, &defaults), Calibration::Identity, judge().model)
+        };
+        let action = |judge: &Judge, margin, competence| {
+            let scored = CommentMargin {
+                margin,
+                windows: 1,
+                truncated: false,
+                competence,
+            };
+            let decision = judge.decide(&comment(None), scored, None, SystemTime::UNIX_EPOCH);
+            assert_eq!(decision.scoring.unwrap().competence, competence);
+            decision.action
+        };
+        let (reviews, decides) = (judge(NotInScope::Review), judge(NotInScope::Decide));
+        for competence in [None, Some(InScope), Some(Unsure), Some(OutOfScope)] {
+            let is_outside = matches!(competence, Some(Unsure | OutOfScope));
+            assert_eq!(
+                action(&reviews, -3.0, competence),
+                if is_outside { Review } else { Allow }
+            );
+            assert_eq!(action(&reviews, 9.0, competence), Block);
+            for (margin, expected) in [(-3.0, Allow), (0.5, Review), (9.0, Block)] {
+                assert_eq!(action(&decides, margin, competence), expected);
+            }
+        }
+        // The policy's hash names the languages and the setting, but only of a model that has languages.
+        assert_ne!(reviews.policy.content_hash(), decides.policy.content_hash());
+        assert!(
+            reviews
+                .policy
+                .canonical()
+                .contains(r#""languages":["en"],"reviews_others":true"#)
+        );
+        assert!(!self::judge().policy.canonical().contains("scope"));
+    }
+
+    #[test]
     fn a_deletion_is_not_scored() {
         let source = SourceRecord {
             topic_id: None,
@@ -375,13 +498,16 @@ mod tests {
     #[test]
     fn every_threshold_changes_the_policy_hash() {
         let hash = |review, block, garden: Option<f64>| {
-            let communities = garden.map(|review| ("garden".to_owned(), Thresholds { review, block }));
+            let communities = garden.map(|review| ("garden".to_owned(), settings(Some(review), Some(block))));
             let config = PolicyConfig {
                 from_adapter: false,
-                thresholds: Thresholds { review, block },
+                not_in_scope: NotInScope::Review,
+                thresholds: settings(Some(review), Some(block)),
                 communities: communities.into_iter().collect(),
             };
-            Policy::new(&config).content_hash().to_owned()
+            Policy::new(&config, &ModelDefaults::default())
+                .content_hash()
+                .to_owned()
         };
         let hashes = [
             hash(0.5, 0.9, None),

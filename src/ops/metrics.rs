@@ -11,6 +11,9 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 pub const EVENTS: &str = "moderatord_events_total";
 /// Counts committed decisions by `action`.
 pub const DECISIONS: &str = "moderatord_decisions_total";
+/// Counts committed decisions by `competence`: in_scope, unsure or out_of_scope; absent if the model does not say which
+/// languages it was trained for.
+pub const COMPETENCE: &str = "moderatord_competence_total";
 /// Counts committed dead letters by `reason`, of which unscorable is the only one that is not about the event.
 pub const DEAD_LETTERS: &str = "moderatord_dead_letters_total";
 /// Counts Kafka transactions by `result`: committed, aborted or fenced.
@@ -199,6 +202,10 @@ fn start_at_zero() {
 fn describe() {
     describe_counter!(EVENTS, "Number of input records finished, by outcome.");
     describe_counter!(DECISIONS, "Number of decisions committed, by action.");
+    describe_counter!(
+        COMPETENCE,
+        "Number of decisions committed, by whether the text is in a language of the model."
+    );
     describe_counter!(DEAD_LETTERS, "Number of dead letters committed, by reason.");
     describe_counter!(TRANSACTIONS, "Number of Kafka transactions, by result.");
     describe_counter!(

@@ -16,6 +16,7 @@ mod imitation;
 mod long;
 mod markup;
 mod normalize;
+mod scope;
 mod seen;
 mod sentences;
 mod tokenizer;
@@ -27,6 +28,7 @@ use std::path::Path;
 
 pub use identity::settings_of_text_rules;
 pub use normalize::{NFC_VERSION, NORMALIZER_VERSION};
+pub use scope::{Scope, ScopeError};
 
 use frame::Frame;
 use identity::{FORMAT, IsFramed, canonical_form, text_rules};
@@ -38,7 +40,7 @@ use tokenizer::SafeTokenizer;
 use crate::config::{Markup, Normalize, PromptConfig, Template, WindowRules};
 use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
-use crate::message::TextFacts;
+use crate::message::{Competence, TextFacts};
 use crate::scorer::Row;
 
 /// The most tokens that completing the characters at both edges of a window adds to it, if a character has at most four
@@ -55,6 +57,8 @@ pub struct Prompt {
     pub truncated: bool,
     /// What is subtracted from the largest margin of the rows, because of their number.
     pub correction: f32,
+    /// Whether the model can judge the text; `None` if it does not say which languages it was trained for.
+    pub competence: Option<Competence>,
 }
 
 impl Prompt {
@@ -64,6 +68,7 @@ impl Prompt {
             windows: self.rows.len(),
             truncated: self.truncated,
             correction: self.correction,
+            competence: self.competence,
         }
     }
 }
@@ -110,6 +115,10 @@ pub struct Prompter {
     frame_tokens: usize,
     vocab_size: usize,
     window: WindowRules,
+    /// The languages that the model was trained for, if it says so.
+    scope: Option<Scope>,
+    /// The ids of the tokens that spell single bytes, in ascending order.
+    byte_ids: Vec<u32>,
     /// The ids of the hateful label and of the other label.
     label_ids: [u32; 2],
     canonical: String,
@@ -199,6 +208,8 @@ impl Prompter {
             frame_tokens: 0,
             vocab_size,
             window: config.window_rules(),
+            scope: None,
+            byte_ids: byte_ids(&tokenizer),
             label_ids: [0; 2],
             earlier_hash: match framed {
                 IsFramed::Yes => config.earlier_hash(),
@@ -208,6 +219,12 @@ impl Prompter {
             canonical,
             tokenizer,
         }
+    }
+
+    /// Judges from now on whether each text is in the scope of the model.
+    #[must_use]
+    pub fn with_scope(self, scope: Option<Scope>) -> Self {
+        Self { scope, ..self }
     }
 
     /// Tokenises the frame alone and checks that the longest window fits into it.
@@ -260,7 +277,9 @@ impl Prompter {
     pub(crate) fn encode_normalized(&self, text: &str) -> Result<Prompt, PromptError> {
         let text = self.without_imitations(text)?;
         let (windows, truncated) = self.windows(&text)?;
-        Ok(self.prompt(windows, truncated))
+        let mut prompt = self.prompt(windows, truncated);
+        prompt.competence = self.competence(&text, &prompt.rows);
+        Ok(prompt)
     }
 
     fn prompt(&self, windows: Vec<(&str, Row)>, truncated: bool) -> Prompt {
@@ -268,7 +287,22 @@ impl Prompter {
             correction: self.window.correction.margin(windows.len()),
             rows: windows.into_iter().map(|(_, row)| row).collect(),
             truncated,
+            competence: None,
         }
+    }
+
+    /// Judges whether a normalised text with these rows is in the scope of the model.
+    fn competence(&self, text: &str, rows: &[Row]) -> Option<Competence> {
+        let scope = self.scope.as_ref()?;
+        let own = rows.iter().flat_map(|row| &row.tokens[row.shared..]);
+        let bytes = own.filter(|id| self.byte_ids.binary_search(id).is_ok()).count();
+        let frames = self.frame_tokens * rows.len();
+        let tokens = rows
+            .iter()
+            .map(|row| row.tokens.len())
+            .sum::<usize>()
+            .saturating_sub(frames);
+        Some(scope.of_text(text, bytes as f64 / tokens.max(1) as f64))
     }
 
     /// Returns the prompts of a comment's text, one for each window, before tokenisation and as the rows that are scored.
@@ -483,6 +517,14 @@ impl Prompter {
         }
         Ok(id)
     }
+}
+
+/// Returns the ids of the tokens that spell single bytes, in ascending order.
+fn byte_ids(tokenizer: &SafeTokenizer) -> Vec<u32> {
+    let id = |byte: u8| tokenizer.token_id(&format!("<0x{byte:02X}>"));
+    let mut ids: Vec<u32> = (0..=u8::MAX).filter_map(id).collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// Returns the frame of the published method.

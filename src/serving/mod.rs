@@ -8,17 +8,21 @@ pub(crate) mod report;
 pub(crate) mod tracked;
 pub(crate) mod watch;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use crate::classifier::canary;
+use crate::classifier::defaults;
 use crate::classifier::golden::{self, Arithmetic, GOLDEN_FILE, GoldenCase};
 use crate::classifier::warm_up::{MeasuredBudget, check_budget, warm_up};
 use crate::classifier::{Base, Classifier};
 use crate::config::{ModelConfig, PromptConfig};
 use crate::decide::{Calibration, DerivedThresholds, JudgedModel};
-use crate::fault::Faults;
+use crate::fault::{Fault, Faults};
+use crate::model::files::bundled;
 use crate::prompt::{PromptError, settings_of_text_rules};
 use crate::registry::{AdapterVersion, LostRegistry, Pointer, Registry, RegistryError};
 use crate::scorer::{Row, ScoreError};
@@ -89,6 +93,12 @@ impl ServingError {
 /// Returns an error if the operating system lacks the resources.
 pub(crate) fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+impl From<Fault> for ServingError {
+    fn from(fault: Fault) -> Self {
+        Self::Load(fault.into())
+    }
 }
 
 impl From<Faults> for ServingError {
@@ -179,8 +189,8 @@ impl ModelSource {
         };
         let Some(AdapterVersion { manifest, files }) = version else {
             return Ok(LoadedModel {
+                calibration: self.base_calibration(&classifier)?,
                 classifier,
-                calibration: Calibration::Identity,
                 thresholds: DerivedThresholds::default(),
             });
         };
@@ -217,6 +227,17 @@ impl ModelSource {
             calibration: manifest.facts.calibration,
             thresholds: manifest.facts.thresholds,
         })
+    }
+
+    /// Returns the calibration that the base model brings for itself. With an adapter, its margins are others.
+    fn base_calibration(&self, classifier: &Classifier) -> Result<Calibration, Fault> {
+        match &classifier.defaults().calibration {
+            Some(json) if classifier.identity().adapter == "none" => Calibration::deserialize(json).map_err(|error| {
+                let folder = self.model.path.clone().unwrap_or_else(|| PathBuf::from(bundled::NAME));
+                Fault::file(&folder.join(defaults::FILE), format!("`calibration`: {error}"))
+            }),
+            _ => Ok(Calibration::Identity),
+        }
     }
 
     /// Loads the model with the adapter in a folder, or without one, as it is served from a registry.
@@ -272,6 +293,7 @@ impl ReadyModel {
             identity: classifier.identity().clone(),
             calibration,
             derived: thresholds,
+            defaults: classifier.defaults().clone(),
         };
         Self {
             classifier,

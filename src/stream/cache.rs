@@ -169,16 +169,14 @@ pub(super) mod tests {
     use super::*;
     use crate::config::PolicyConfig;
     use crate::decide::Calibration;
-    use crate::message::{ModelIdentity, Thresholds};
+    use crate::message::{Competence, ModelIdentity};
 
     /// Returns a judge of a model with the given base model.
     pub fn current_judge(base: &str) -> CurrentJudge {
         let policy = PolicyConfig {
             from_adapter: false,
-            thresholds: Thresholds {
-                review: 0.5,
-                block: 0.9,
-            },
+            not_in_scope: Default::default(),
+            thresholds: Default::default(),
             communities: Default::default(),
         };
         CurrentJudge::new(policy, judged(base))
@@ -200,6 +198,7 @@ pub(super) mod tests {
             },
             calibration: Calibration::Identity,
             derived: Default::default(),
+            defaults: Default::default(),
         }
     }
 
@@ -208,6 +207,7 @@ pub(super) mod tests {
             margin,
             windows: 2,
             truncated: true,
+            competence: Some(Competence::Unsure),
         }
     }
 

@@ -30,6 +30,33 @@ fn the_bundled_model_equals_the_folder_and_stays_small() {
     assert!(flops <= 500_000_000, "{flops} FLOPs for {tokens} tokens");
 }
 
+/// Harmless sentences hide no hateful one, and do not get a comment flagged by their number.
+#[test]
+fn a_hateful_sentence_is_found_among_many_harmless_ones() {
+    let harmless = "What a lovely day in the garden. We baked bread and walked along the river. ";
+    let hateful = "all of those people are vermin and they should be driven out of the country";
+    let action = |text: &str| {
+        let mut command = crate::common::without_settings(env!("CARGO_BIN_EXE_moderatord"));
+        let output = command.args(["score", "--text", text]).finish().unwrap();
+        let decision: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        decision["action"].as_str().unwrap().to_owned()
+    };
+    for sentences in [0, 4, 12, 40, 200] {
+        let padding = harmless.repeat(sentences / 2);
+        assert_ne!(
+            action(&format!("{padding}{hateful}")),
+            "allow",
+            "behind {sentences} sentences"
+        );
+        assert_ne!(
+            action(&format!("{padding}{hateful}. {padding}")),
+            "allow",
+            "among {sentences} sentences"
+        );
+        assert_eq!(action(&format!("{padding}thank you")), "allow", "{sentences} sentences");
+    }
+}
+
 #[test]
 fn a_friendly_comment_is_clearly_allowed_without_settings() {
     let mut command = crate::common::without_settings(env!("CARGO_BIN_EXE_moderatord"));

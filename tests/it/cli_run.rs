@@ -9,11 +9,13 @@ use std::time::{Duration, Instant};
 
 use crate::common::fixture;
 use crate::common::process::{Start, send_signal};
+use crate::model_defaults::model_with_defaults;
 use moderatord::kafka::embedded::EmbeddedBroker;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use serde_json::json;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -181,11 +183,14 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
     let (config, port) = (folder.path().join("moderatord.toml"), free_port());
     std::fs::write(&config, settings(&address, port)).unwrap();
     let log = folder.path().join("log");
+    let model = tempfile::tempdir().unwrap();
+    model_with_defaults(model.path(), &json!({"format": 1, "languages": ["en"]}));
     let notifications = Notifications::bind(&folder.path().join("notify"));
     let mut command = moderatord();
     let child = command
         .args(["run", "--config"])
         .arg(&config)
+        .env("MODERATORD__MODEL__PATH", model.path())
         .env("NOTIFY_SOCKET", folder.path().join("notify"))
         .env("WATCHDOG_USEC", "300000")
         .env("MODERATORD__LOG__LEVEL", "trace")
@@ -264,6 +269,8 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
     for line in [
         "moderatord_decisions_total{action=\"allow\"} 1",
         "moderatord_decisions_total{action=\"block\"} 1",
+        // Of which the second is that of a text in the cache.
+        "moderatord_competence_total{competence=\"in_scope\"} 2",
         "moderatord_append_to_commit_seconds_count 2",
         "moderatord_probability_count 2",
         "moderatord_cache_lookups_total{result=\"miss\"} 1",

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use crate::common::lines;
 use moderatord::config::{
-    Config, ConfigDraft, CrossFit, Delivery, DeviceChoice, InputFields, Normalize, OnGap, OnMissing, Quantize, Sources,
-    Start,
+    Config, ConfigDraft, CrossFit, DEFAULT_THRESHOLDS, Delivery, DeviceChoice, InputFields, Normalize, NotInScope, OnGap,
+    OnMissing, Quantize, Sources, Start, ThresholdSettings,
 };
-use moderatord::message::{Op, Thresholds};
+use moderatord::message::Op;
 
 fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("config/moderatord.toml")
@@ -71,13 +71,10 @@ fn the_defaults_have_not_changed() {
     assert_eq!(config.input.max_bytes, 1 << 20);
     assert_eq!((config.batch.max_tokens, config.batch.linger), (16_384, Duration::ZERO));
     assert_eq!(config.cache.entries, 65_536);
-    assert_eq!(
-        config.policy.thresholds,
-        Thresholds {
-            review: 0.5,
-            block: 0.9
-        }
-    );
+    assert_eq!(config.policy.thresholds, ThresholdSettings::default());
+    assert_eq!(config.policy.not_in_scope, NotInScope::Review);
+    let thresholds = config.policy.thresholds.or(DEFAULT_THRESHOLDS);
+    assert_eq!((thresholds.review, thresholds.block), (0.5, 0.9));
     assert!(config.policy.communities.is_empty());
     assert_eq!(config.http.listen.to_string(), "127.0.0.1:9464");
     assert_eq!(config.shutdown.grace, Duration::from_secs(20));
@@ -158,9 +155,9 @@ fn the_commented_examples_of_the_shipped_file_are_valid() {
     assert_eq!(stream.instance, "gpu0");
     assert_eq!(
         config.policy.communities["gardening"],
-        Thresholds {
-            review: 0.3,
-            block: 0.8
+        ThresholdSettings {
+            review: Some(0.3),
+            block: Some(0.8)
         }
     );
 }
@@ -191,9 +188,9 @@ fn later_layers_override_earlier_ones() {
     );
     assert_eq!(
         config.policy.communities["Garden"],
-        Thresholds {
-            review: 0.5,
-            block: 0.7
+        ThresholdSettings {
+            review: None,
+            block: Some(0.7)
         }
     );
 }
@@ -244,6 +241,8 @@ linger = "2h"
 entries = -1
 [policy]
 review = 0.95
+block = 0.9
+not_in_scope = "skip"
 [policy.communities.garden]
 blok = 0.1
 [storage]
@@ -268,6 +267,7 @@ grace = 20
     batch.linger = "2h" (moderatord.toml): expected a duration from "0s" to "5s"
     cache.entries = -1 (moderatord.toml): expected an integer from 0 to 16777216
     policy.review = 0.95 (moderatord.toml): review is 0.95 and block is 0.9, expected review <= block
+    policy.not_in_scope = "skip" (moderatord.toml): expected "review" or "decide"
     policy.communities.den.review = "high" (environment variable MODERATORD__POLICY__COMMUNITIES__den__REVIEW): expected a number from 0.0 to 1.0
     policy.communities.garden.blok (moderatord.toml): unknown key, expected `review` or `block`
     http.listen = "localhost" (moderatord.toml): expected an address and port such as "127.0.0.1:9464"
@@ -471,10 +471,10 @@ fn any_community_can_be_set_in_the_environment() {
     assert_eq!(
         communities,
         [
-            ("GARDEN", 0.3, 0.9),
-            ("Garden", 0.4, 0.6),
-            ("my-garden", 0.2, 0.7),
-            ("r/Über uns__2", 0.1, 0.9)
+            ("GARDEN", Some(0.3), None),
+            ("Garden", Some(0.4), Some(0.6)),
+            ("my-garden", Some(0.2), Some(0.7)),
+            ("r/Über uns__2", Some(0.1), None)
         ]
     );
     let properties: Vec<_> = config.kafka.properties.iter().collect();
@@ -503,7 +503,7 @@ fn a_variable_in_upper_case_means_the_community_of_the_file() {
         let communities = load(file, variables).policy.communities;
         communities
             .into_iter()
-            .map(|(id, thresholds)| (id, thresholds.review))
+            .map(|(id, thresholds)| (id, thresholds.review.unwrap()))
             .collect()
     };
     let den = ("Den".to_owned(), 0.4);

@@ -5,7 +5,8 @@ use std::path::Path;
 
 use moderatord::config::InputFields;
 use moderatord::message::{
-    Action, AutomatedDecision, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scoring, SourceRecord, Thresholds,
+    Action, AutomatedDecision, Competence, DECISION_SCHEMA, Decision, Label, ModelIdentity, Scoring, SourceRecord,
+    Thresholds,
 };
 use moderatord::retrain::data::feedback::{self, FeedbackRules};
 use moderatord::stream::decode::{decode, require_content_id};
@@ -81,6 +82,7 @@ fn complete() -> Decision {
             score: 0.5,
             margin: 0.5,
             label: Label::Ok,
+            competence: Some(Competence::Unsure),
             thresholds: Thresholds {
                 review: 0.1,
                 block: 0.2,
@@ -128,6 +130,7 @@ fn every_field_of_a_decision_is_documented() {
     // What may be absent: everything that is optional, the score of a deletion, and the source in a file.
     let scoring = complete.scoring.clone().map(|mut scoring| {
         scoring.model.adapter_version = None;
+        scoring.competence = None;
         scoring
     });
     let source = complete.source.clone().map(|source| SourceRecord {
@@ -180,6 +183,9 @@ fn every_value_of_a_decision_is_documented() {
     let actions = [Action::Allow, Action::Review, Action::Block, Action::Delete];
     check("action", actions.iter().map(|action| json!(action)).collect());
     check("label", vec![json!(Label::Hateful), json!(Label::Ok)]);
+    let all = [Competence::InScope, Competence::Unsure, Competence::OutOfScope];
+    check("competence", all.iter().map(|one| json!(one)).collect());
+    assert!(all.iter().all(|one| json!(one) == one.as_str()));
     let decisions = [AutomatedDecision::Fully, AutomatedDecision::Not];
     check(
         "automated_decision",

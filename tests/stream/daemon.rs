@@ -10,7 +10,7 @@ use moderatord::config::{
 };
 use moderatord::decide::{Calibration, CurrentJudge, JudgedModel};
 use moderatord::kafka::topics;
-use moderatord::message::{ModelIdentity, Thresholds};
+use moderatord::message::ModelIdentity;
 use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::ops::health::Health;
 use moderatord::prompt::Prompter;
@@ -309,10 +309,8 @@ pub fn prompter(max_windows: usize) -> Prompter {
 pub fn judge() -> CurrentJudge {
     let policy = PolicyConfig {
         from_adapter: false,
-        thresholds: Thresholds {
-            review: 0.5,
-            block: 0.9,
-        },
+        not_in_scope: Default::default(),
+        thresholds: Default::default(),
         communities: Default::default(),
     };
     CurrentJudge::new(policy, judged("scripted"))
@@ -336,6 +334,7 @@ pub fn judged(base: &str) -> JudgedModel {
         identity,
         calibration: Calibration::Identity,
         derived: Default::default(),
+        defaults: Default::default(),
     }
 }
 

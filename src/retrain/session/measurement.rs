@@ -1,6 +1,6 @@
 //! An adapter's results on the test part, under its own calibration and thresholds.
 
-use crate::config::{PolicyConfig, RetrainConfig};
+use crate::config::RetrainConfig;
 use crate::decide::{Calibration, DerivedThresholds};
 use crate::message::Thresholds;
 use crate::retrain::data::dataset::LabelledRow;
@@ -32,7 +32,7 @@ pub(super) struct MeasuredAdapter {
 }
 
 impl TestSettings {
-    pub(super) fn new(config: &RetrainConfig, policy: &PolicyConfig) -> Self {
+    pub(super) fn new(config: &RetrainConfig, policy: Thresholds) -> Self {
         Self {
             gate: GateConfig {
                 bootstrap: Bootstrap {
@@ -41,7 +41,7 @@ impl TestSettings {
                 },
                 min_growth: config.min_growth,
             },
-            policy: policy.thresholds,
+            policy,
         }
     }
 

@@ -23,7 +23,8 @@ use super::judge::gate::Verdict;
 use super::judge::thresholds::ThresholdDerivation;
 use super::train::trainer::TrainingProgress;
 use crate::classifier::golden::GoldenText;
-use crate::config::{PolicyConfig, RetrainConfig};
+use crate::config::RetrainConfig;
+use crate::message::Thresholds;
 use crate::registry::{Manifest, Pointer, Registry};
 use crate::serving::ModelSource;
 
@@ -46,8 +47,8 @@ pub(crate) struct Session<'a> {
     /// The base model and the prompt that the adapter is trained for.
     pub(crate) source: ModelSource,
     pub(crate) config: &'a RetrainConfig,
-    /// The policy, whose thresholds apply if none are derived.
-    pub(crate) policy: &'a PolicyConfig,
+    /// The thresholds that apply if none are derived.
+    pub(crate) policy: Thresholds,
     pub(crate) registry: &'a Registry,
     /// The operator's golden texts, which every challenger must classify correctly.
     pub(crate) golden_texts: Vec<GoldenText>,

@@ -18,11 +18,19 @@ pub(super) fn record(outputs: &[Output], now: SystemTime) {
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |now| i64::try_from(now.as_millis()).unwrap_or(i64::MAX));
     let (mut outcomes, mut actions, mut reasons) = (LabelCounts::new(), LabelCounts::new(), LabelCounts::new());
+    let mut competences = LabelCounts::new();
     let latency = histogram!(names::APPEND_TO_COMMIT);
     let score = histogram!(names::PROBABILITY);
     for output in outputs {
         let outcome = match output.kind {
-            OutputKind::Decided { action, probability } => {
+            OutputKind::Decided {
+                action,
+                probability,
+                competence,
+            } => {
+                if let Some(competence) = competence {
+                    *competences.entry(competence.as_str()).or_default() += 1;
+                }
                 score.record(probability);
                 *actions.entry(action_name(action)).or_default() += 1;
                 "decided"
@@ -47,6 +55,9 @@ pub(super) fn record(outputs: &[Output], now: SystemTime) {
     }
     for (action, count) in actions {
         counter!(names::DECISIONS, "action" => action).increment(count);
+    }
+    for (competence, count) in competences {
+        counter!(names::COMPETENCE, "competence" => competence).increment(count);
     }
     for (reason, count) in reasons {
         counter!(names::DEAD_LETTERS, "reason" => reason).increment(count);

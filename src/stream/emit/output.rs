@@ -5,7 +5,7 @@ use sha2::{Digest, Sha256};
 
 use crate::decide::deleted;
 use crate::hash::hex;
-use crate::message::{Action, Decision, SourceRecord};
+use crate::message::{Action, Competence, Decision, SourceRecord};
 use crate::stream::record::{Finished, Outcome, Record, Rejection, RejectionStage};
 
 /// Prefix of the daemon's own headers.
@@ -39,10 +39,16 @@ pub(super) enum Form {
 /// What an output is, as counted by the metrics once it is committed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum OutputKind {
-    Decided { action: Action, probability: f64 },
+    Decided {
+        action: Action,
+        probability: f64,
+        competence: Option<Competence>,
+    },
     Deleted,
     Tombstone,
-    DeadLetter { reason: &'static str },
+    DeadLetter {
+        reason: &'static str,
+    },
 }
 
 /// An output, kept until it is committed so that it can be produced again after an aborted transaction.
@@ -103,6 +109,7 @@ impl Origin {
                 let kind = OutputKind::Decided {
                     action: decision.action,
                     probability,
+                    competence: scored.competence,
                 };
                 self.decision(record, &decision, kind)
             }

@@ -362,6 +362,7 @@ mod tests {
             margin: 1.0,
             windows: 1,
             truncated: false,
+            competence: None,
         };
         let finish = |index: usize| {
             let first = batch.items[index].0.first.as_ref().unwrap();

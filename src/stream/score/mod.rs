@@ -383,6 +383,7 @@ mod tests {
                 windows: 1,
                 truncated: false,
                 correction: 0.0,
+                competence: None,
             },
         };
         let (batch, batches) = bounded(1);
