@@ -25,8 +25,9 @@ impl Subject {
         let prompter = |normalize| {
             let config = PromptConfig {
                 normalize,
-                max_window_tokens: 64,
-                max_windows: 4,
+                max_window_tokens: Some(64),
+                max_windows: Some(4),
+                windows: None,
                 ..prompt_config()
             };
             Prompter::new(Path::new(name), file, &config, vocab_size, 8192).unwrap()
