@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crate::common::lines;
 use moderatord::config::{
-    Config, ConfigDraft, CrossFit, DEFAULT_THRESHOLDS, Delivery, DeviceChoice, InputFields, Normalize, NotInScope, OnGap,
-    OnMissing, Quantize, Sources, Start, ThresholdSettings,
+    Config, ConfigDraft, CrossFit, DEFAULT_THRESHOLDS, Delivery, DeviceChoice, InputFields, Normalize, NotInScope,
+    OnGap, OnMissing, Quantize, Sources, Start, ThresholdSettings,
 };
 use moderatord::message::Op;
 

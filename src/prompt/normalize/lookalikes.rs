@@ -285,12 +285,12 @@ fn look_up(char: char) -> Option<(char, Likeness)> {
 fn by_skeleton(char: char) -> Option<(char, Likeness)> {
     let mut text = [0; 4];
     let mut likeness = Likeness::Same;
-    let mut letters = skeleton(char.encode_utf8(&mut text)).filter_map(|char| {
+    let mut letters = skeleton(char.encode_utf8(&mut text)).filter(|&char| {
         let is_mark = is_combining_mark(char);
         if is_mark {
             likeness = Likeness::Similar;
         }
-        (!is_mark).then_some(char)
+        !is_mark
     });
     let found = match (letters.next()?, letters.next(), letters.next()) {
         (letter, None, None) => letter,
