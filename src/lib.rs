@@ -10,6 +10,7 @@
 //! | model | [`scorer`] (the interface between stream and model), [`prompt`], [`model`], [`classifier`] |
 //! | stream | [`decide`], [`stream`] |
 //! | adapter versions | [`registry`], [`serving`], [`retrain`] |
+//! | scoring over HTTP | [`api`] |
 //! | commands | [`cli`] |
 
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub mod stream;
 
 pub mod registry;
 pub mod serving;
+pub mod api;
 pub mod retrain;
 
 pub mod cli;

@@ -200,6 +200,18 @@ pub enum Action {
     Delete,
 }
 
+impl Action {
+    /// Returns the name of the action, as in decisions and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Review => "review",
+            Self::Block => "block",
+            Self::Delete => "delete",
+        }
+    }
+}
+
 /// Whether the decision was taken without a human, in the terms of the EU's Digital Services Act.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

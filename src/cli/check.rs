@@ -51,6 +51,7 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
     let Checked {
         config,
         named,
+        credentials: _,
         mut model,
         stream,
     } = checked::check(

@@ -5,6 +5,7 @@ use tracing::error;
 
 use super::SettingsArgs;
 use super::named::{self, Named};
+use crate::api::Credentials;
 use crate::config::{Config, ConfigDraft, LogConfig, RegistryConfig, StreamConfig};
 use crate::fault::{Fault, Faults};
 use crate::kafka::properties_faults;
@@ -20,7 +21,9 @@ pub(super) struct Checked {
     /// The models that the settings name instead of a folder.
     pub named: Vec<Named>,
     pub model: CheckedModel,
-    /// `None` if no setting of the stream is set.
+    /// The tokens and certificates of the API.
+    pub credentials: Credentials,
+    /// `None` if no setting of the stream is set, or if nothing is streamed.
     pub stream: Option<(StreamConfig, TopicFacts)>,
 }
 
@@ -49,6 +52,8 @@ pub(super) enum Streaming {
     Required,
     /// Required only if some of them are set: then the deployment is meant to stream.
     IfSet,
+    /// Not looked at: nothing is streamed.
+    Never,
 }
 
 /// Reads the settings, starts the log, calls `prepare`, loads the model and queries the brokers.
@@ -86,6 +91,7 @@ pub(super) fn check(
     let prepared = config.as_ref().map_or(Ok(()), prepare);
     // Check the brokers and the model even if other settings are invalid, so that all problems are reported at once.
     let stream = match &config {
+        Ok(_) if streaming == Streaming::Never => None,
         Ok(config) if streaming == Streaming::Required || sets_any_stream_key(config) => Some(
             config
                 .require_stream()
@@ -102,6 +108,8 @@ pub(super) fn check(
     if let Err(found) = &config {
         faults.extend(found.clone());
     }
+    let credentials = config.as_ref().ok().map(|config| Credentials::read(&config.api));
+    let credentials = credentials.and_then(|read| faults.collect(read));
     match &stream {
         Some(Err(StreamCheckError::Faults(found))) => faults.extend(found.clone()),
         // The invalid settings may be the cause, so report this together with them.
@@ -136,7 +144,7 @@ pub(super) fn check(
         }
         faults.push(Fault::other(format!("{error:#}")));
     }
-    let (Ok(config), Some(model), true) = (config, model, faults.is_empty()) else {
+    let (Ok(config), Some(model), Some(credentials), true) = (config, model, credentials, faults.is_empty()) else {
         bail!(faults);
     };
     let mut stream = stream.transpose();
@@ -147,6 +155,7 @@ pub(super) fn check(
                     config,
                     named,
                     model,
+                    credentials,
                     stream,
                 });
             }

@@ -17,6 +17,7 @@ mod named;
 mod retrain;
 mod run;
 mod score;
+mod serve;
 mod table;
 
 use std::io::{self, Write};
@@ -65,6 +66,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Run the daemon: consume comments from Kafka and publish decisions
     Run(run::RunArgs),
+    /// Score comments over HTTP, without Kafka
+    Serve(serve::ServeArgs),
     /// Score comments from the command line, a file or stdin, and print one JSON decision per line
     Score(score::ScoreArgs),
     /// Train a new adapter on labelled feedback, and promote it if it is better
@@ -132,6 +135,7 @@ impl Cli {
         match &self.command {
             Command::Demo(args) => demo::run(args, out),
             Command::Run(args) => run::run(args),
+            Command::Serve(args) => serve::run(args),
             Command::Score(args) => score::run(args, out, err),
             Command::Retrain(args) => retrain::run(args, out, err),
             Command::Eval(args) => eval::run(args, out, err),

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Args;
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use metrics::{counter, gauge};
@@ -12,15 +12,16 @@ use tracing::{error, info, warn};
 
 use super::checked::{Checked, CheckedModel, Streaming, check};
 use super::{Exit, SettingsArgs};
+use crate::api::{ApiParts, ApiServer, StatusSources};
 use crate::config::{BatchConfig, Config, Sources, StreamConfig};
 use crate::decide::CurrentJudge;
-use crate::fault::Faults;
+use crate::fault::{Fault, Faults};
 use crate::kafka::topics::{TopicFacts, TopicsError};
 use crate::ops::announce::{Announcer, START_EXTENSION};
 use crate::ops::health::{Health, Phase};
 use crate::ops::http::{self, ConnectionLimits, HttpServer, HttpState};
 use crate::ops::log;
-use crate::ops::metrics as names;
+use crate::ops::metrics::{self as names, Exporter};
 use crate::ops::notify::Notifier;
 use crate::ops::process::{exit_now, raise_open_files_limit};
 use crate::ops::signals::Signals;
@@ -29,6 +30,7 @@ use crate::serving::records::{self, PendingRecords, Record};
 use crate::serving::report::ReadReporter;
 use crate::serving::watch::{RegistryWatcher, set_model_info};
 use crate::serving::{LoadedModel, ModelSource, ReadyModel};
+use crate::stream::batch::Limits;
 use crate::stream::pipeline::{Model, Pipeline, Settings};
 use crate::stream::score::Replacement;
 
@@ -71,12 +73,25 @@ Exit codes:
   78  the settings, model, registry, topics or committed offsets need attention";
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
+    serve(&args.settings, Streaming::Required)
+}
+
+/// Serves the stream, the API or both until a signal or a failure.
+pub(super) fn serve(settings: &SettingsArgs, streaming: Streaming) -> anyhow::Result<Exit> {
     let notifier = Notifier::from_environment().context("NOTIFY_SOCKET is not a valid address")?;
     let signals = Signals::listen().context("cannot listen for signals")?;
     let mut daemon = None;
     // Health and metrics are served while the model is loaded and warmed up and the daemon connects to the brokers.
-    let start_daemon =
-        |config: &Config| RunningDaemon::start(config, signals, notifier.clone()).map(|started| daemon = Some(started));
+    let start_daemon = |config: &Config| {
+        if streaming == Streaming::Never && config.api.listen.is_none() {
+            bail!(Faults::from(Fault::setting(
+                "api.listen",
+                "expected an address such as \"127.0.0.1:8080\""
+            )));
+        }
+        daemon = Some(RunningDaemon::start(config, signals, notifier.clone())?);
+        Ok(())
+    };
     let has_warned = Cell::new(false);
     let wait_for_brokers = |error: &TopicsError| {
         if !has_warned.replace(true) {
@@ -86,22 +101,22 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
         std::thread::sleep(BROKERS_RETRY_PAUSE);
         true
     };
-    let checked = check(
-        &args.settings,
-        Streaming::Required,
-        log::start,
-        start_daemon,
-        &wait_for_brokers,
-    )?;
+    let checked = check(settings, streaming, log::start, start_daemon, &wait_for_brokers)?;
     if has_warned.get() {
         info!("the brokers answer");
     }
     let daemon = daemon.context("the daemon was not started")?;
     let Checked {
-        config, model, stream, ..
+        config,
+        model,
+        credentials,
+        stream,
+        ..
     } = checked;
-    let (stream, topics) = stream.context("the settings of the stream are missing")?;
-    for problem in topics.warnings(config.input.max_bytes) {
+    for problem in stream
+        .iter()
+        .flat_map(|(_, topics)| topics.warnings(config.input.max_bytes))
+    {
         warn!(problem, "the topics do not fit the settings well");
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -131,16 +146,51 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
     set_model_info(&ready.judged.identity);
     daemon.health.record_scored(Instant::now());
     let (replace, swap) = bounded(0);
-    let (settings, model) = assemble(ready, max_tokens, stream, topics, &config, swap);
+    let model = assemble_model(ready, &config, swap);
     let judge = Arc::clone(&model.judge);
-    let pipeline = Pipeline::start(&settings, model, &daemon.health)?;
+    let api = config.api.listen.is_some().then(|| {
+        let parts = ApiParts {
+            config: config.api.clone(),
+            input: config.input.clone(),
+            cache: config.cache,
+            batch: Limits {
+                max_tokens,
+                linger: config.batch.linger,
+            },
+            prompter: Arc::clone(&model.prompter),
+            judge: Arc::clone(&judge),
+            status: StatusSources {
+                health: Arc::clone(&daemon.health),
+                metrics: daemon.metrics.clone(),
+                judge: Arc::clone(&judge),
+                configuration: settings.sources().shown(),
+            },
+            feedback: config.require_feedback().ok(),
+            open_files: raise_open_files_limit(),
+        };
+        ApiServer::start(parts, credentials)
+    });
+    let (api, requests) = api.transpose()?.unzip();
+    let pipeline = match (stream, requests) {
+        (Some((stream, topics)), requests) => {
+            let settings = stream_settings(stream, topics, max_tokens, &config);
+            let pipeline = Pipeline::start_with_requests(&settings, model, &daemon.health, requests)?;
+            info!(
+                group = settings.stream.group,
+                topic = settings.stream.topics.comments,
+                delivery = settings.stream.delivery.as_str(),
+                "serving"
+            );
+            pipeline
+        }
+        (None, Some(requests)) => {
+            daemon.health.without_stream();
+            info!("serving requests, and no stream");
+            Pipeline::start_without_stream(model, &daemon.health, requests)
+        }
+        (None, None) => bail!("there is neither a stream nor an API to serve"),
+    };
     daemon.signals.begin_serving();
-    info!(
-        group = settings.stream.group,
-        topic = settings.stream.topics.comments,
-        delivery = settings.stream.delivery.as_str(),
-        "serving"
-    );
     // A reload must not wait for a registry that hangs. There is one message for each signal.
     let (check_registry, check_requests) = unbounded();
     let watches_registry = registry.is_some();
@@ -149,7 +199,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
             source,
             registry,
             sequence,
-            max_tokens: settings.batch.max_tokens,
+            max_tokens,
             poll: config.registry.poll,
             judge: Arc::clone(&judge),
             records,
@@ -162,11 +212,13 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Exit> {
             .context("cannot start the registry watcher")?;
     }
     let handler = ReloadHandler {
-        sources: args.settings.sources(),
+        sources: settings.sources(),
         judge: &judge,
+        api: api.as_ref(),
         check_registry: watches_registry.then_some(check_registry),
     };
     runtime.block_on(daemon.serve(pipeline, &handler, config.shutdown.grace))?;
+    drop(api);
     Ok(Exit::Success)
 }
 
@@ -186,16 +238,14 @@ pub(super) fn warm(source: &ModelSource, loaded: LoadedModel, config: &Config) -
     Ok((ready, warm.max_tokens))
 }
 
-/// Assembles the settings and the model of the pipeline.
-pub(super) fn assemble(
-    ready: ReadyModel,
-    max_tokens: usize,
+/// Returns the settings of the pipeline.
+pub(super) fn stream_settings(
     stream: StreamConfig,
     topics: TopicFacts,
+    max_tokens: usize,
     config: &Config,
-    swap: Receiver<Replacement>,
-) -> (Settings, Model) {
-    let settings = Settings {
+) -> Settings {
+    Settings {
         stream,
         topics,
         input: config.input.clone(),
@@ -205,21 +255,26 @@ pub(super) fn assemble(
         },
         cache: config.cache,
         limits: config.limits,
-    };
-    let model = Model {
+    }
+}
+
+/// Returns the model of the pipeline. `swap` delivers its successors.
+pub(super) fn assemble_model(ready: ReadyModel, config: &Config, swap: Receiver<Replacement>) -> Model {
+    Model {
         canary: ready.canary,
         prompter: ready.classifier.prompter(),
         judge: Arc::new(CurrentJudge::new(config.policy.clone(), ready.judged)),
         scorer: Box::new(ready.classifier),
         swap,
-    };
-    (settings, model)
+    }
 }
 
 /// Reloads the policy and checks the registry on SIGHUP.
 struct ReloadHandler<'a> {
     sources: Sources,
     judge: &'a CurrentJudge,
+    /// Has tokens and certificates to read again.
+    api: Option<&'a ApiServer>,
     /// Makes the registry watcher store the policy and check for a new version; absent without a registry.
     check_registry: Option<Sender<Record>>,
 }
@@ -235,6 +290,10 @@ impl ReloadHandler<'_> {
                 "refused"
             }
         };
+        let result = match self.api {
+            Some(api) if !api.reload() => "refused",
+            _ => result,
+        };
         counter!(names::RELOADS, "result" => result).increment(1);
         if let Some(check_registry) = &self.check_registry {
             let policy = self.judge.get().policy.canonical().to_owned();
@@ -249,6 +308,7 @@ struct RunningDaemon {
     health: Arc<Health>,
     notifier: Notifier,
     signals: Signals,
+    metrics: Exporter,
     /// Answers requests until it is dropped.
     _http: HttpServer,
 }
@@ -257,8 +317,9 @@ impl RunningDaemon {
     fn start(config: &Config, signals: Signals, notifier: Notifier) -> anyhow::Result<Self> {
         let address = config.http.listen;
         let health = Arc::new(Health::new(STALL_LIMIT));
+        let metrics = names::install().context("cannot start the metrics")?;
         let state = HttpState {
-            metrics: names::install().context("cannot start the metrics")?,
+            metrics: metrics.clone(),
             health: Arc::clone(&health),
             now: Instant::now,
         };
@@ -270,6 +331,7 @@ impl RunningDaemon {
             health,
             notifier,
             signals,
+            metrics,
             _http: http,
         })
     }
@@ -280,6 +342,7 @@ impl RunningDaemon {
             health,
             notifier,
             mut signals,
+            metrics: _,
             _http,
         } = self;
         let feeder = {
@@ -311,12 +374,18 @@ impl RunningDaemon {
                     deadline = Some(now + grace + EXIT_TIMEOUT);
                     health.enter(Phase::Draining);
                     notifier.stopping("draining", grace + EXIT_TIMEOUT);
+                    if let Some(api) = handler.api {
+                        // The scorer must not end before the requests that it has are answered.
+                        tokio::select! {
+                            () = api.drain() => {}
+                            () = tokio::time::sleep(grace) => {}
+                            Some(()) = signals.stops.recv() => exit_without_draining(),
+                        }
+                        api.close();
+                    }
                     pipeline.drain(now + grace);
                 }
-                Some(_) if stop => {
-                    warn!("received a second signal: exiting now; unfinished comments will be read again");
-                    exit_now(1);
-                }
+                Some(_) if stop => exit_without_draining(),
                 Some(deadline) if now >= deadline => {
                     error!("a stage did not end in time: exiting now; unfinished comments will be read again");
                     exit_now(1);
@@ -338,6 +407,11 @@ impl RunningDaemon {
         }
         Ok(ended?)
     }
+}
+
+fn exit_without_draining() -> ! {
+    warn!("received a second signal: exiting now; unfinished comments will be read again");
+    exit_now(1)
 }
 
 /// Reloads the policy, the only setting that can change while the daemon is serving.

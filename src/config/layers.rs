@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use config::{FileFormat, Format, Map, Value, ValueKind};
 
+use super::reader;
 use crate::fault::Fault;
 
 /// The defaults are the shipped settings file itself, so that the two cannot differ.
@@ -23,10 +24,21 @@ const STATE_DIRECTORY: &str = "STATE_DIRECTORY";
 
 /// The tables whose keys are chosen by the operator. Not every key can be part of a variable's name, so a variable may
 /// also set such a table as a whole, as in TOML.
-const OPEN_TABLES: [[&str; 2]; 3] = [["policy", "communities"], ["kafka", "properties"], ["input", "ops"]];
+const OPEN_TABLES: [[&str; 2]; 5] = [
+    ["policy", "communities"],
+    ["kafka", "properties"],
+    ["input", "ops"],
+    ["api", "openai"],
+    ["api", "perspective"],
+];
 
 /// Those of the open tables in whose keys upper and lower case differ.
-const CASE_SENSITIVE_TABLES: [[&str; 2]; 2] = [["policy", "communities"], ["input", "ops"]];
+const CASE_SENSITIVE_TABLES: [[&str; 2]; 4] = [
+    ["policy", "communities"],
+    ["input", "ops"],
+    ["api", "openai"],
+    ["api", "perspective"],
+];
 
 /// The maximum size of a settings file, so that a wrong path to a huge file does not exhaust the memory.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -62,6 +74,11 @@ impl Sources {
                 .collect(),
             flags: Vec::new(),
         }
+    }
+
+    /// Returns all settings by key, with those masked that may contain a secret.
+    pub fn shown(&self) -> BTreeMap<String, String> {
+        reader::shown(&self.merge().0)
     }
 
     /// Merges all layers into one tree, and returns a fault for each layer that cannot be read.

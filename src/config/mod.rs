@@ -3,6 +3,7 @@
 //! All faults are reported at once, each with the key, the value, its origin and what was expected. Settings that only
 //! the stream needs are required by [`Config::require_stream`], so that `score` and `check` work without a broker.
 
+mod api;
 mod input;
 mod kafka;
 mod layers;
@@ -20,6 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use api::{ApiConfig, ApiLimits, CLASSIFIER, TlsConfig};
 pub use input::{FieldLocation, FieldLocations, InputConfig, InputFields};
 pub use kafka::{Delivery, KafkaConfig, KafkaProperties, OnGap, Start, StreamConfig, Topics, TopicsConfig};
 pub use layers::Sources;
@@ -65,6 +67,8 @@ pub struct Config {
     pub retrain: RetrainConfig,
     /// The address of the HTTP server for metrics and health checks.
     pub http: HttpConfig,
+    /// Scoring over HTTP.
+    pub api: ApiConfig,
     /// The grace period on shutdown.
     pub shutdown: ShutdownConfig,
     /// The format and level of the log.
@@ -113,6 +117,7 @@ struct OtherSections {
     registry: RegistryConfig,
     retrain: RetrainConfig,
     http: HttpConfig,
+    api: ApiConfig,
     shutdown: ShutdownConfig,
 }
 
@@ -138,6 +143,7 @@ impl ConfigDraft {
         let (policy, limits) = (sections::policy(&mut reader), sections::limits(&mut reader));
         let (registry, retrain) = (retrain::registry(&mut reader), retrain::retrain(&mut reader));
         let (http, shutdown) = (sections::http(&mut reader), sections::shutdown(&mut reader));
+        let api = api::api(&mut reader);
         let log = sections::log(&mut reader);
         sections::check_across(&mut reader, prompt.as_ref(), batch.as_ref(), shutdown.as_ref());
         let (faults, known_keys) = reader.finish();
@@ -155,6 +161,7 @@ impl ConfigDraft {
                 registry: registry?,
                 retrain: retrain?,
                 http: http?,
+                api: api?,
                 shutdown: shutdown?,
             })
         };
@@ -201,6 +208,7 @@ impl ConfigDraft {
                 registry: other.registry,
                 retrain: other.retrain,
                 http: other.http,
+                api: other.api,
                 shutdown: other.shutdown,
             }),
             _ => Err(self.faults.into()),

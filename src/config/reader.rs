@@ -370,6 +370,35 @@ impl SettingsReader {
     }
 }
 
+/// Returns all settings of a merged tree by key, as people may see them: what may contain a secret is masked.
+pub(super) fn shown(root: &Value) -> BTreeMap<String, String> {
+    let mut shown = BTreeMap::new();
+    add_shown("", root, &mut shown);
+    shown
+}
+
+fn add_shown(key: &str, value: &Value, shown: &mut BTreeMap<String, String>) {
+    let is_set =
+        !matches!(&value.kind, ValueKind::Nil) && !matches!(&value.kind, ValueKind::String(text) if text.is_empty());
+    if may_contain_secret(key) {
+        // A broker's address is not a secret, but whatever stands there by mistake may be one.
+        shown.insert(key.to_owned(), if is_set { "***" } else { "" }.to_owned());
+        return;
+    }
+    let ValueKind::Table(table) = &value.kind else {
+        shown.insert(key.to_owned(), display_value(&value.kind));
+        return;
+    };
+    for (name, value) in table {
+        let key = if key.is_empty() {
+            name.clone()
+        } else {
+            format!("{key}.{name}")
+        };
+        add_shown(&key, value, shown);
+    }
+}
+
 fn may_contain_secret(key: &str) -> bool {
     SECRET_KEYS.iter().any(|secret| {
         let rest = key.strip_prefix(secret);

@@ -10,6 +10,7 @@ pub(crate) mod group_members;
 pub mod topic_limits;
 pub mod topics;
 pub(crate) mod snapshot;
+pub(crate) mod feedback;
 pub mod embedded;
 
 pub(crate) use client::properties_faults;

@@ -43,6 +43,8 @@ pub struct Health {
 
 #[derive(Debug)]
 struct HealthState {
+    /// Whether there is a stream to be ready.
+    streams: bool,
     phase: Phase,
     last_scored: Option<Instant>,
 }
@@ -55,6 +57,7 @@ impl Health {
         Self {
             stall_limit,
             state: Mutex::new(HealthState {
+                streams: true,
                 phase: Phase::Starting,
                 last_scored: None,
             }),
@@ -67,6 +70,11 @@ impl Health {
     /// Only the first stream counts.
     pub fn watch(&self, work: impl Fn() -> StreamWork + Send + Sync + 'static) {
         let _ = self.stream.set(Box::new(work));
+    }
+
+    /// Lets readiness depend on the scorer alone, because there is no stream.
+    pub fn without_stream(&self) {
+        self.lock().streams = false;
     }
 
     /// Returns what the stream is doing, or `None` if it has not been started.
@@ -108,16 +116,18 @@ impl Health {
 
     /// Returns whether the daemon is ready: it is serving, has recently scored a batch, and its stream does its work.
     pub fn ready(&self, now: Instant) -> HealthVerdict {
-        let scores = {
+        let (scores, streams) = {
             let state = self.lock();
-            match state.phase {
+            let scores = match state.phase {
                 Phase::Starting => HealthVerdict::Unhealthy("starting".into()),
                 Phase::Draining => HealthVerdict::Unhealthy("draining".into()),
                 Phase::Failed => HealthVerdict::Unhealthy("failed".into()),
                 Phase::Serving => self.scores_batches(&state, now),
-            }
+            };
+            (scores, state.streams)
         };
         match scores {
+            HealthVerdict::Healthy if !streams => HealthVerdict::Healthy,
             HealthVerdict::Healthy => {
                 let problem = match self.work() {
                     Some(work) => work.problem(now),

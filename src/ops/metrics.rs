@@ -78,6 +78,20 @@ pub const SCORE_FAILURES: &str = "moderatord_score_failures_total";
 pub const HTTP_CONNECTIONS: &str = "moderatord_http_connections_total";
 /// The number of open HTTP connections.
 pub const HTTP_OPEN_CONNECTIONS: &str = "moderatord_http_open_connections";
+/// Counts requests to the API by `endpoint`, `caller` and `status`, the status code of HTTP.
+pub const API_REQUESTS: &str = "moderatord_api_requests_total";
+/// Records the time from the first byte of a request's head to its answer, by `endpoint`.
+pub const API_SECONDS: &str = "moderatord_api_request_seconds";
+/// Counts comments that were decided for callers of the API by `action`.
+pub const API_DECISIONS: &str = "moderatord_api_decisions_total";
+/// Counts comments that were dropped unscored, because their caller had gone or their deadline had passed.
+pub const API_DROPPED: &str = "moderatord_api_dropped_total";
+/// The number of comments of requests that wait to be scored or are being scored.
+pub const API_WAITING: &str = "moderatord_api_waiting";
+/// Counts connections to the API by `result`, as [`HTTP_CONNECTIONS`].
+pub const API_CONNECTIONS: &str = "moderatord_api_connections_total";
+/// The number of open connections to the API.
+pub const API_OPEN_CONNECTIONS: &str = "moderatord_api_open_connections";
 /// Always 1; the labels `version`, `commit` and `features` describe the build.
 pub const BUILD_INFO: &str = "moderatord_build_info";
 
@@ -160,6 +174,7 @@ pub fn build() -> Result<(PrometheusRecorder, Exporter), BuildError> {
     let recorder = PrometheusBuilder::new()
         .set_buckets_for_metric(full(STAGE_SECONDS), &seconds)?
         .set_buckets_for_metric(full(APPEND_TO_COMMIT), &seconds)?
+        .set_buckets_for_metric(full(API_SECONDS), &seconds)?
         .set_buckets_for_metric(full(BATCH_TOKENS), &sizes)?
         .set_buckets_for_metric(full(BATCH_ROWS), &sizes)?
         .set_buckets_for_metric(full(PROBABILITY), &probabilities)?
@@ -244,6 +259,32 @@ fn describe() {
         "Always 1; the labels name the version, the commit and the features of the build."
     );
     describe_gauge!(HTTP_OPEN_CONNECTIONS, "Number of open HTTP connections.");
+    describe_counter!(
+        API_REQUESTS,
+        "Number of requests to the API, by endpoint, caller and status."
+    );
+    describe_histogram!(
+        API_SECONDS,
+        Unit::Seconds,
+        "Time from the head of a request to the API to its answer, by endpoint."
+    );
+    describe_counter!(
+        API_DECISIONS,
+        "Number of comments decided for callers of the API, by action."
+    );
+    describe_counter!(
+        API_DROPPED,
+        "Number of comments dropped unscored, because their caller had gone or their deadline had passed."
+    );
+    describe_gauge!(
+        API_WAITING,
+        "Number of comments of requests that wait to be scored or are being scored."
+    );
+    describe_counter!(
+        API_CONNECTIONS,
+        "Number of connections to the API that ended or could not be served, by result."
+    );
+    describe_gauge!(API_OPEN_CONNECTIONS, "Number of open connections to the API.");
     describe_histogram!(BATCH_TOKENS, "Number of own tokens in a micro-batch.");
     describe_gauge!(
         BATCH_BUDGET,

@@ -14,7 +14,7 @@ use std::time::SystemTime;
 
 use super::record::{CommentRecord, Finished};
 use super::text_key::TextKey;
-use crate::decide::{CurrentJudge, JudgedModel};
+use crate::decide::{CurrentJudge, Judge, JudgedModel};
 use crate::message::CommentMargin;
 
 /// What becomes of a comment whose text was looked up.
@@ -82,6 +82,20 @@ impl ScoreCache {
         }
         state.waiting.insert(key, Vec::new());
         Lookup::First(comment)
+    }
+
+    /// Returns the margin of a text for a request from outside the stream, if it is known, with the judge that belongs
+    /// to it.
+    pub fn known(&self, key: TextKey) -> Option<(CommentMargin, Arc<Judge>)> {
+        let mut state = self.lock();
+        let margin = state.recent.get(key)?;
+        // The model cannot be replaced before the judge that belongs to the margin is taken.
+        Some((margin, self.judge.get()))
+    }
+
+    /// Remembers the margin of a text that no comment of the stream waits for. It must come from the model in service.
+    pub fn remember(&self, key: TextKey, margin: CommentMargin) {
+        self.lock().recent.insert(key, margin);
     }
 
     /// Ends the wait for a text, and remembers its margin if there is one. Returns the comments that have waited.

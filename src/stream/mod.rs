@@ -9,9 +9,9 @@
 pub mod control;
 mod ownership;
 mod in_flight;
-mod text_key;
+pub(crate) mod text_key;
 mod record;
-mod cache;
+pub(crate) mod cache;
 mod offsets;
 mod committed;
 mod status;

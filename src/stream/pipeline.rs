@@ -18,7 +18,7 @@ use crossbeam_channel::{Receiver, bounded};
 use rdkafka::config::FromClientConfigAndContext;
 use tracing::info;
 
-use super::batch::Limits;
+use super::batch::{Limits, MicroBatch};
 use super::cache::ScoreCache;
 use super::committed::CommittedOffsets;
 use super::control::{Control, StreamError};
@@ -28,7 +28,7 @@ use super::group::{GroupConsumer, Membership, SharedConsumer};
 use super::in_flight::InFlight;
 use super::ingest::IngestStage;
 use super::ownership::Ownership;
-use super::score::{Replacement, ScoreStage};
+use super::score::{Lanes, Replacement, ScoreRequest, ScoreStage};
 use super::status::{ClientStatus, StreamMonitor};
 use crate::config::{BatchConfig, CacheConfig, InputConfig, LimitsConfig, StreamConfig};
 use crate::decide::CurrentJudge;
@@ -80,6 +80,16 @@ pub struct Model {
     pub swap: Receiver<Replacement>,
 }
 
+/// Texts from outside the stream, which its scorer also scores.
+pub(crate) struct RequestLane {
+    /// From whoever gathers the texts. No more come when it is closed.
+    pub batches: Receiver<MicroBatch<ScoreRequest>>,
+    /// The share of the device for them while the stream has work as well, between 0 and 1.
+    pub share: f64,
+    /// The margins of recent texts, which both share.
+    pub cache: Arc<ScoreCache>,
+}
+
 /// A running stream: its stages' threads, and the state that controls them.
 pub struct Pipeline {
     control: Arc<Control>,
@@ -93,12 +103,53 @@ impl Pipeline {
     /// # Errors
     /// Returns an error if a Kafka client cannot be created, or if transactions cannot be initialised.
     pub fn start(settings: &Settings, model: Model, health: &Arc<Health>) -> Result<Self, StreamError> {
+        Self::start_with_requests(settings, model, health, None)
+    }
+
+    /// Starts only the scorer, for the texts of requests, and ends when no more come.
+    pub(crate) fn start_without_stream(model: Model, health: &Arc<Health>, requests: RequestLane) -> Self {
+        let control = Arc::new(Control::default());
+        let score = ScoreStage {
+            lanes: Lanes::of_requests(requests.batches),
+            // Nothing is sent, because no comment comes from a stream.
+            finished: bounded(0).0,
+            scorer: model.scorer,
+            canary: model.canary,
+            judge: model.judge,
+            cache: requests.cache,
+            swap: model.swap,
+            health: Arc::clone(health),
+            control: Arc::clone(&control),
+        };
+        let mut pipeline = Self {
+            control,
+            ownership: Arc::default(),
+            threads: Vec::new(),
+        };
+        pipeline.spawn("score", move || score.run());
+        pipeline
+    }
+
+    /// Starts the stages as [`Pipeline::start`] does, and scores texts of requests beside the stream.
+    ///
+    /// # Errors
+    /// Fails like [`Pipeline::start`].
+    pub(crate) fn start_with_requests(
+        settings: &Settings,
+        model: Model,
+        health: &Arc<Health>,
+        requests: Option<RequestLane>,
+    ) -> Result<Self, StreamError> {
         let control = Arc::new(Control::default());
         let ownership = Arc::new(Ownership::default());
         let committed = Arc::new(CommittedOffsets::default());
         let in_flight = Arc::new(InFlight::new(settings.limits.events, settings.limits.bytes));
         let client = Arc::new(ClientStatus::default());
-        let cache = Arc::new(ScoreCache::new(settings.cache.entries, Arc::clone(&model.judge)));
+        let cache = match &requests {
+            Some(requests) => Arc::clone(&requests.cache),
+            None => Arc::new(ScoreCache::new(settings.cache.entries, Arc::clone(&model.judge))),
+        };
+        let requests = requests.map(|requests| (requests.batches, requests.share));
         let stream = &settings.stream;
         let topic = &stream.topics.comments;
 
@@ -175,7 +226,7 @@ impl Pipeline {
             swap: model.swap,
             health: Arc::clone(health),
             control: Arc::clone(&control),
-            batches,
+            lanes: Lanes::of_stream(batches, requests),
             finished: done,
         };
         let emit = EmitStage {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// The folders whose modules are layers, as module paths; the empty path is that of `lib.rs`.
-const LAYERED: [&str; 5] = ["", "model", "stream", "retrain", "retrain::judge"];
+const LAYERED: [&str; 6] = ["", "model", "stream", "api", "retrain", "retrain::judge"];
 
 /// Modules of a folder that must not use each other, regardless of their order.
 const INDEPENDENT: [(&str, &[&str]); 1] = [("stream", &["ingest", "encode", "score", "emit"])];

@@ -21,6 +21,7 @@ mod documented_input;
 mod cli_run;
 mod cli_score;
 mod cli_start;
+mod api;
 mod config;
 mod hub;
 

@@ -19,7 +19,7 @@ use rdkafka::types::RDKafkaErrorCode;
 use serde_json::json;
 
 use super::Exit;
-use super::run::assemble;
+use super::run::{assemble_model, stream_settings};
 use crate::config::{Config, Sources};
 use crate::kafka::QuietContext;
 use crate::kafka::embedded::{CLIENT_PROPERTIES, EmbeddedBroker};
@@ -105,7 +105,8 @@ pub(super) fn run(args: &DemoArgs, out: &mut dyn Write) -> anyhow::Result<Exit> 
         dead_letters: PARTITIONS,
         ..TopicFacts::default()
     };
-    let (settings, model) = assemble(ready, warm.max_tokens, stream, topics, &config, never());
+    let settings = stream_settings(stream, topics, warm.max_tokens, &config);
+    let model = assemble_model(ready, &config, never());
     let health = Arc::new(Health::new(LOSS_TIMEOUT));
     let pipeline = Pipeline::start(&settings, model, &health)?;
     let demo = Demo {

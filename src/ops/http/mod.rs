@@ -1,11 +1,13 @@
-//! Serves `/metrics`, `/healthz` and `/readyz` over HTTP.
+//! Serves `/metrics`, `/healthz` and `/readyz` over HTTP. Its server is also that of the API.
 
+mod tls;
 mod server;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use axum::Router;
 use axum::extract::State;
@@ -17,7 +19,11 @@ use metrics::gauge;
 use super::health::{Health, HealthVerdict};
 use super::metrics::{Exporter, READY};
 use super::process_metrics;
-pub(crate) use server::{ConnectionLimits, HttpServer};
+pub(crate) use server::{ConnectionLimits, ConnectionMetrics, HttpServer, Site, connections_within};
+pub(crate) use tls::{Tls, TlsFiles};
+
+/// How often the samples of histograms are moved into their buckets.
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The state that the request handlers share.
 #[derive(Clone)]
@@ -34,7 +40,27 @@ pub(crate) struct HttpState {
 /// Returns an error if the address cannot be listened on.
 pub(crate) fn start(address: SocketAddr, state: HttpState, limits: ConnectionLimits) -> io::Result<HttpServer> {
     let metrics = state.metrics.clone();
-    HttpServer::start(address, router(state), metrics, limits)
+    HttpServer::start("http", address, site(router(state), limits), run_upkeep(metrics))
+}
+
+/// Returns the site of probes and collectors, none of which sends a body.
+fn site(router: Router, limits: ConnectionLimits) -> Site {
+    Site {
+        router,
+        takes_bodies: false,
+        tls: None,
+        limits,
+        metrics: ConnectionMetrics::Http,
+    }
+}
+
+/// Moves the samples of histograms into their buckets, so that memory stays bounded if no client reads `/metrics`.
+async fn run_upkeep(metrics: Exporter) -> Infallible {
+    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        ticks.tick().await;
+        metrics.run_upkeep();
+    }
 }
 
 fn router(state: HttpState) -> Router {

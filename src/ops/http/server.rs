@@ -22,12 +22,15 @@ use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use metrics::{counter, gauge};
+use metrics::{Gauge, counter, gauge};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Runtime;
 use tokio::sync::{Semaphore, oneshot};
 use tracing::{info, warn};
 
 use super::super::metrics as names;
+use super::tls::Tls;
 
 /// The most connections at a time: far more than the probes and collectors of one daemon open.
 const MAX_CONNECTIONS: u64 = 64;
@@ -48,7 +51,7 @@ pub(crate) struct ConnectionLimits {
     /// The most connections at a time; others are closed at once.
     pub connections: usize,
     /// How long a client may take to send the head of a request, including the time that the connection is idle
-    /// before it.
+    /// before it. It also limits the handshake of TLS.
     pub head: Duration,
     /// The age at which a connection is closed after the request in progress.
     pub lifetime: Duration,
@@ -59,14 +62,41 @@ pub(crate) struct ConnectionLimits {
 impl ConnectionLimits {
     /// Returns the limits of a process that may have this many files open.
     pub(crate) fn new(open_files: u64) -> Self {
-        let connections = (open_files / FILE_DESCRIPTOR_SHARE).clamp(4, MAX_CONNECTIONS);
         Self {
-            connections: connections as usize,
+            connections: connections_within(open_files, MAX_CONNECTIONS),
             head: Duration::from_secs(10),
             lifetime: Duration::from_secs(60),
             close: Duration::from_secs(5),
         }
     }
+}
+
+/// Returns how many connections a server may have in a process that may have so many files open: as many as wanted, but
+/// no more than its share of the files.
+pub(crate) fn connections_within(open_files: u64, wanted: u64) -> usize {
+    let share = (open_files / FILE_DESCRIPTOR_SHARE).max(4);
+    usize::try_from(wanted.min(share)).unwrap_or(usize::MAX)
+}
+
+/// The server that a metric of connections is about.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ConnectionMetrics {
+    /// That of metrics and health checks.
+    Http,
+    /// That of the API.
+    Api,
+}
+
+/// What a server answers, and how it is reached.
+pub(crate) struct Site {
+    /// Answers the requests.
+    pub router: Router,
+    /// Whether requests may have bodies. Otherwise, one that has is answered with 413.
+    pub takes_bodies: bool,
+    /// The certificates, if connections are encrypted.
+    pub tls: Option<Arc<Tls>>,
+    pub limits: ConnectionLimits,
+    pub metrics: ConnectionMetrics,
 }
 
 /// A running server, which stops when it is dropped.
@@ -77,31 +107,22 @@ pub(crate) struct HttpServer {
 }
 
 impl HttpServer {
-    /// Listens on an address, and answers requests from here on.
+    /// Listens on an address, and answers requests from here on. `upkeep` runs beside it.
     ///
     /// # Errors
     /// Returns an error if the address cannot be listened on, or the thread cannot be started.
-    pub(super) fn start(
+    pub(crate) fn start(
+        name: &str,
         address: SocketAddr,
-        router: Router,
-        metrics: names::Exporter,
-        limits: ConnectionLimits,
+        site: Site,
+        upkeep: impl Future<Output = Infallible> + Send + 'static,
     ) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let listener = runtime.block_on(TcpListener::bind(address))?;
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let serve = move || {
-            runtime.block_on(async {
-                tokio::select! {
-                    // The sender sends nothing; it is dropped.
-                    _ = stopped => {}
-                    never = accept_all(listener, router, limits) => match never {},
-                    never = run_upkeep(metrics) => match never {},
-                }
-            });
-        };
-        let thread = std::thread::Builder::new().name("http".to_owned()).spawn(serve)?;
+        let serve = move || serve(&runtime, listener, site, upkeep, stopped);
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(serve)?;
         Ok(Self {
             address,
             stop: Some(stop),
@@ -125,37 +146,48 @@ impl Drop for HttpServer {
     }
 }
 
-/// Moves the samples of histograms into their buckets, so that memory stays bounded if no client reads `/metrics`.
-async fn run_upkeep(metrics: names::Exporter) -> Infallible {
-    let mut ticks = tokio::time::interval(Duration::from_secs(5));
-    loop {
-        ticks.tick().await;
-        metrics.run_upkeep();
-    }
+/// Serves until `stopped` resolves.
+fn serve(
+    runtime: &Runtime,
+    listener: TcpListener,
+    site: Site,
+    upkeep: impl Future<Output = Infallible>,
+    stopped: oneshot::Receiver<Infallible>,
+) {
+    runtime.block_on(async {
+        tokio::select! {
+            // The sender sends nothing; it is dropped.
+            _ = stopped => {}
+            never = accept_all(listener, site) => match never {},
+            never = upkeep => match never {},
+        }
+    });
 }
 
-async fn accept_all(listener: TcpListener, router: Router, limits: ConnectionLimits) -> Infallible {
+async fn accept_all(listener: TcpListener, site: Site) -> Infallible {
+    let (limits, metrics) = (site.limits, site.metrics);
+    let site = Arc::new(site);
     let places = Arc::new(Semaphore::new(limits.connections));
     let open = move |places: &Semaphore| (limits.connections - places.available_permits()) as f64;
-    gauge!(names::HTTP_OPEN_CONNECTIONS).set(0.0);
+    metrics.open().set(0.0);
     loop {
-        let stream = accept(async || listener.accept().await.map(|(stream, _)| stream)).await;
+        let stream = accept(metrics, async || listener.accept().await.map(|(stream, _)| stream)).await;
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            count("refused");
+            metrics.count("refused");
             continue;
         };
-        gauge!(names::HTTP_OPEN_CONNECTIONS).set(open(&places));
-        let (router, places) = (router.clone(), Arc::clone(&places));
+        metrics.open().set(open(&places));
+        let (site, places) = (Arc::clone(&site), Arc::clone(&places));
         tokio::spawn(async move {
-            count(serve_connection(stream, router, limits).await);
+            metrics.count(connect(stream, &site).await);
             drop(place);
-            gauge!(names::HTTP_OPEN_CONNECTIONS).set(open(&places));
+            metrics.open().set(open(&places));
         });
     }
 }
 
 /// Returns the next connection. Waits after each failure, and logs only the first of several in a row.
-async fn accept<T>(mut next: impl AsyncFnMut() -> io::Result<T>) -> T {
+async fn accept<T>(metrics: ConnectionMetrics, mut next: impl AsyncFnMut() -> io::Result<T>) -> T {
     let mut failures = 0u64;
     loop {
         match next().await {
@@ -170,17 +202,32 @@ async fn accept<T>(mut next: impl AsyncFnMut() -> io::Result<T>) -> T {
                     warn!(%error, "cannot accept an HTTP connection, trying again");
                 }
                 failures += 1;
-                count("accept_failed");
+                metrics.count("accept_failed");
                 tokio::time::sleep(ACCEPT_DELAY).await;
             }
         }
     }
 }
 
+/// Serves one connection, after the handshake if it is encrypted. Returns how it ended.
+async fn connect(stream: TcpStream, site: &Site) -> &'static str {
+    // An answer is one write, which must not wait for the acknowledgement of the one before.
+    let _ = stream.set_nodelay(true);
+    let Some(tls) = &site.tls else {
+        return serve_connection(stream, site).await;
+    };
+    match tokio::time::timeout(site.limits.head, tls.acceptor().accept(stream)).await {
+        Ok(Ok(stream)) => serve_connection(stream, site).await,
+        Ok(Err(_)) => "invalid",
+        Err(_) => "timed_out",
+    }
+}
+
 /// Serves the requests of one connection. Returns how it ended.
-async fn serve_connection(stream: TcpStream, router: Router, limits: ConnectionLimits) -> &'static str {
-    let router = TowerToHyperService::new(router);
-    let service = service_fn(move |request| answer(router.clone(), request));
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, site: &Site) -> &'static str {
+    let (limits, takes_bodies) = (site.limits, site.takes_bodies);
+    let router = TowerToHyperService::new(site.router.clone());
+    let service = service_fn(move |request| answer(router.clone(), request, takes_bodies));
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -206,12 +253,13 @@ async fn serve_connection(stream: TcpStream, router: Router, limits: ConnectionL
     }
 }
 
-/// Answers one request. No request has a use for a body, so none is read.
+/// Answers one request. If the site has no use for a body, none is read.
 async fn answer(
     router: TowerToHyperService<Router>,
     request: Request<Incoming>,
+    takes_bodies: bool,
 ) -> Result<Response<ResponseBody>, Infallible> {
-    if request.body().is_end_stream() {
+    if takes_bodies || request.body().is_end_stream() {
         return router.call(request).await;
     }
     let answer = (
@@ -222,8 +270,21 @@ async fn answer(
     Ok(answer.into_response())
 }
 
-fn count(result: &'static str) {
-    counter!(names::HTTP_CONNECTIONS, "result" => result).increment(1);
+impl ConnectionMetrics {
+    fn count(self, result: &'static str) {
+        match self {
+            Self::Http => counter!(names::HTTP_CONNECTIONS, "result" => result),
+            Self::Api => counter!(names::API_CONNECTIONS, "result" => result),
+        }
+        .increment(1);
+    }
+
+    fn open(self) -> Gauge {
+        match self {
+            Self::Http => gauge!(names::HTTP_OPEN_CONNECTIONS),
+            Self::Api => gauge!(names::API_OPEN_CONNECTIONS),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -234,7 +295,7 @@ mod tests {
     async fn a_failed_accept_is_repeated_after_a_delay() {
         let started = tokio::time::Instant::now();
         let mut left = 3;
-        let accepted = accept(async || {
+        let accepted = accept(ConnectionMetrics::Http, async || {
             if left == 0 {
                 return Ok("a connection");
             }

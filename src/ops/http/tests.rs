@@ -46,7 +46,7 @@ impl Fixture {
         };
         let router = router(state).route("/large", get(|| async { vec![b'x'; 32 << 20] }));
         let address = ([127, 0, 0, 1], 0).into();
-        let server = HttpServer::start(address, router, metrics.clone(), limits).unwrap();
+        let server = HttpServer::start("http", address, site(router, limits), run_upkeep(metrics.clone())).unwrap();
         Self {
             server,
             health,

@@ -32,11 +32,11 @@ pub(super) fn record(outputs: &[Output], now: SystemTime) {
                     *competences.entry(competence.as_str()).or_default() += 1;
                 }
                 score.record(probability);
-                *actions.entry(action_name(action)).or_default() += 1;
+                *actions.entry(action.name()).or_default() += 1;
                 "decided"
             }
             OutputKind::Deleted => {
-                *actions.entry(action_name(Action::Delete)).or_default() += 1;
+                *actions.entry(Action::Delete.name()).or_default() += 1;
                 "deleted"
             }
             OutputKind::Tombstone => "tombstone",
@@ -61,14 +61,5 @@ pub(super) fn record(outputs: &[Output], now: SystemTime) {
     }
     for (reason, count) in reasons {
         counter!(names::DEAD_LETTERS, "reason" => reason).increment(count);
-    }
-}
-
-fn action_name(action: Action) -> &'static str {
-    match action {
-        Action::Allow => "allow",
-        Action::Review => "review",
-        Action::Block => "block",
-        Action::Delete => "delete",
     }
 }

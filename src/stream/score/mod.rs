@@ -4,15 +4,21 @@
 //! previous one, so that the device never waits for the CPU under full load; at most two are begun at a time. Every
 //! scored batch is reported to the health checks behind the watchdog and the probes. An idle stage scores the canary to
 //! show that scoring still works.
+//!
+//! Besides the comments of the stream, the stage scores texts of [requests](ScoreRequest) from outside it, in micro-batches
+//! of their own. While both wait, each gets its [share](share) of the device.
 
+mod request;
+mod share;
+mod lanes;
+mod search;
 #[cfg(test)]
 mod out_of_memory;
-mod search;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, Sender};
+use crossbeam_channel::{Receiver, SendTimeoutError, Sender};
 use metrics::{counter, gauge, histogram};
 use tracing::{error, warn};
 
@@ -25,7 +31,11 @@ use crate::message::TextFacts;
 use crate::ops::health::Health;
 use crate::ops::metrics as names;
 use crate::scorer::{Begun, Row, ScoreError, Scorer, begin_checked, largest_margin, score_checked, wait_checked};
+pub(crate) use lanes::Lanes;
+use lanes::{Batch, Received};
+pub use request::{ScoreAnswer, ScoreRequest};
 use search::FailureSearch;
+use share::Work;
 
 /// How often an idle scorer scores the canary: several times within any reasonable stall limit.
 const CANARY_INTERVAL: Duration = Duration::from_secs(5);
@@ -46,8 +56,8 @@ pub struct Replacement {
 
 /// Computes the margins of comments.
 pub(crate) struct ScoreStage {
-    /// From the encode stage. The channels come first, so that they are closed before the model is freed.
-    pub batches: Receiver<MicroBatch<Pending>>,
+    /// Where work comes from. The channels come first, so that they are closed before the model is freed.
+    pub lanes: Lanes,
     /// To the emit stage.
     pub finished: Sender<Vec<Finished>>,
     pub scorer: Box<dyn Scorer>,
@@ -68,17 +78,17 @@ type CarriedMargin = Option<Result<f32, ScoreError>>;
 
 /// A micro-batch that the scorer has begun.
 struct BegunBatch {
-    batch: MicroBatch<Pending>,
+    batch: Batch,
     begun: Result<Begun, ScoreError>,
     since: Instant,
 }
 
 impl BegunBatch {
-    fn begin(scorer: &mut dyn Scorer, batch: MicroBatch<Pending>) -> Self {
+    fn begin(scorer: &mut dyn Scorer, batch: Batch) -> Self {
         histogram!(names::BATCH_TOKENS).record(batch.tokens() as f64);
-        histogram!(names::BATCH_ROWS).record(batch.rows.len() as f64);
+        histogram!(names::BATCH_ROWS).record(batch.rows().len() as f64);
         let since = Instant::now();
-        let begun = begin_checked(scorer, &batch.rows);
+        let begun = begin_checked(scorer, batch.rows());
         Self { batch, begun, since }
     }
 
@@ -100,19 +110,28 @@ struct FailedText {
 
 /// The state that the stage carries from one micro-batch to the next.
 struct ScoreState {
-    carried: CarriedMargin,
+    /// By kind of work.
+    carried: [CarriedMargin; 2],
     /// When the previous micro-batch was passed on. The time of one that was begun earlier is measured from here.
     free_since: Instant,
 }
 
+impl ScoreState {
+    /// Returns a kind of work of which a text is incomplete, if there is one.
+    fn incomplete(&self) -> Option<Work> {
+        let incomplete = |work: &Work| self.carried[*work as usize].is_some();
+        [Work::Stream, Work::Requests].into_iter().find(incomplete)
+    }
+}
+
 impl ScoreStage {
-    /// Scores until the encode stage has ended.
+    /// Scores until the stage before it has ended.
     ///
     /// # Errors
     /// Returns an error if the scorer fails on the canary.
     pub fn run(mut self) -> Result<(), StreamError> {
         let mut state = ScoreState {
-            carried: None,
+            carried: [None, None],
             free_since: Instant::now(),
         };
         let mut in_progress: Option<BegunBatch> = None;
@@ -125,8 +144,9 @@ impl ScoreStage {
             {
                 return Ok(());
             }
-            // All windows of a comment must be scored by the same scorer.
-            if state.carried.is_none()
+            // All windows of a text must be scored by the same scorer, so the incomplete ones are completed first.
+            let incomplete = state.incomplete();
+            if incomplete.is_none()
                 && let Some(replacement) = replacement.take()
             {
                 self.scorer = replacement.scorer;
@@ -137,8 +157,8 @@ impl ScoreStage {
                 Some(_) => (None, POLL_INTERVAL),
                 None => (Some(Instant::now()), CANARY_INTERVAL),
             };
-            match self.batches.recv_timeout(timeout) {
-                Ok(batch) => {
+            match self.lanes.receive(timeout, replacement.as_ref().and(incomplete)) {
+                Received::Batch(batch) => {
                     if self.control.must_stop(Instant::now()) {
                         return Ok(());
                     }
@@ -151,9 +171,9 @@ impl ScoreStage {
                         return Ok(());
                     }
                 }
-                Err(RecvTimeoutError::Timeout) if in_progress.is_none() => self.score_canary()?,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+                Received::Nothing if in_progress.is_none() => self.score_canary()?,
+                Received::Nothing => {}
+                Received::Ended => break,
             }
             if let Some(done) = in_progress.take_if(|batch| batch.is_done())
                 && !self.finish(done, &mut state)?
@@ -167,19 +187,65 @@ impl ScoreStage {
         Ok(())
     }
 
-    /// Waits for a micro-batch and passes its comments on. Returns false if the stage should end.
+    /// Waits for a micro-batch and passes its results on. Returns false if the stage should end.
     fn finish(&mut self, in_progress: BegunBatch, state: &mut ScoreState) -> Result<bool, StreamError> {
         let BegunBatch { batch, begun, since } = in_progress;
-        let first_attempt = begun.and_then(|begun| wait_checked(begun, batch.rows.len()));
-        let margins = self.resolve(&batch.rows, first_attempt)?;
+        let first_attempt = begun.and_then(|begun| wait_checked(begun, batch.rows().len()));
+        let margins = self.resolve(batch.rows(), first_attempt)?;
         let done = Instant::now();
         self.health.record_scored(done);
         histogram!(names::STAGE_SECONDS, "stage" => "score").record(done - since.max(state.free_since));
+        let carried = &mut state.carried[batch.work() as usize];
+        let is_open = match batch {
+            Batch::Stream(batch) => self.finish_comments(batch, margins, carried)?,
+            Batch::Requests(batch) => {
+                self.finish_requests(batch, margins, carried);
+                true
+            }
+        };
+        state.free_since = Instant::now();
+        Ok(is_open)
+    }
+
+    /// Answers the requests of a micro-batch.
+    fn finish_requests(
+        &self,
+        batch: MicroBatch<ScoreRequest>,
+        margins: Vec<Result<f32, ScoreError>>,
+        carried: &mut CarriedMargin,
+    ) {
+        let (at, judge) = (SystemTime::now(), self.judge.get());
+        let mut margins = margins.into_iter();
+        for (request, rows) in batch.items {
+            let margin = with_carried(carried.take(), margins.by_ref().take(rows));
+            let result = margin_of_comment(margin).map(|largest| request.facts.scored(largest));
+            if let (Some(key), Ok(margin)) = (request.key, &result) {
+                self.cache.remember(key, *margin);
+            }
+            (request.answer)(ScoreAnswer {
+                result,
+                judge: Arc::clone(&judge),
+                at,
+            });
+        }
+        // The remaining margins belong to a text that a later batch completes.
+        if margins.len() > 0 {
+            *carried = with_carried(carried.take(), margins);
+        }
+    }
+
+    /// Passes the comments of a micro-batch on. Returns false if the stage should end.
+    fn finish_comments(
+        &mut self,
+        batch: MicroBatch<Pending>,
+        margins: Vec<Result<f32, ScoreError>>,
+        carried: &mut CarriedMargin,
+    ) -> Result<bool, StreamError> {
         let (at, judge) = (SystemTime::now(), self.judge.get());
         let mut margins = margins.into_iter();
         let (mut scored, mut failed) = (Vec::with_capacity(batch.items.len()), Vec::new());
         for (pending, rows) in batch.items {
-            let margin = with_carried(state.carried.take(), margins.by_ref().take(rows));
+            let margin = with_carried(carried.take(), margins.by_ref().take(rows));
             let Pending {
                 source, facts, first, ..
             } = pending;
@@ -203,14 +269,13 @@ impl ScoreStage {
         }
         // The remaining margins belong to a comment that a later batch completes.
         if margins.len() > 0 {
-            state.carried = with_carried(state.carried.take(), margins);
+            *carried = with_carried(carried.take(), margins);
         }
         gauge!(names::CACHE_ENTRIES).set(self.cache.len() as f64);
         let mut is_open = self.send(scored)?;
         for text in failed {
             is_open = is_open && self.score_waiting(text)?;
         }
-        state.free_since = Instant::now();
         Ok(is_open)
     }
 
@@ -389,7 +454,7 @@ mod tests {
         let (batch, batches) = bounded(1);
         let (finished, all) = bounded(10);
         let stage = ScoreStage {
-            batches,
+            lanes: Lanes::of_stream(batches, None),
             finished,
             scorer: Box::new(Failing { failures }),
             canary: vec![Row {

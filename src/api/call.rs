@@ -1,0 +1,219 @@
+//! Answers a request: authenticates its caller, reads its body, lets an endpoint answer it, and counts it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::body::Body;
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Request, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use metrics::{counter, histogram};
+use serde::Serialize;
+use tokio::sync::oneshot;
+
+use super::body::TextField;
+use super::error::{ApiError, Kind};
+use super::intake::Intake;
+use super::request::{BodyMemory, RequestBody, deadline};
+use super::tokens::Callers;
+use crate::config::{ApiConfig, InputConfig};
+use crate::decide::{CurrentJudge, deleted};
+use crate::kafka::feedback::FeedbackWriter;
+use crate::message::{Comment, Decision, Op};
+use crate::ops::health::Health;
+use crate::ops::metrics::{self as names, Exporter};
+use crate::stream::score::ScoreAnswer;
+
+/// The name of the caller in metrics as long as it is not known.
+const UNKNOWN_CALLER: &str = "unknown";
+
+/// Where the facts about the service come from.
+pub(crate) struct StatusSources {
+    pub health: Arc<Health>,
+    pub metrics: Exporter,
+    pub judge: Arc<CurrentJudge>,
+    /// The settings in force by key, without secrets.
+    pub configuration: BTreeMap<String, String>,
+}
+
+/// What the endpoints share.
+#[derive(Clone)]
+pub(super) struct Shared(Arc<SharedParts>);
+
+pub(super) struct SharedParts {
+    pub config: ApiConfig,
+    /// Where the fields of a comment are located, in the comment format.
+    pub input: InputConfig,
+    pub intake: Intake,
+    pub callers: Arc<Callers>,
+    pub bodies: BodyMemory,
+    pub status: StatusSources,
+    /// Where suggestions go; `None` if there is no topic for them.
+    pub feedback: Option<FeedbackWriter>,
+}
+
+impl std::ops::Deref for Shared {
+    type Target = SharedParts;
+
+    fn deref(&self) -> &SharedParts {
+        &self.0
+    }
+}
+
+impl Shared {
+    pub fn new(parts: SharedParts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// Scores the texts of a request. Returns one answer for each, in their order.
+    ///
+    /// # Errors
+    /// Returns an error if the texts are not taken, or not scored until the deadline.
+    pub async fn score(&self, texts: Vec<String>, deadline: Instant) -> Result<Vec<ScoreAnswer>, ApiError> {
+        let waiting = self.intake.submit(texts, deadline)?;
+        let answers = tokio::time::timeout_at(deadline.into(), all(waiting)).await;
+        let dropped = || ApiError::new(Kind::Unavailable, "the service stopped before the text was scored");
+        match answers {
+            Ok(Some(answers)) => Ok(answers),
+            Ok(None) if Instant::now() < deadline => Err(dropped()),
+            Ok(None) | Err(_) => Err(ApiError::new(Kind::TimedOut, "the text was not scored in time")),
+        }
+    }
+
+    /// Checks the number of texts in a request.
+    ///
+    /// # Errors
+    /// Returns an error that names the limit if there are more.
+    pub fn check_count(&self, count: usize) -> Result<(), ApiError> {
+        let most = self.config.limits.comments;
+        if count <= most {
+            return Ok(());
+        }
+        let message = format!("{count} comments in one request, expected at most {most} (api.limits.comments)");
+        Err(ApiError::new(Kind::TooLarge, message))
+    }
+}
+
+/// Returns the answers, or `None` if a text was dropped.
+async fn all(waiting: Vec<oneshot::Receiver<ScoreAnswer>>) -> Option<Vec<ScoreAnswer>> {
+    let mut answers = Vec::with_capacity(waiting.len());
+    for answer in waiting {
+        answers.push(answer.await.ok()?);
+    }
+    Some(answers)
+}
+
+/// Returns an answer with a value as JSON.
+pub(super) fn json(value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        // Only a map whose keys are not texts has no JSON form.
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
+/// How an API identifies its callers and writes its errors.
+pub(super) struct Dialect {
+    /// The endpoint, as in metrics.
+    pub endpoint: &'static str,
+    /// Finds the token of a request.
+    pub token: fn(&Parts) -> Option<String>,
+    /// Writes an error.
+    pub error: fn(&ApiError) -> Response,
+}
+
+/// A request whose caller may use the API.
+pub(super) struct Call {
+    pub shared: Shared,
+    pub body: RequestBody,
+    pub deadline: Instant,
+}
+
+impl Call {
+    /// Scores texts and decides on each as a comment of the community.
+    ///
+    /// # Errors
+    /// Returns an error if the texts are not taken, not scored in time, or if one of them cannot be scored.
+    pub async fn decide(&self, texts: Vec<TextField>, community_id: Option<String>) -> Result<Vec<Decision>, ApiError> {
+        let comment = |text: TextField| Comment {
+            event_id: None,
+            content_id: None,
+            revision: None,
+            op: Op::Create,
+            community_id: community_id.clone(),
+            text: text.text,
+            replaced_surrogates: text.replaced_surrogates,
+        };
+        let comments: Vec<Comment> = texts.into_iter().map(comment).collect();
+        self.decide_comments(&comments).await
+    }
+
+    /// Scores comments and decides on each, in their order. Deleted ones are not scored.
+    ///
+    /// # Errors
+    /// Fails like [`Call::decide`]. The error's field is the JSON pointer to a comment in a list.
+    pub async fn decide_comments(&self, comments: &[Comment]) -> Result<Vec<Decision>, ApiError> {
+        let texts = comments.iter().filter(|comment| comment.op != Op::Delete);
+        let texts = texts.map(|comment| comment.text.clone()).collect();
+        let mut answers = self.shared.score(texts, self.deadline).await?.into_iter();
+        let mut decisions = Vec::with_capacity(comments.len());
+        for (index, comment) in comments.iter().enumerate() {
+            if comment.op == Op::Delete {
+                decisions.push(deleted(comment, None));
+                continue;
+            }
+            let unscorable = |reason: &str| {
+                let message = format!("the comment cannot be scored: {reason}");
+                ApiError::new(Kind::Unscorable, message).at(format!("/{index}"))
+            };
+            let answer = answers.next().ok_or_else(|| unscorable("it has no answer"))?;
+            let margin = answer.result.map_err(|reason| unscorable(&reason))?;
+            decisions.push(answer.judge.decide(comment, margin, None, answer.at));
+        }
+        for decision in &decisions {
+            if let Some(scoring) = &decision.scoring {
+                histogram!(names::PROBABILITY).record(scoring.probability);
+            }
+            counter!(names::API_DECISIONS, "action" => decision.action.name()).increment(1);
+        }
+        Ok(decisions)
+    }
+}
+
+/// Answers a request with what `endpoint` makes of it, or with its error.
+pub(super) async fn answer(
+    dialect: &Dialect,
+    shared: Shared,
+    request: Request<Body>,
+    endpoint: impl AsyncFnOnce(Call) -> Result<Response, ApiError>,
+) -> Response {
+    let started = Instant::now();
+    let mut caller: Arc<str> = UNKNOWN_CALLER.into();
+    let (parts, body) = request.into_parts();
+    let answered = async {
+        caller = shared
+            .callers
+            .caller((dialect.token)(&parts).as_deref())
+            .ok_or_else(|| ApiError::new(Kind::Unauthorized, "expected the token of a caller (api.tokens)"))?;
+        let body = shared
+            .bodies
+            .read(&parts, body, shared.config.limits.body_bytes)
+            .await?;
+        let deadline = deadline(&parts, &shared.config.limits, Instant::now())?;
+        let call = Call { shared, body, deadline };
+        endpoint(call).await
+    };
+    let answer = answered.await.unwrap_or_else(|error| {
+        let mut answer = (dialect.error)(&error);
+        for (name, value) in error.kind.headers() {
+            answer.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        answer
+    });
+    let status = answer.status().as_u16().to_string();
+    counter!(names::API_REQUESTS, "endpoint" => dialect.endpoint, "caller" => caller.to_string(), "status" => status)
+        .increment(1);
+    histogram!(names::API_SECONDS, "endpoint" => dialect.endpoint).record(started.elapsed());
+    answer
+}

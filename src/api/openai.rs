@@ -1,0 +1,143 @@
+//! `POST /v1/moderations`: OpenAI's moderation API.
+//!
+//! <https://platform.openai.com/docs/api-reference/moderations>. Each result also has the whole decision, under
+//! `decision`, which OpenAI's clients pass on.
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::Request;
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::body::{Fields, TextField};
+use super::call::{Call, Dialect, Shared, answer, json};
+use super::error::{ApiError, Kind};
+use super::request::bearer_token;
+use crate::config::CLASSIFIER;
+use crate::message::{Action, Decision};
+
+const DIALECT: Dialect = Dialect {
+    endpoint: "moderations",
+    token: |parts| bearer_token(parts).map(str::to_owned),
+    error: error_object,
+};
+
+/// The answer of the endpoint.
+#[derive(Debug, Serialize)]
+struct Moderation {
+    id: String,
+    /// The names by which decisions identify the model.
+    model: String,
+    results: Vec<ModerationResult>,
+}
+
+#[derive(Debug, Serialize)]
+struct ModerationResult {
+    /// Whether the comment is not simply allowed.
+    flagged: bool,
+    categories: Map<String, Value>,
+    category_scores: Map<String, Value>,
+    category_applied_input_types: Map<String, Value>,
+    decision: Decision,
+}
+
+pub(super) async fn moderations(State(shared): State<Shared>, request: Request<Body>) -> Response {
+    answer(&DIALECT, shared, request, moderate).await
+}
+
+async fn moderate(call: Call) -> Result<Response, ApiError> {
+    let fields = Fields::read(&call.body.bytes)?;
+    let texts = inputs(&fields)?;
+    call.shared.check_count(texts.len())?;
+    let community = fields.optional_text("/community_id")?;
+    let decisions = call.decide(texts, community).await?;
+    let model = decisions
+        .first()
+        .and_then(|decision| decision.scoring.as_ref())
+        .map_or_else(String::new, |scoring| {
+            model_name(&scoring.model.base, &scoring.model.adapter)
+        });
+    let result = |decision| result(&call.shared, decision);
+    let moderation = Moderation {
+        id: format!("modr-{:032x}", rand::random::<u128>()),
+        model,
+        results: decisions.into_iter().map(result).collect(),
+    };
+    Ok(json(&moderation))
+}
+
+/// Returns the texts of the input: one for a text or a list of parts, and one for each text of a list of texts.
+fn inputs(fields: &Fields) -> Result<Vec<TextField>, ApiError> {
+    let expected = "expected a text, a list of texts, or a list of parts of the type `text`";
+    let unexpected = || ApiError::invalid(expected).at("input");
+    let input = fields.value("/input").ok_or_else(unexpected)?;
+    let Value::Array(list) = input else {
+        return Ok(vec![fields.text("/input")?.ok_or_else(unexpected)?]);
+    };
+    if list.is_empty() {
+        return Err(unexpected());
+    }
+    if list.iter().all(Value::is_string) {
+        let text = |index| fields.text(&format!("/input/{index}"))?.ok_or_else(unexpected);
+        return (0..list.len()).map(text).collect();
+    }
+    let mut whole = TextField::default();
+    for (index, part) in list.iter().enumerate() {
+        let kind = part.get("type").and_then(Value::as_str);
+        let place = format!("input[{index}]");
+        match kind {
+            Some("text") => {
+                let text = fields.text(&format!("/input/{index}/text"))?;
+                whole.append(text.ok_or_else(|| ApiError::invalid("expected a text").at(format!("{place}.text")))?);
+            }
+            Some("image_url") => {
+                let message = "images are not scored here, only texts";
+                return Err(ApiError::new(Kind::Unsupported, message).at(format!("{place}.image_url")));
+            }
+            _ => return Err(unexpected().at(place)),
+        }
+    }
+    Ok(vec![whole])
+}
+
+fn result(shared: &Shared, decision: Decision) -> ModerationResult {
+    let probability = decision.scoring.as_ref().map_or(0.0, |scoring| scoring.probability);
+    let flagged = matches!(decision.action, Action::Review | Action::Block);
+    // There is one classifier, so that every category has its result.
+    let names = || std::iter::once(CLASSIFIER).chain(shared.config.categories.keys().map(String::as_str));
+    let map = |value: Value| names().map(|name| (name.to_owned(), value.clone())).collect();
+    ModerationResult {
+        flagged,
+        categories: map(flagged.into()),
+        category_scores: map(probability.into()),
+        category_applied_input_types: map(json!(["text"])),
+        decision,
+    }
+}
+
+/// Returns a name for the model that its base and adapter determine.
+fn model_name(base: &str, adapter: &str) -> String {
+    let short = |hash: &str| hash.trim_start_matches("sha256:").chars().take(12).collect::<String>();
+    match adapter {
+        "none" => format!("moderatord-{}", short(base)),
+        adapter => format!("moderatord-{}-{}", short(base), short(adapter)),
+    }
+}
+
+/// Returns OpenAI's form of an error.
+fn error_object(error: &ApiError) -> Response {
+    let (kind, code) = match error.kind {
+        Kind::Unauthorized => ("invalid_request_error", Some("invalid_api_key")),
+        Kind::Unsupported => ("invalid_request_error", Some("unsupported_value")),
+        Kind::Busy => ("requests", Some("rate_limit_exceeded")),
+        Kind::Unavailable | Kind::TimedOut => ("server_error", None),
+        _ => ("invalid_request_error", None),
+    };
+    let body = json!({
+        "error": {"message": error.message, "type": kind, "param": error.field, "code": code},
+    });
+    let mut answer = json(&body);
+    *answer.status_mut() = error.kind.status();
+    answer
+}

@@ -1,0 +1,105 @@
+//! Errors in the form of Google's APIs, with the details of the Perspective API.
+
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde_json::{Value, json};
+
+use crate::api::call::json as json_answer;
+use crate::api::error::{ApiError, Kind};
+
+/// The type of the details of an error.
+const DETAIL: &str = "type.googleapis.com/google.commentanalyzer.v1alpha1.Error";
+
+/// The code of a language that is not known (BCP 47).
+const UNDETERMINED: &str = "und";
+
+/// Causes that the original names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    CommentEmpty,
+    CommentTooLong,
+    NoRequestedAttributes,
+    LanguageNotSupportedByAttribute,
+    InvalidRequest,
+}
+
+impl Cause {
+    fn name(self) -> &'static str {
+        match self {
+            Self::CommentEmpty => "COMMENT_EMPTY",
+            Self::CommentTooLong => "COMMENT_TOO_LONG",
+            Self::NoRequestedAttributes => "NO_REQUESTED_ATTRIBUTES",
+            Self::LanguageNotSupportedByAttribute => "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE",
+            Self::InvalidRequest => "INVALID_REQUEST",
+        }
+    }
+
+    /// Returns the error with this cause.
+    pub(super) fn error(self, message: impl Into<String>) -> ApiError {
+        let detail = json!({"@type": DETAIL, "errorType": self.name()});
+        ApiError::invalid(message.into()).with_detail(detail)
+    }
+}
+
+/// Returns the error of an attribute that does not support the language of a comment. `requested` are the languages that
+/// the request names, if any; which one it is otherwise is not known.
+pub(super) fn language_not_supported(attribute: &str, requested: &[String]) -> ApiError {
+    let (name, languages) = match requested {
+        [] => ("detectedLanguages", vec![UNDETERMINED.to_owned()]),
+        requested => ("requestedLanguages", requested.to_vec()),
+    };
+    let message = format!(
+        "Attribute {attribute} does not support request languages: {}",
+        languages.join(", ")
+    );
+    let detail = json!({
+        "@type": DETAIL,
+        "errorType": Cause::LanguageNotSupportedByAttribute.name(),
+        "languageNotSupportedByAttributeError": {name: languages, "attribute": attribute},
+    });
+    ApiError::new(Kind::Unsupported, message).with_detail(detail)
+}
+
+/// Returns Google's form of an error.
+pub(super) fn answer(error: &ApiError) -> Response {
+    let (code, status) = match error.kind {
+        // Google answers a wrong key with 400, and clients recognise it by the reason.
+        Kind::Unauthorized => (StatusCode::BAD_REQUEST, "INVALID_ARGUMENT"),
+        Kind::Busy => (error.kind.status(), "RESOURCE_EXHAUSTED"),
+        Kind::Unavailable => (error.kind.status(), "UNAVAILABLE"),
+        Kind::TimedOut => (error.kind.status(), "DEADLINE_EXCEEDED"),
+        Kind::NotFound => (error.kind.status(), "NOT_FOUND"),
+        kind => (kind.status(), "INVALID_ARGUMENT"),
+    };
+    let (message, details) = match (error.kind, &error.detail) {
+        (Kind::Unauthorized, _) => (
+            "API key not valid. Please pass a valid API key.".to_owned(),
+            json!([{
+                "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+                "reason": "API_KEY_INVALID",
+                "domain": "googleapis.com",
+                "metadata": {"service": "commentanalyzer.googleapis.com"},
+            }]),
+        ),
+        (_, Some(detail)) => (error.message.to_string(), json!([detail])),
+        (Kind::Invalid | Kind::Unsupported, None) => {
+            let detail = json!({"@type": DETAIL, "errorType": Cause::InvalidRequest.name()});
+            (with_field(error), json!([detail]))
+        }
+        (_, None) => (error.message.to_string(), Value::Null),
+    };
+    let mut body = json!({"error": {"code": code.as_u16(), "message": message, "status": status}});
+    if !details.is_null() {
+        body["error"]["details"] = details;
+    }
+    let mut answer = json_answer(&body);
+    *answer.status_mut() = code;
+    answer
+}
+
+fn with_field(error: &ApiError) -> String {
+    match &error.field {
+        Some(field) => format!("{field}: {}", error.message),
+        None => error.message.to_string(),
+    }
+}

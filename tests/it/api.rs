@@ -1,0 +1,531 @@
+//! Scoring over HTTP, by `moderatord serve` over real sockets.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::cli_run::*;
+use crate::common::fixture;
+use crate::common::process::Start;
+
+/// A token of the tests.
+const TOKEN: &str = "forum-token-0123456789";
+
+/// A running `moderatord serve`.
+struct Server {
+    service: Service,
+    port: u16,
+    health_port: u16,
+    folder: tempfile::TempDir,
+}
+
+/// An answer of the API.
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    headers: String,
+    body: Value,
+}
+
+impl Server {
+    /// Starts a server with further settings for the section `api`, and waits until it is ready.
+    fn start(api: &str, other: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (port, health_port) = (free_port(), free_port());
+        let config = folder.path().join("moderatord.toml");
+        std::fs::write(folder.path().join("tokens"), format!("forum {TOKEN}\n")).unwrap();
+        let settings = format!(
+            "[model]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:{health_port}\"\n{other}\n\
+             [api]\nlisten = \"127.0.0.1:{port}\"\n{api}\n",
+            fixture("gemma3").display()
+        );
+        std::fs::write(&config, settings).unwrap();
+        let notifications = Notifications::bind(&folder.path().join("notify"));
+        let child = moderatord()
+            .args(["serve", "--config"])
+            .arg(&config)
+            .env("NOTIFY_SOCKET", folder.path().join("notify"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
+            .start();
+        let server = Self {
+            service: Service(child.unwrap()),
+            port,
+            health_port,
+            folder,
+        };
+        notifications.await_ready();
+        server
+    }
+
+    /// Starts a server with the token of the tests.
+    fn with_token() -> Self {
+        Self::start("tokens = \"tokens\"", "")
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
+    /// Sends a request with the token of the tests.
+    fn post(&self, path: &str, body: &Value) -> Answer {
+        self.request(
+            "POST",
+            path,
+            &[("Authorization", &format!("Bearer {TOKEN}"))],
+            body.to_string().as_bytes(),
+        )
+    }
+
+    fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut head = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        for (name, value) in headers {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += &format!("Content-Length: {}\r\n\r\n", body.len());
+        stream.write_all(head.as_bytes()).unwrap();
+        // The server may answer and close before it has read all of the body.
+        let _ = stream.write_all(body);
+        read_answer(&mut stream)
+    }
+
+    fn metrics(&self) -> String {
+        ask(self.health_port, "/metrics")
+    }
+}
+
+fn read_answer(stream: &mut TcpStream) -> Answer {
+    let mut bytes = Vec::new();
+    if let Err(error) = stream.read_to_end(&mut bytes) {
+        assert!(!bytes.is_empty(), "{error}");
+    }
+    let text = String::from_utf8(bytes).unwrap();
+    let (headers, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let status = headers.split(' ').nth(1).unwrap_or_default().parse().unwrap_or(0);
+    Answer {
+        status,
+        headers: headers.to_lowercase(),
+        body: serde_json::from_str(body).unwrap_or_else(|_| body.into()),
+    }
+}
+
+/// Returns the decisions that `moderatord score` makes about comments, with the settings of a server.
+fn scored(config: &Path, comments: &[Value]) -> Vec<Value> {
+    let input = config.with_file_name("comments.jsonl");
+    let lines: String = comments.iter().map(|comment| format!("{comment}\n")).collect();
+    std::fs::write(&input, lines).unwrap();
+    let output = moderatord()
+        .args(["score", "--config"])
+        .arg(config)
+        .arg("--input")
+        .arg(&input)
+        .finish()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Asserts that two decisions are the same, apart from the time and the last digits of the score.
+fn assert_same(found: &Value, expected: &Value) {
+    let (mut found, mut expected) = (found.clone(), expected.clone());
+    for name in ["margin", "probability", "score"] {
+        let difference = found[name].as_f64().unwrap() - expected[name].as_f64().unwrap();
+        assert!(difference.abs() < 1e-5, "{name}: {found} {expected}");
+        found[name] = Value::Null;
+        expected[name] = Value::Null;
+    }
+    found["scored_at"] = Value::Null;
+    expected["scored_at"] = Value::Null;
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn comments_are_decided_as_by_the_command_line() {
+    let communities = "[policy.communities]\ngarden = { review = 0.0, block = 0.0 }";
+    let server = Server::start("tokens = \"tokens\"", communities);
+    let long = "a long walk along the river and back again ".repeat(200);
+    let comments = [
+        json!({"content_id": "1", "text": "see you at the garden", "community_id": "garden"}),
+        json!({"content_id": "2", "text": long, "event_id": "e"}),
+        json!({"text": "\u{e4}\u{1f600} a hat", "revision": 3}),
+    ];
+    let expected = scored(&server.path("moderatord.toml"), &comments);
+    for (comment, expected) in comments.iter().zip(&expected) {
+        let answer = server.post("/v1/score", comment);
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert_same(&answer.body, expected);
+    }
+    assert_eq!(expected[0]["action"], "block");
+    let mut list = comments.to_vec();
+    list.push(json!({"content_id": "4", "op": "delete"}));
+    let answer = server.post("/v1/score", &list.into());
+    let decisions = answer.body.as_array().unwrap();
+    for (found, expected) in decisions.iter().zip(&expected) {
+        assert_same(found, expected);
+    }
+    assert_eq!((decisions.len(), &decisions[3]["action"]), (4, &json!("delete")));
+
+    // The decision can be explained from its text.
+    let decision = server.path("decision.json");
+    std::fs::write(&decision, decisions[0].to_string()).unwrap();
+    let explained = moderatord()
+        .args(["explain", "--config"])
+        .arg(server.path("moderatord.toml"))
+        .arg("--decision")
+        .arg(&decision)
+        .args(["--text", "see you at the garden"])
+        .finish()
+        .unwrap();
+    assert!(explained.status.success(), "{explained:?}");
+    let metrics = server.metrics();
+    for line in [
+        "moderatord_api_requests_total{endpoint=\"score\",caller=\"forum\",status=\"200\"} 4\n",
+        "moderatord_api_decisions_total{action=\"delete\"} 1\n",
+    ] {
+        assert!(metrics.contains(line), "{line} in {metrics}");
+    }
+    assert!(!server.log().contains("garden") && !metrics.contains("see you"));
+}
+
+#[test]
+fn only_callers_with_a_token_are_served_and_tokens_can_be_replaced() {
+    let server = Server::with_token();
+    let body = br#"{"text": "see you at the garden"}"#;
+    let ask = |token: &str| {
+        server
+            .request("POST", "/v1/score", &[("Authorization", token)], body)
+            .status
+    };
+    assert_eq!(server.request("POST", "/v1/score", &[], body).status, 401);
+    assert_eq!(ask("Bearer wrong-token-0123456789"), 401);
+    assert_eq!(ask(&format!("Bearer {TOKEN}")), 200);
+    std::fs::write(server.path("tokens"), "game another-token-0123456789\n").unwrap();
+    server.service.signal("HUP");
+    let deadline = Instant::now() + PATIENCE;
+    while ask("Bearer another-token-0123456789") != 200 {
+        assert!(Instant::now() < deadline, "{}", server.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(ask(&format!("Bearer {TOKEN}")), 401);
+    let log = server.log();
+    assert!(!log.contains(TOKEN) && !log.contains("another-token"), "{log}");
+}
+
+#[test]
+fn bad_requests_are_refused_by_what_is_wrong_with_them() {
+    let server = Server::start("tokens = \"tokens\"\n[api.limits]\nbody_bytes = 2000\ncomments = 3", "");
+    let check = |path: &str, body: &[u8], headers: &[(&str, &str)], status: u16, part: &str| {
+        let token = format!("Bearer {TOKEN}");
+        let headers: Vec<_> = [("Authorization", token.as_str())]
+            .iter()
+            .chain(headers)
+            .copied()
+            .collect();
+        let answer = server.request("POST", path, &headers, body);
+        let text = answer.body.to_string();
+        assert!(
+            answer.status == status && text.contains(part),
+            "{answer:?}, expected {status} {part}"
+        );
+        assert!(!text.contains("secret"), "{text}");
+    };
+    check("/v1/score", b"secret", &[], 400, "not JSON at line 1, column 1");
+    check("/v1/score", b"{\"secret\": 1}", &[], 400, "/text` is missing");
+    check(
+        "/v1/score",
+        b"[{\"text\": \"a\"}, {\"text\": 7}]",
+        &[],
+        400,
+        "\"field\":\"/1\"",
+    );
+    check("/v1/score", b"[1, 2, 3, 4]", &[], 413, "api.limits.comments");
+    check("/v1/score", &[b'x'; 3000], &[], 413, "api.limits.body_bytes");
+    check(
+        "/v1/score",
+        format!("{}secret", "[".repeat(1000)).as_bytes(),
+        &[],
+        400,
+        "",
+    );
+    check(
+        "/v1/score",
+        b"{\"text\": \"a\"}",
+        &[("Request-Timeout", "soon")],
+        400,
+        "Request-Timeout",
+    );
+    check("/v1/other", b"{}", &[], 404, "/v1/other");
+    let wrong_method = server.request("GET", "/v1/score", &[], b"");
+    assert_eq!(wrong_method.status, 405, "{wrong_method:?}");
+    // The connection of a body that is not read is closed.
+    let large = server.request(
+        "POST",
+        "/v1/score",
+        &[("Authorization", &format!("Bearer {TOKEN}"))],
+        &[b'x'; 3000],
+    );
+    assert!(large.headers.contains("connection: close"), "{large:?}");
+}
+
+#[test]
+fn too_many_comments_are_turned_away_at_once() {
+    let server = Server::start("tokens = \"tokens\"\n[api.limits]\ncomments = 4\nwaiting = 4", "");
+    // Long comments keep the scorer busy.
+    let text = "a long walk along the river and back again ".repeat(400);
+    let body = json!([{"text": text}, {"text": text}, {"text": text}, {"text": text}]);
+    let answers: Vec<Answer> = std::thread::scope(|scope| {
+        let ask = |number: usize| {
+            let mut body = body.clone();
+            for comment in body.as_array_mut().unwrap() {
+                comment["text"] = format!("{number} {}", comment["text"].as_str().unwrap()).into();
+            }
+            server.post("/v1/score", &body)
+        };
+        let threads: Vec<_> = (0..8).map(|number| scope.spawn(move || ask(number))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let (done, busy): (Vec<_>, Vec<_>) = answers.into_iter().partition(|answer| answer.status == 200);
+    assert!(!done.is_empty() && !busy.is_empty(), "{} {}", done.len(), busy.len());
+    for answer in busy {
+        assert!(
+            answer.status == 429 && answer.headers.contains("retry-after: 1"),
+            "{answer:?}"
+        );
+    }
+}
+
+#[test]
+fn a_deadline_drops_the_work() {
+    let server = Server::with_token();
+    let text = "a long walk along the river and back again ".repeat(400);
+    let comments: Vec<Value> = (0..40)
+        .map(|number| json!({"text": format!("{number} {text}")}))
+        .collect();
+    let token = format!("Bearer {TOKEN}");
+    let headers = [("Authorization", token.as_str()), ("Request-Timeout", "0.05")];
+    let answer = server.request(
+        "POST",
+        "/v1/score",
+        &headers,
+        Value::from(comments).to_string().as_bytes(),
+    );
+    assert_eq!(answer.status, 504, "{answer:?}");
+    let deadline = Instant::now() + PATIENCE;
+    while server.metrics().contains("moderatord_api_dropped_total 0\n") {
+        assert!(Instant::now() < deadline, "{}", server.metrics());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_stop_answers_what_was_taken() {
+    let server = Server::with_token();
+    let text = "a long walk along the river and back again ".repeat(400);
+    let comments: Vec<Value> = (0..20)
+        .map(|number| json!({"text": format!("{number} {text}")}))
+        .collect();
+    let answer = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| server.post("/v1/score", &comments.clone().into()));
+        // Until the comments are taken.
+        let deadline = Instant::now() + PATIENCE;
+        while !server.metrics().contains("moderatord_api_open_connections 1\n") {
+            assert!(Instant::now() < deadline, "{}", server.metrics());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        server.service.signal("TERM");
+        asking.join().unwrap()
+    });
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.body.as_array().unwrap().len(), 20);
+    let log = server.path("log");
+    let Server { service, folder, .. } = server;
+    assert_eq!(service.end(), Some(0), "{}", std::fs::read_to_string(log).unwrap());
+    drop(folder);
+}
+
+#[test]
+fn half_a_request_costs_a_connection_and_nothing_else() {
+    let server = Server::with_token();
+    let mut slow = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    slow.write_all(b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\n")
+        .unwrap();
+    let mut cut_off = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    let head =
+        format!("POST /v1/score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 100\r\n\r\n{{");
+    cut_off.write_all(head.as_bytes()).unwrap();
+    cut_off.shutdown(Shutdown::Write).unwrap();
+    // Two requests in one packet are answered one after the other.
+    let mut pipelined = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    let body = br#"{"text": "see you at the garden"}"#;
+    for close in ["", "Connection: close\r\n"] {
+        let head = format!(
+            "POST /v1/score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n{close}Content-Length: {}\r\n\r\n",
+            body.len()
+        );
+        pipelined.write_all(&[head.as_bytes(), body].concat()).unwrap();
+    }
+    let mut text = String::new();
+    pipelined.read_to_string(&mut text).unwrap();
+    assert_eq!(text.matches("HTTP/1.1 200").count(), 2, "{text}");
+    assert_eq!(server.post("/v1/score", &json!({"text": "a hat"})).status, 200);
+}
+
+#[test]
+fn an_address_that_others_can_reach_requires_tokens() {
+    let output = moderatord()
+        .args(["serve", "--model"])
+        .arg(fixture("gemma3"))
+        .env("MODERATORD__API__LISTEN", "0.0.0.0:0")
+        .finish()
+        .unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{errors}");
+    assert!(
+        errors.contains("api.listen") && errors.contains("api.tokens is not set"),
+        "{errors}"
+    );
+    let nowhere = moderatord()
+        .args(["serve", "--model"])
+        .arg(fixture("gemma3"))
+        .finish()
+        .unwrap();
+    assert_eq!(nowhere.status.code(), Some(78), "{nowhere:?}");
+}
+
+#[test]
+fn moderations_have_openais_form() {
+    let server = Server::with_token();
+    let texts = json!(["see you at the garden", "a hat"]);
+    let answer = server.post(
+        "/v1/moderations",
+        &json!({"input": texts, "model": "omni-moderation-latest"}),
+    );
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let results = answer.body["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2);
+    for result in results {
+        for name in ["hateful", "hate"] {
+            assert_eq!(result["category_scores"][name], result["decision"]["probability"]);
+            assert_eq!(result["categories"][name], result["flagged"]);
+        }
+    }
+    let parts = json!([{"type": "text", "text": "see you"}, {"type": "text", "text": "at the garden"}]);
+    let whole = server.post("/v1/moderations", &json!({"input": parts}));
+    assert_eq!(whole.body["results"].as_array().unwrap().len(), 1, "{whole:?}");
+    let image = json!([{"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}]);
+    let refused = server.post("/v1/moderations", &json!({"input": image}));
+    assert_eq!(
+        (refused.status, &refused.body["error"]["param"]),
+        (400, &json!("input[0].image_url"))
+    );
+    let wrong = server.request("POST", "/v1/moderations", &[("Authorization", "Bearer x")], b"{}");
+    assert_eq!(
+        (wrong.status, &wrong.body["error"]["code"]),
+        (401, &json!("invalid_api_key"))
+    );
+}
+
+#[test]
+fn comments_are_analysed_in_perspectives_form() {
+    let server = Server::with_token();
+    let analyze = |body: &Value| {
+        server.request(
+            "POST",
+            &format!("/v1alpha1/comments:analyze?key={TOKEN}"),
+            &[],
+            body.to_string().as_bytes(),
+        )
+    };
+    let text = "See you at the garden. Bring a hat!";
+    let answer = analyze(&json!({
+        "comment": {"text": text}, "requestedAttributes": {"IDENTITY_ATTACK": {}},
+        "languages": ["en"], "doNotStore": true, "clientToken": "c-1", "spanAnnotations": true,
+    }));
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let score = &answer.body["attributeScores"]["IDENTITY_ATTACK"];
+    let alone = server.post("/v1/score", &json!({"text": text})).body;
+    assert_eq!(
+        score["summaryScore"],
+        json!({"value": alone["probability"], "type": "PROBABILITY"})
+    );
+    let places: Vec<_> = score["spanScores"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|span| (&span["begin"], &span["end"]))
+        .collect();
+    assert_eq!(places, [(&json!(0), &json!(22)), (&json!(23), &json!(35))]);
+    assert_eq!(
+        (&answer.body["languages"], &answer.body["clientToken"]),
+        (&json!(["en"]), &json!("c-1"))
+    );
+
+    let check = |body: Value, error_type: &str, message: &str| {
+        let answer = analyze(&body);
+        let error = &answer.body["error"];
+        assert_eq!(
+            (answer.status, &error["status"]),
+            (400, &json!("INVALID_ARGUMENT")),
+            "{answer:?}"
+        );
+        assert_eq!(error["details"][0]["errorType"], error_type, "{answer:?}");
+        assert!(error["message"].as_str().unwrap().contains(message), "{answer:?}");
+    };
+    let comment = json!({"text": text});
+    let attributes = json!({"IDENTITY_ATTACK": {}});
+    check(
+        json!({"comment": {"text": " "}, "requestedAttributes": attributes}),
+        "COMMENT_EMPTY",
+        "non-empty",
+    );
+    check(
+        json!({"comment": comment}),
+        "NO_REQUESTED_ATTRIBUTES",
+        "Missing requested_attributes",
+    );
+    check(
+        json!({"comment": comment, "requestedAttributes": {"TOXICITY": {}}}),
+        "INVALID_REQUEST",
+        "Unknown requested attribute: TOXICITY",
+    );
+    check(
+        json!({"comment": {"text": text, "type": "HTML"}, "requestedAttributes": attributes}),
+        "INVALID_REQUEST",
+        "PLAIN_TEXT",
+    );
+    check(
+        json!({"comment": comment, "requestedAttributes": {"IDENTITY_ATTACK": {"scoreType": "RAW"}}}),
+        "INVALID_REQUEST",
+        "score type RAW is not supported",
+    );
+    let threshold =
+        analyze(&json!({"comment": comment, "requestedAttributes": {"IDENTITY_ATTACK": {"scoreThreshold": 1.0}}}));
+    assert_eq!(threshold.body["attributeScores"], json!({}));
+    let no_key = server.request("POST", "/v1alpha1/comments:analyze", &[], b"{}");
+    assert_eq!(
+        (no_key.status, &no_key.body["error"]["details"][0]["reason"]),
+        (400, &json!("API_KEY_INVALID"))
+    );
+    // There is no topic for suggestions.
+    let suggestion =
+        json!({"comment": comment, "attributeScores": {"IDENTITY_ATTACK": {"summaryScore": {"value": 0}}}});
+    let path = format!("/v1alpha1/comments:suggestscore?key={TOKEN}");
+    let refused = server.request("POST", &path, &[], suggestion.to_string().as_bytes());
+    assert!(
+        refused.status == 503 && refused.body.to_string().contains("topics.feedback"),
+        "{refused:?}"
+    );
+}
