@@ -110,7 +110,12 @@ fuzz_target!(|data: &[u8]| {
 fn check(subject: &Subject, text: &str) {
     let config = &subject.config;
     let prompt = subject.prompter.encode(text).expect("the vocabulary has every byte");
-    check_rows(&prompt, subject.prompter.prefix(), config.window_rules().max_windows, VOCAB_SIZE);
+    check_rows(
+        &prompt,
+        subject.prompter.prefix(),
+        config.window_rules().max_windows,
+        VOCAB_SIZE,
+    );
     for row in &prompt.rows {
         assert!(subject.control.contains(&row.tokens[0]), "no <bos>");
         assert!(

@@ -5,8 +5,8 @@
 //!                 (bounded)  (micro-batches)
 //! ```
 //!
-//! A request is read on the thread of the [server](crate::ops::http), and its texts wait in the [`intake`] until the
-//! [`gather`] thread has made rows of them. The scorer is that of the stream, so a comment has the same margin by either
+//! A request is read on the thread of the server (`ops::http`), and its texts wait in the `intake` until the
+//! `gather` thread has made rows of them. The scorer is that of the stream, so a comment has the same margin by either
 //! way. Each endpoint translates between the forms of one API and [comments](crate::message::Comment) and their
 //! [judge](crate::decide::Judge); none computes anything of its own.
 

@@ -6,7 +6,7 @@
 //! show that scoring still works.
 //!
 //! Besides the comments of the stream, the stage scores texts of [requests](ScoreRequest) from outside it, in micro-batches
-//! of their own. While both wait, each gets its [share](share) of the device.
+//! of their own. While both wait, each gets its share of the device (`share`).
 
 mod request;
 mod share;
