@@ -164,7 +164,6 @@ function show(status) {
     ...Object.entries(status.model),
     ["policy", `review from ${thresholds.review}, block from ${thresholds.block}; ${status.policy}`],
   ]);
-  get("latest").textContent = status.verdict ?? "No adapter of a registry is in service.";
   rows(get("configuration"), Object.entries(status.configuration));
 }
 
