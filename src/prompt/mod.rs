@@ -10,6 +10,7 @@
 //! the window that contains both.
 
 mod bpe;
+mod english;
 mod frame;
 mod identity;
 mod imitation;

@@ -8,6 +8,7 @@ use std::ops::Range;
 
 use whatlang::{Lang, Script, detect, detect_script};
 
+use super::english::is_plain_english;
 use super::window;
 use crate::message::Competence;
 
@@ -191,8 +192,12 @@ impl Scope {
         {
             return Competence::OutOfScope;
         }
+        // Recognising a language takes ten times as long as tokenising, so texts that can be judged without it come first.
+        if letters < LETTERS_OF_LANGUAGE || self.languages.contains(&Lang::Eng) && is_plain_english(text) {
+            return Competence::InScope;
+        }
         match detect(text) {
-            Some(found) if letters >= LETTERS_OF_LANGUAGE && !self.languages.contains(&found.lang()) => {
+            Some(found) if !self.languages.contains(&found.lang()) => {
                 if found.is_reliable() {
                     Competence::OutOfScope
                 } else if found.confidence() >= UNSURE {
@@ -254,6 +259,7 @@ mod tests {
             if language == "en" {
                 assert_eq!(found, Competence::InScope, "{text}");
             } else {
+                assert!(!is_plain_english(&text), "{text}");
                 others += 1;
                 outside += usize::from(found != Competence::InScope);
             }
