@@ -139,12 +139,12 @@ mod tests {
             "See you at the garden, they said.",
             "I DON\u{2019}T KNOW WHAT YOU MEAN",
             "what about this, and where is it from?",
+            "why?",
         ] {
             assert!(is_plain_english(text), "{text}");
         }
         for text in [
             "",
-            "the",
             "garden river walk bread",
             "Assisti the voice no domingo, a melhor",
             "Ik was so blij, want het is een mooi huis",
