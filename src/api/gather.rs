@@ -5,22 +5,21 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender};
+use crossbeam_channel::{Receiver, Sender};
 use metrics::counter;
 
 use super::intake::Submission;
-use crate::decide::CurrentJudge;
+use crate::decide::{CurrentJudge, Judge};
+use crate::message::CommentMargin;
 use crate::ops::metrics as names;
 use crate::prompt::{Prompt, PromptError, Prompter};
 use crate::stream::batch::{Batcher, Limits, MicroBatch};
 use crate::stream::cache::ScoreCache;
+use crate::stream::hand_over::{Waited, wait};
 use crate::stream::score::{ScoreAnswer, ScoreRequest};
 use crate::stream::text_key::TextKey;
-
-/// The longest wait, which limits how late a micro-batch that is due is handed over.
-const MAX_WAIT: Duration = Duration::from_millis(100);
 
 /// The thread that gathers texts.
 pub(super) struct Gatherer {
@@ -38,34 +37,11 @@ impl Gatherer {
     pub fn run(self) {
         let mut batcher = Batcher::new(self.limits);
         loop {
-            let now = Instant::now();
-            let received = if batcher.is_due(now) {
-                // The micro-batch waits for the scorer. Until it is full, more texts can be added to it.
-                let mut select = Select::new_biased();
-                let to_scorer = select.send(&self.batches);
-                if !batcher.is_full() {
-                    select.recv(&self.submissions);
-                }
-                match select.select_timeout(MAX_WAIT) {
-                    Ok(operation) if operation.index() == to_scorer => {
-                        let batch = batcher.take().expect("a batch that is due has rows");
-                        if operation.send(&self.batches, batch).is_err() {
-                            return;
-                        }
-                        continue;
-                    }
-                    Ok(operation) => operation.recv(&self.submissions).map_err(RecvTimeoutError::from),
-                    Err(_) => Err(RecvTimeoutError::Timeout),
-                }
-            } else {
-                let until_due = batcher.due().map(|due| due.saturating_duration_since(now));
-                let wait = until_due.map_or(MAX_WAIT, |until_due| until_due.min(MAX_WAIT));
-                self.submissions.recv_timeout(wait)
-            };
-            match received {
-                Ok(submission) => self.add(submission, &mut batcher),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break,
+            match wait(&mut batcher, &self.submissions, &self.batches, Instant::now()) {
+                Waited::Input(submission) => self.add(submission, &mut batcher),
+                Waited::Nothing => {}
+                Waited::InputEnded => break,
+                Waited::ScorerEnded => return,
             }
         }
         while let Some(batch) = batcher.take() {
@@ -85,23 +61,18 @@ impl Gatherer {
         let Submission {
             text, answer, place, ..
         } = submission;
-        let text = self.prompter.normalize(&text);
-        let key = self.cache.is_on().then(|| TextKey::of(&text));
-        let known = key.and_then(|key| self.cache.known(key));
         let answer = move |scored: ScoreAnswer| {
             drop(place);
             // The caller may have gone.
             let _ = answer.send(scored);
         };
-        if let Some((margin, judge)) = known {
-            return answer(ScoreAnswer {
+        match guarded(|| self.encode(&text)) {
+            Ok(Encoded::Known(margin, judge)) => answer(ScoreAnswer {
                 result: Ok(margin),
                 judge,
                 at: SystemTime::now(),
-            });
-        }
-        match guarded(|| self.prompter.encode_normalized(&text)) {
-            Ok(prompt) => {
+            }),
+            Ok(Encoded::Rows(key, prompt)) => {
                 let request = ScoreRequest {
                     facts: prompt.facts(),
                     key,
@@ -116,10 +87,33 @@ impl Gatherer {
             }),
         }
     }
+
+    /// Looks a text up, and encodes it if its margin is not known.
+    fn encode(&self, text: &str) -> Result<Encoded, PromptError> {
+        let text = self.prompter.normalize(text);
+        let key = self.cache.is_on().then(|| TextKey::of(&text));
+        if let Some(key) = key {
+            let known = self.cache.known(key);
+            let result = if known.is_some() { "hit" } else { "miss" };
+            counter!(names::CACHE_LOOKUPS, "result" => result).increment(1);
+            if let Some((margin, judge)) = known {
+                return Ok(Encoded::Known(margin, judge));
+            }
+        }
+        Ok(Encoded::Rows(key, self.prompter.encode_normalized(&text)?))
+    }
 }
 
-/// Returns the rows, or the reason why there are none. A bug in the encoder must not end the thread.
-fn guarded(encode: impl FnOnce() -> Result<Prompt, PromptError>) -> Result<Prompt, String> {
+/// A text that was looked up.
+enum Encoded {
+    /// Its margin is known, with the judge that belongs to it.
+    Known(CommentMargin, Arc<Judge>),
+    /// It must be scored, and its margin is remembered under the key.
+    Rows(Option<TextKey>, Prompt),
+}
+
+/// Returns what a text is encoded as, or the reason why it cannot be. A bug in the encoder must not end the thread.
+fn guarded<T>(encode: impl FnOnce() -> Result<T, PromptError>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(encode)) {
         Ok(encoded) => encoded.map_err(|error| error.to_string()),
         Err(_) => Err("tokenising the text panicked, which is a bug".to_owned()),

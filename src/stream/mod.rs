@@ -16,6 +16,7 @@ mod offsets;
 mod committed;
 mod status;
 pub mod batch;
+pub(crate) mod hand_over;
 mod rebalance;
 pub mod decode;
 mod group;

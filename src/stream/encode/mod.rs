@@ -9,15 +9,16 @@
 mod encoder;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Select, Sender};
+use crossbeam_channel::{Receiver, Sender};
 use metrics::{counter, gauge, histogram};
 use rayon::prelude::*;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::batch::{Batcher, Limits, MicroBatch};
 use super::control::{Control, StreamError};
+use super::hand_over::{Waited, wait};
 use super::ownership::Ownership;
 use super::record::{Finished, Pending, Record};
 use crate::ops::metrics as names;
@@ -34,9 +35,6 @@ const CHUNK_BYTES: usize = 256 << 10;
 
 /// The fewest records for which distributing the work over several threads saves more time than it costs.
 const MIN_PARALLEL_RECORDS: usize = 16;
-
-/// The longest wait, which limits how late the stage notices that the stream is ending.
-const MAX_WAIT: Duration = Duration::from_millis(100);
 
 /// Turns records into micro-batches.
 pub struct EncodeStage {
@@ -76,45 +74,22 @@ impl EncodeStage {
     pub fn run(self) -> Result<(), StreamError> {
         let mut batcher = Batcher::new(self.limits);
         let pool = encoding_threads();
-        let mut is_open = true;
-        while is_open {
+        loop {
             let now = Instant::now();
             if self.control.must_stop(now) {
                 return Ok(());
             }
-            let received = if batcher.is_due(now) {
-                // The batch waits for the scorer. Until it is full, more records can be added to it.
-                let mut select = Select::new_biased();
-                let to_scorer = select.send(&self.batches);
-                if !batcher.is_full() {
-                    select.recv(&self.records);
-                }
-                match select.select_timeout(MAX_WAIT) {
-                    Ok(operation) if operation.index() == to_scorer => {
-                        let batch = batcher.take().expect("a batch that is due has rows");
-                        if operation.send(&self.batches, batch).is_err() {
-                            // The score stage has ended and has reported the reason.
-                            return Ok(());
-                        }
-                        continue;
-                    }
-                    Ok(operation) => operation.recv(&self.records).map_err(RecvTimeoutError::from),
-                    Err(_) => Err(RecvTimeoutError::Timeout),
-                }
-            } else {
-                let until_due = batcher.due().map(|due| due.saturating_duration_since(now));
-                let wait = until_due.map_or(MAX_WAIT, |until_due| until_due.min(MAX_WAIT));
-                self.records.recv_timeout(wait)
-            };
-            match received {
-                Ok(first) => {
+            match wait(&mut batcher, &self.records, &self.batches, now) {
+                Waited::Input(first) => {
                     let chunk = self.take_chunk(first);
                     if !self.encode_chunk(chunk, pool.as_ref(), &mut batcher) {
                         return Ok(());
                     }
                 }
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => is_open = false,
+                Waited::Nothing => {}
+                Waited::InputEnded => break,
+                // The score stage has reported the reason.
+                Waited::ScorerEnded => return Ok(()),
             }
         }
         while let Some(batch) = batcher.take() {
@@ -194,6 +169,8 @@ fn encoding_threads() -> Option<ThreadPool> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use crossbeam_channel::bounded;
 
     use super::super::cache::ScoreCache;

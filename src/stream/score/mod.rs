@@ -232,6 +232,7 @@ impl ScoreStage {
         if margins.len() > 0 {
             *carried = with_carried(carried.take(), margins);
         }
+        gauge!(names::CACHE_ENTRIES).set(self.cache.len() as f64);
     }
 
     /// Passes the comments of a micro-batch on. Returns false if the stage should end.
