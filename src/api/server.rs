@@ -79,14 +79,16 @@ pub(crate) struct ApiServer {
 }
 
 impl Credentials {
-    /// Reads the files that the settings name.
+    /// Reads the files that the settings name, unless they turn the API off.
     ///
     /// # Errors
     /// Returns the faults of all files.
     pub fn read(config: &ApiConfig) -> Result<Self, Faults> {
         let mut faults = Faults::default();
-        let callers = faults.collect(Callers::read(config.tokens.as_deref()));
-        let tls = config.tls.as_ref().map(files).map(Tls::read).transpose();
+        let tokens = config.tokens.as_deref().filter(|_| config.listen.is_some());
+        let callers = faults.collect(Callers::read(tokens));
+        let tls = config.tls.as_ref().filter(|_| config.listen.is_some());
+        let tls = tls.map(files).map(Tls::read).transpose();
         let tls = faults.collect(tls);
         match (callers, tls) {
             (Some(callers), Some(tls)) => Ok(Self {

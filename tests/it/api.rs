@@ -6,7 +6,10 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 use crate::cli_run::*;
 use crate::common::fixture;
@@ -528,7 +531,156 @@ fn comments_are_analysed_in_perspectives_form() {
     let path = format!("/v1alpha1/comments:suggestscore?key={TOKEN}");
     let refused = server.request("POST", &path, &[], suggestion.to_string().as_bytes());
     assert!(
-        refused.status == 503 && refused.body.to_string().contains("topics.feedback"),
+        refused.status == 400 && refused.body.to_string().contains("topics.feedback"),
         "{refused:?}"
     );
+}
+
+/// Connects with TLS, as a client that trusts the tests' authority, and returns the server's certificate and its answer.
+fn ask_with_tls(port: u16, client: Option<&str>) -> std::io::Result<(Vec<u8>, String)> {
+    let pem = |name: &str| fixture("tls").join(name);
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(CertificateDer::from_pem_file(pem("ca.pem")).unwrap())
+        .unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots);
+    let config = match client {
+        None => builder.with_no_client_auth(),
+        Some(name) => {
+            let chain = vec![CertificateDer::from_pem_file(pem(&format!("{name}.pem"))).unwrap()];
+            let key = PrivateKeyDer::from_pem_file(pem(&format!("{name}.key"))).unwrap();
+            builder.with_client_auth_cert(chain, key).unwrap()
+        }
+    };
+    let name = "localhost".try_into().unwrap();
+    let mut session = rustls::ClientConnection::new(std::sync::Arc::new(config), name).unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let mut stream = rustls::Stream::new(&mut session, &mut stream);
+    let body = r#"{"text": "see you at the garden"}"#;
+    write!(
+        stream,
+        "POST /v1/score HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = [0; 15];
+    stream.read_exact(&mut answer)?;
+    let certificate = session.peer_certificates().unwrap()[0].to_vec();
+    Ok((certificate, String::from_utf8_lossy(&answer).into_owned()))
+}
+
+#[test]
+fn connections_are_encrypted_and_certificates_can_be_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let serve_as = |name: &str| {
+        for kind in ["pem", "key"] {
+            let from = fixture("tls").join(format!("{name}.{kind}"));
+            std::fs::copy(from, folder.path().join(format!("server.{kind}"))).unwrap();
+        }
+    };
+    let certificate = |name: &str| {
+        CertificateDer::from_pem_file(fixture("tls").join(name))
+            .unwrap()
+            .to_vec()
+    };
+    serve_as("server");
+    let tls = format!(
+        "tokens = \"tokens\"\n[api.tls]\ncertificate = \"{0}/server.pem\"\nkey = \"{0}/server.key\"\nclient_ca = \"{1}\"",
+        folder.path().display(),
+        fixture("tls/ca.pem").display()
+    );
+    let server = Server::start(&tls, "");
+    let found = ask_with_tls(server.port, Some("client")).unwrap();
+    assert_eq!(found, (certificate("server.pem"), "HTTP/1.1 200 OK".to_owned()));
+    // Neither a client without a certificate nor one without TLS is answered.
+    assert!(ask_with_tls(server.port, None).is_err());
+    let mut plain = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    plain.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = plain.read_to_end(&mut answer);
+    assert!(!answer.starts_with(b"HTTP"), "{answer:?}");
+
+    serve_as("other");
+    server.service.signal("HUP");
+    let deadline = Instant::now() + PATIENCE;
+    while ask_with_tls(server.port, Some("client")).unwrap().0 != certificate("other.pem") {
+        assert!(Instant::now() < deadline, "{}", server.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    // A key that belongs to another certificate is refused, and the old ones stay.
+    std::fs::copy(fixture("tls/client.key"), folder.path().join("server.key")).unwrap();
+    server.service.signal("HUP");
+    while !server.log().contains("expected the key of") {
+        assert!(Instant::now() < deadline, "{}", server.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(
+        ask_with_tls(server.port, Some("client")).unwrap().0,
+        certificate("other.pem")
+    );
+}
+
+#[test]
+fn requests_and_the_stream_share_the_scorer() {
+    let broker = broker();
+    broker.create_topic("feedback", 1).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (port, health_port) = (free_port(), free_port());
+    let config = folder.path().join("moderatord.toml");
+    let settings =
+        settings(&broker.address(), health_port).replace("[topics]\n", "[topics]\nfeedback = \"feedback\"\n");
+    std::fs::write(&config, format!("{settings}[api]\nlisten = \"127.0.0.1:{port}\"\n")).unwrap();
+    let notifications = Notifications::bind(&folder.path().join("notify"));
+    let log = std::fs::File::create(folder.path().join("log")).unwrap();
+    let child = moderatord()
+        .args(["run", "--config"])
+        .arg(&config)
+        .env("NOTIFY_SOCKET", folder.path().join("notify"))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .start();
+    let server = Server {
+        service: Service(child.unwrap()),
+        port,
+        health_port,
+        folder,
+    };
+    notifications.await_ready();
+    produce(&broker.address(), "c1");
+    let decision = next_record(&reader(&broker.address(), "decisions"));
+    let answer = server.post(
+        "/v1/score",
+        &json!({"content_id": "c1", "text": "zebramarkword in the garden"}),
+    );
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let mut streamed = decision;
+    for name in ["source", "decision_id"] {
+        streamed.as_object_mut().unwrap().remove(name);
+    }
+    assert_same(&answer.body, &streamed);
+
+    let suggestion = json!({
+        "comment": {"text": "a hat"}, "communityId": "garden", "clientToken": "c-2",
+        "attributeScores": {"IDENTITY_ATTACK": {"summaryScore": {"value": 0.25}}},
+    });
+    let taken = server.post("/v1alpha1/comments:suggestscore", &suggestion);
+    assert_eq!((taken.status, &taken.body), (200, &json!({"clientToken": "c-2"})));
+    let mut feedback = next_record(&reader(&broker.address(), "feedback"));
+    assert!(feedback["labelled_at"].as_str().unwrap().ends_with('Z'), "{feedback}");
+    feedback["labelled_at"] = Value::Null;
+    let content_id = format!("text-sha256:{:x}", Sha256::digest("a hat"));
+    let expected = json!({
+        "content_id": content_id, "text": "a hat", "label": 0.25, "source": "user", "community_id": "garden",
+        "labelled_at": null,
+    });
+    assert_eq!(feedback, expected);
+    server.service.signal("TERM");
+    let Server { service, folder, .. } = server;
+    let log = std::fs::read_to_string(folder.path().join("log"));
+    assert_eq!(service.end(), Some(0), "{}", log.unwrap());
 }

@@ -141,8 +141,8 @@ pub(crate) fn produce(broker: &str, id: &str) {
     producer.flush(PATIENCE).unwrap();
 }
 
-/// Returns a consumer at the beginning of the decisions.
-pub(crate) fn reader(broker: &str) -> BaseConsumer {
+/// Returns a consumer at the beginning of a topic of one partition.
+pub(crate) fn reader(broker: &str, topic: &str) -> BaseConsumer {
     let mut config = ClientConfig::new();
     config
         .set("bootstrap.servers", broker)
@@ -151,18 +151,17 @@ pub(crate) fn reader(broker: &str) -> BaseConsumer {
         .set("fetch.wait.max.ms", "10");
     let consumer: BaseConsumer = config.create().unwrap();
     let mut list = rdkafka::TopicPartitionList::new();
-    list.add_partition_offset("decisions", 0, rdkafka::Offset::Beginning)
-        .unwrap();
+    list.add_partition_offset(topic, 0, rdkafka::Offset::Beginning).unwrap();
     consumer.assign(&list).unwrap();
     consumer
 }
 
-pub(crate) fn next_decision(reader: &BaseConsumer) -> serde_json::Value {
+pub(crate) fn next_record(reader: &BaseConsumer) -> serde_json::Value {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let Some(polled) = reader.poll(PATIENCE) else {
             // A poll also ends early when the client has served an event of its own.
-            assert!(Instant::now() < deadline, "no decision in time");
+            assert!(Instant::now() < deadline, "no record in time");
             continue;
         };
         // The reader, too, reports that a broker is down.
@@ -226,9 +225,9 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
     assert!(ask(port, "/readyz").starts_with("HTTP/1.1 200"));
     notifications.next(true);
 
-    let reader = reader(&address);
+    let reader = reader(&address, "decisions");
     produce(&address, "before");
-    let before = next_decision(&reader);
+    let before = next_record(&reader);
     assert_eq!(
         (&before["content_id"], &before["action"]),
         (&"before".into(), &"allow".into())
@@ -248,7 +247,7 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
     assert!(notifications.state().starts_with("RELOADING=1"));
     assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
     produce(&address, "after");
-    let after = next_decision(&reader);
+    let after = next_record(&reader);
     assert_eq!(
         (&after["content_id"], &after["action"]),
         (&"after".into(), &"block".into())

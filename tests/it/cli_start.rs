@@ -185,9 +185,9 @@ fn clients_of_the_http_port_leave_file_descriptors_for_the_broker() {
     command.env("NOTIFY_SOCKET", folder.path().join("notify"));
     let service = Service(command.start().unwrap());
     notifications.await_ready();
-    let reader = reader(&address);
+    let reader = reader(&address, "decisions");
     produce(&address, "before");
-    assert_eq!(next_decision(&reader)["content_id"], "before");
+    assert_eq!(next_record(&reader)["content_id"], "before");
 
     let clients: Vec<TcpStream> = (0..200)
         .map(|_| TcpStream::connect(("127.0.0.1", port)).unwrap())
@@ -196,7 +196,7 @@ fn clients_of_the_http_port_leave_file_descriptors_for_the_broker() {
     broker_down(broker.cluster(), 1);
     broker.cluster().broker_up(1).unwrap();
     produce(&address, "after");
-    assert_eq!(next_decision(&reader)["content_id"], "after");
+    assert_eq!(next_record(&reader)["content_id"], "after");
     drop(clients);
     let deadline = Instant::now() + PATIENCE;
     // While the connections of the clients are being closed, further ones may still be refused.
@@ -238,9 +238,9 @@ fn a_log_that_cannot_be_written_does_not_stop_the_daemon() {
         }
         let service = Service(command.start().unwrap());
         notifications.await_ready();
-        let reader = reader(&address);
+        let reader = reader(&address, "decisions");
         produce(&address, "unlogged");
-        assert_eq!(next_decision(&reader)["content_id"], "unlogged");
+        assert_eq!(next_record(&reader)["content_id"], "unlogged");
         service.signal("TERM");
         assert_eq!(service.end(), Some(0), "pipe: {is_pipe}");
     }

@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::cli_run::{
-    Notifications, PATIENCE, Service, ask, broker, free_port, moderatord, next_decision, produce, reader, settings,
+    Notifications, PATIENCE, Service, ask, broker, free_port, moderatord, next_record, produce, reader, settings,
 };
 use crate::common::fixture;
 use crate::common::labels::label;
@@ -224,7 +224,7 @@ fn a_daemon_keeps_its_version_while_the_registry_is_lost() {
     assert!(!workspace.path("registry").exists());
     daemon.logs_once("does not exist, but pointer 1 (version ");
     produce(&broker.address(), "while lost");
-    let decision = next_decision(&reader(&broker.address()));
+    let decision = next_record(&reader(&broker.address(), "decisions"));
     assert_eq!(decision["model"]["adapter_version"], workspace.version.as_str());
     assert_eq!(decision["action"], "review");
 

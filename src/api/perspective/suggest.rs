@@ -30,7 +30,8 @@ async fn suggest(call: Call) -> Result<Response, ApiError> {
     let label = suggested(&call.shared, &fields)?;
     let Some(feedback) = &call.shared.feedback else {
         let message = "suggestions are not taken: topics.feedback is not set";
-        return Err(ApiError::new(Kind::Unavailable, message));
+        // Trying again does not help.
+        return Err(ApiError::new(Kind::Unsupported, message));
     };
     let content_id = format!("{CONTENT_ID}{}", hex(&Sha256::digest(comment.text.as_bytes())));
     let record = json!({
