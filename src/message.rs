@@ -4,6 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use utoipa::ToSchema;
 
 use crate::hash::hex;
 
@@ -11,7 +12,7 @@ use crate::hash::hex;
 pub const DECISION_SCHEMA: &str = "moderatord.decision.v1";
 
 /// The topic, partition and offset of an input record.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 pub struct SourceRecord {
     /// The name of the topic.
     pub topic: String,
@@ -141,7 +142,7 @@ impl TextFacts {
 }
 
 /// Whether a text is in a language that the model was trained for, from the most to the least likely.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Competence {
     /// Nothing shows that the text is in another language. Texts of a few words mostly count as in scope.
@@ -177,7 +178,7 @@ pub struct CommentMargin {
 }
 
 /// The class that the model assigns to a comment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Label {
     /// The probability of being hateful is at least one half.
@@ -187,7 +188,7 @@ pub enum Label {
 }
 
 /// What the platform should do with the comment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Action {
     /// Publish the comment.
@@ -213,7 +214,7 @@ impl Action {
 }
 
 /// Whether the decision was taken without a human, in the terms of the EU's Digital Services Act.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AutomatedDecision {
     /// The decision is fully automated.
@@ -223,7 +224,7 @@ pub enum AutomatedDecision {
 }
 
 /// The thresholds that divide the calibrated probability into allow, review and block, both from 0 to 1.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Thresholds {
     /// The probability at or above which a comment is reviewed, unless it is blocked.
     pub review: f64,
@@ -232,7 +233,7 @@ pub struct Thresholds {
 }
 
 /// Identifies everything that a score depends on, mostly by content hash.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ModelIdentity {
     /// The hash of the files of the base checkpoint.
     pub base: String,
@@ -256,7 +257,7 @@ pub struct ModelIdentity {
 }
 
 /// The part of a decision that exists only if the comment was scored.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Scoring {
     /// The calibrated probability that the comment is hateful.
     pub probability: f64,
@@ -266,7 +267,7 @@ pub struct Scoring {
     /// correction for the number of windows.
     pub margin: f32,
     /// The class, with a probability of one half as the boundary. Thresholds do not change it, so a comment that is
-    /// blocked at a threshold below one half has the label [`Label::Ok`]; what to do is the action.
+    /// blocked at a threshold below one half has the label `ok`; what to do is the action.
     pub label: Label,
     /// Whether the model can judge the text; absent if the model does not say which languages it was trained for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -286,11 +287,11 @@ pub struct Scoring {
 }
 
 /// The daemon's decision about a comment, as published to the decisions topic or printed by `score`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Decision {
-    /// The name and version of this format, [`DECISION_SCHEMA`].
+    /// The name and version of this format, `moderatord.decision.v1`.
     pub schema: String,
-    /// The id of the decision, see [`SourceRecord::decision_id`]; absent if the comment was not read from a topic.
+    /// The id of the decision, made of its source; absent if the comment was not read from a topic.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub decision_id: Option<String>,
     /// The id of the comment's event, if it has one.
@@ -311,7 +312,7 @@ pub struct Decision {
     pub replaced_surrogates: usize,
     /// What the platform should do with the comment.
     pub action: Action,
-    /// The score and what it depends on; absent for [`Action::Delete`].
+    /// The score and what it depends on; absent for deletions.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub scoring: Option<Scoring>,
     /// The record that contained the comment; absent if the comment was not read from a topic.
@@ -319,7 +320,7 @@ pub struct Decision {
     pub source: Option<SourceRecord>,
     /// Always true, because every event is first examined by this daemon.
     pub automated_detection: bool,
-    /// [`AutomatedDecision::Fully`] for allow and block, [`AutomatedDecision::Not`] for review and delete.
+    /// `fully` for allow and block, `not` for review and delete.
     pub automated_decision: AutomatedDecision,
 }
 

@@ -21,6 +21,7 @@ mod score;
 mod status;
 mod openai;
 mod perspective;
+mod openapi;
 mod page;
 mod server;
 

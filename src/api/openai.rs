@@ -9,6 +9,7 @@ use axum::http::Request;
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use utoipa::ToSchema;
 
 use super::body::{Fields, TextField};
 use super::call::{Call, Dialect, Shared, answer, json};
@@ -24,24 +25,62 @@ const DIALECT: Dialect = Dialect {
 };
 
 /// The answer of the endpoint.
-#[derive(Debug, Serialize)]
-struct Moderation {
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Moderation {
+    /// A random id of the answer.
     id: String,
-    /// The names by which decisions identify the model.
+    /// The name of the model, made of the hashes by which decisions identify it.
     model: String,
+    /// The result for each text, in their order.
     results: Vec<ModerationResult>,
 }
 
-#[derive(Debug, Serialize)]
-struct ModerationResult {
+/// The result for a text.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModerationResult {
     /// Whether the comment is not simply allowed.
     flagged: bool,
+    /// The same for each category.
+    #[schema(value_type = BTreeMap<String, bool>)]
     categories: Map<String, Value>,
+    /// The probability of each category.
+    #[schema(value_type = BTreeMap<String, f64>)]
     category_scores: Map<String, Value>,
+    /// What each category was judged by: always `text`.
+    #[schema(value_type = BTreeMap<String, Vec<String>>)]
     category_applied_input_types: Map<String, Value>,
+    /// The whole decision.
     decision: Decision,
 }
 
+/// Describes a request, as [`inputs`] reads it.
+pub(super) fn described_request() -> Value {
+    let text = json!({"type": "string"});
+    let part = json!({
+        "type": "object",
+        "properties": {"type": {"const": "text"}, "text": text},
+        "required": ["type", "text"],
+    });
+    json!({
+        "type": "object",
+        "properties": {
+            "input": {
+                "description": "A text; or several, each with a result of its own; or the parts of one text.",
+                "anyOf": [text, {"type": "array", "items": text}, {"type": "array", "items": part}],
+            },
+            "community_id": {"type": ["string", "null"], "description": "The community, which selects the thresholds."},
+            "model": {"description": "Ignored: there is one model."},
+        },
+        "required": ["input"],
+    })
+}
+
+/// Moderates texts, in the form of OpenAI's moderation API.
+#[utoipa::path(
+    post,
+    path = "/v1/moderations",
+    responses((status = 200, body = Moderation, description = "The result for each text."))
+)]
 pub(super) async fn moderations(State(shared): State<Shared>, request: Request<Body>) -> Response {
     answer(&DIALECT, shared, request, moderate).await
 }

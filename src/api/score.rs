@@ -6,20 +6,25 @@ use axum::http::{HeaderValue, Request, header};
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use utoipa::ToSchema;
 
 use super::call::{Call, Dialect, Shared, answer, json};
 use super::error::ApiError;
 use super::request::bearer_token;
 use crate::json::BYTE_ORDER_MARK;
-use crate::message::Comment;
+use crate::message::{Comment, Decision};
 use crate::stream::decode::decode;
 
-/// The form of errors of our own endpoints: problem details (RFC 9457).
-#[derive(Debug, Serialize)]
-struct Problem<'a> {
+/// The form of errors: problem details (RFC 9457).
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Problem<'a> {
+    /// The meaning of the status.
     title: &'a str,
+    /// The status of the answer.
     status: u16,
+    /// What was found, and what was expected. Never quotes a comment.
     detail: &'a str,
+    /// The JSON pointer to the comment of a list that is at fault, if it is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'a str>,
 }
@@ -46,6 +51,12 @@ pub(super) fn problem(error: &ApiError) -> Response {
     answer
 }
 
+/// Scores one comment, or a list of comments.
+#[utoipa::path(
+    post,
+    path = "/v1/score",
+    responses((status = 200, body = Decision, description = "The decision on the comment, or the decisions in their order."))
+)]
 pub(super) async fn score(State(shared): State<Shared>, request: Request<Body>) -> Response {
     answer(&DIALECT, shared, request, score_comments).await
 }

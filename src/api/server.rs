@@ -19,6 +19,7 @@ use super::call::{Shared, SharedParts, StatusSources};
 use super::error::{ApiError, Kind};
 use super::gather::Gatherer;
 use super::intake::Intake;
+use super::openapi::OpenApiDocument;
 use super::request::BodyMemory;
 use super::tokens::Callers;
 use super::{openai, page, perspective, score, status};
@@ -241,12 +242,14 @@ impl Drop for ApiServer {
 }
 
 fn router(shared: Shared) -> Router {
+    let description = OpenApiDocument::new(&shared.config, &shared.input.fields);
     Router::new()
         .route("/v1/score", post(score::score))
         .route("/v1/moderations", post(openai::moderations))
         .route("/v1alpha1/comments:analyze", post(perspective::analyze))
         .route("/v1alpha1/comments:suggestscore", post(perspective::suggest_score))
         .route("/$discovery/rest", get(perspective::discovery))
+        .route("/openapi.json", get(async move || description.answer()))
         .route("/v1/status", get(status::status))
         .route("/", get(page::html))
         .route("/page.css", get(page::css))

@@ -31,6 +31,8 @@ pub struct Policy {
     communities: BTreeMap<String, Thresholds>,
     /// Whether comments that are not in the scope of the model are reviewed.
     reviews_not_in_scope: bool,
+    /// The languages of the model, if it says which these are.
+    languages: Option<Vec<String>>,
     canonical: String,
     content_hash: String,
 }
@@ -73,6 +75,7 @@ impl Policy {
             thresholds,
             communities,
             reviews_not_in_scope,
+            languages: model.scope.as_ref().map(|scope| scope.codes().to_vec()),
             content_hash: content_hash(canonical.as_bytes()),
             canonical,
         }
@@ -84,6 +87,11 @@ impl Policy {
             .and_then(|id| self.communities.get(id))
             .copied()
             .unwrap_or(self.thresholds)
+    }
+
+    /// Returns the ISO 639-1 codes of the languages that the model was trained for, if it says which these are.
+    pub fn languages(&self) -> Option<&[String]> {
+        self.languages.as_deref()
     }
 
     /// Returns the canonical JSON form of the policy, of which [`Policy::content_hash`] is the hash.

@@ -29,7 +29,7 @@ use std::path::Path;
 
 pub use identity::settings_of_text_rules;
 pub use normalize::{NFC_VERSION, NORMALIZER_VERSION};
-pub use scope::{Scope, ScopeError};
+pub use scope::{Scope, ScopeError, language};
 
 use frame::Frame;
 use identity::{FORMAT, IsFramed, canonical_form, text_rules};

@@ -106,6 +106,26 @@ const LANGUAGES: [(&str, Lang); 70] = [
     ("zu", Lang::Zul),
 ];
 
+/// Recognises the language of a text, from the first KiB of it. Returns its ISO 639-1 code, or `None` if the text is too short
+/// or if its language is not clear.
+pub fn language(text: &str) -> Option<&'static str> {
+    let text = &text[..text.floor_char_boundary(PIECE_BYTES)];
+    let code = |language: Lang| {
+        LANGUAGES
+            .iter()
+            .find(|&&(_, known)| known == language)
+            .map(|&(code, _)| code)
+    };
+    if text.chars().filter(|char| char.is_alphabetic()).count() < LETTERS_OF_LANGUAGE {
+        return None;
+    }
+    if is_plain_english(text) {
+        return code(Lang::Eng);
+    }
+    let found = detect(text).filter(whatlang::Info::is_reliable)?;
+    code(found.lang())
+}
+
 /// The languages that a model was trained for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scope {
@@ -285,6 +305,33 @@ mod tests {
         let german = "Ich habe heute Morgen Brot gebacken und es schmeckt uns allen sehr gut.";
         assert_eq!(scope(&["de", "en"]).of_text(german, 0.0), Competence::InScope);
         assert_eq!(scope(&["ru"]).of_text("да", 0.0), Competence::InScope);
+    }
+
+    #[test]
+    fn the_language_of_a_clear_text_is_recognised() {
+        // Short sentences are often not clear, but few are taken for another language.
+        let found: Vec<_> = sentences()
+            .into_iter()
+            .map(|(expected, text)| (language(&text), expected))
+            .collect();
+        let right = found
+            .iter()
+            .filter(|(found, expected)| found.is_some_and(|found| found == expected))
+            .count();
+        let wrong: Vec<_> = found
+            .iter()
+            .filter(|(found, expected)| found.is_some_and(|found| found != expected))
+            .collect();
+        assert!(
+            2 * right >= found.len() && 20 * wrong.len() <= found.len(),
+            "{right} right, wrong: {wrong:?}"
+        );
+        let german = "Ich habe heute Morgen Brot gebacken und es schmeckt uns allen sehr gut. ".repeat(40);
+        assert_eq!(language(&german), Some("de"));
+        assert_eq!(language("We walked along the river until it got dark."), Some("en"));
+        for short in ["", "danke", "ok", "123 !!!"] {
+            assert_eq!(language(short), None, "{short}");
+        }
     }
 
     #[test]

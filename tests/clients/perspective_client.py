@@ -48,7 +48,12 @@ assert [TEXT[span["begin"] : span["end"]] for span in scores["spanScores"]] == [
 assert answer["clientToken"] == "c-1" and answer["languages"] == ["en"], answer
 print("comments.analyze:", scores)
 
+GERMAN = {"text": "Ich habe heute Morgen Brot gebacken und es schmeckt uns allen sehr gut."}
+ATTRIBUTES = {"IDENTITY_ATTACK": {}}
 for body, key, expected in [
+    ({"comment": GERMAN, "requestedAttributes": ATTRIBUTES}, TOKEN, "does not support request languages: de"),
+    ({"comment": GERMAN, "requestedAttributes": ATTRIBUTES, "languages": ["en"]}, TOKEN, "LANGUAGE_NOT_SUPPORTED_BY_ATTRIBUTE"),
+    ({"comment": {"text": TEXT}, "requestedAttributes": ATTRIBUTES, "languages": ["fr"]}, TOKEN, "languages: fr"),
     ({"comment": {"text": TEXT}, "requestedAttributes": {"TOXICITY": {}}}, TOKEN, "Unknown requested attribute: TOXICITY"),
     ({"comment": {"text": ""}, "requestedAttributes": {"IDENTITY_ATTACK": {}}}, TOKEN, "COMMENT_EMPTY"),
     ({"comment": {"text": TEXT}}, TOKEN, "NO_REQUESTED_ATTRIBUTES"),
@@ -57,6 +62,8 @@ for body, key, expected in [
     status, text = error(body, key)
     assert status == 400 and expected in text, (status, text)
     print("comments.analyze:", status, expected)
+dropped = analyze({"comment": GERMAN, "requestedAttributes": ATTRIBUTES, "dropUnsupportedAttributes": True})
+assert dropped["attributeScores"] == {} and dropped["detectedLanguages"] == ["de"], dropped
 
 suggestion = {"comment": {"text": TEXT}, "attributeScores": {"IDENTITY_ATTACK": {"summaryScore": {"value": 0}}}}
 try:

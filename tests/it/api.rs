@@ -479,6 +479,15 @@ fn comments_are_analysed_in_perspectives_form() {
         (&json!(["en"]), &json!("c-1"))
     );
 
+    let recognised = analyze(&json!({
+        "comment": {"text": "We walked along the river until it got dark."},
+        "requestedAttributes": {"IDENTITY_ATTACK": {}},
+    }));
+    assert_eq!(
+        (&recognised.body["languages"], &recognised.body["detectedLanguages"]),
+        (&json!(["en"]), &json!(["en"]))
+    );
+
     let check = |body: Value, error_type: &str, message: &str| {
         let answer = analyze(&body);
         let error = &answer.body["error"];
@@ -534,6 +543,46 @@ fn comments_are_analysed_in_perspectives_form() {
         refused.status == 400 && refused.body.to_string().contains("topics.feedback"),
         "{refused:?}"
     );
+}
+
+#[test]
+fn the_description_names_what_is_served() {
+    let server = Server::start("tokens = \"tokens\"", "[input]\ntext = \"/post/body\"\n");
+    let described = server.request("GET", "/openapi.json", &[], b"");
+    assert_eq!(described.status, 200);
+    let document = described.body;
+    let schemas = &document["components"]["schemas"];
+    assert_eq!(
+        schemas["Comment"]["properties"]["post"]["properties"]["body"]["type"][0],
+        "string"
+    );
+    assert_eq!(
+        schemas["Decision"]["allOf"][0]["anyOf"][0]["$ref"],
+        "#/components/schemas/Scoring"
+    );
+    let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
+    assert_eq!(
+        paths,
+        [
+            "/v1/moderations",
+            "/v1/score",
+            "/v1alpha1/comments:analyze",
+            "/v1alpha1/comments:suggestscore"
+        ]
+    );
+    for path in paths {
+        let method = &document["paths"][path]["post"];
+        // The names of the schemes are alternatives.
+        let scheme = method["security"][0].as_object().unwrap().keys().next().unwrap();
+        assert!(document["components"]["securitySchemes"][scheme].is_object(), "{path}");
+        // Without a token, each endpoint refuses in its own form.
+        let status = server.request("POST", path, &[], b"{}").status.to_string();
+        assert!(
+            status == "401" || status == "400" && path.contains(':'),
+            "{path} {status}"
+        );
+        assert!(method["responses"][&status].is_object(), "{path} {status}");
+    }
 }
 
 /// Connects with TLS, as a client that trusts the tests' authority, and returns the server's certificate and its answer.

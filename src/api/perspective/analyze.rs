@@ -7,7 +7,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::error::{Cause, language_not_supported};
-use super::request::{ANALYZE, check_context, comment, languages};
+use super::request::{ANALYZE, Languages, check_context, comment};
 use super::spans::{Span, sentences};
 use crate::api::body::{Fields, TextField};
 use crate::api::call::{Call, Shared, answer, json as json_answer};
@@ -33,7 +33,13 @@ async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
     let comment = comment(&fields, call.shared.input.max_bytes)?;
     check_context(&fields)?;
     let requested = requested_attributes(&call.shared, &fields)?;
-    let languages = languages(&fields)?;
+    let drops_unsupported = fields.flag("/dropUnsupportedAttributes")?;
+    let languages = Languages::read(&fields, &comment.text)?;
+    let judge = call.shared.status.judge.get();
+    let is_excluded = judge.policy.languages().is_some_and(|known| languages.excludes(known));
+    if let (true, false, Some(first)) = (is_excluded, drops_unsupported, requested.first()) {
+        return Err(language_not_supported(&first.name, &languages));
+    }
     let spans = if fields.flag("/spanAnnotations")? {
         sentences(&comment.text)
     } else {
@@ -51,11 +57,8 @@ async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
         .ok_or_else(|| ApiError::new(Kind::Unscorable, "the comment has no score"))?;
 
     // In another script or language, a probability would mean nothing, so there is none.
-    let is_supported = whole
-        .scoring
-        .as_ref()
-        .is_none_or(|scoring| scoring.competence != Some(Competence::OutOfScope));
-    let drops_unsupported = fields.flag("/dropUnsupportedAttributes")?;
+    let competence = whole.scoring.as_ref().and_then(|scoring| scoring.competence);
+    let is_supported = !is_excluded && competence != Some(Competence::OutOfScope);
     if let (false, false, Some(first)) = (is_supported, drops_unsupported, requested.first()) {
         return Err(language_not_supported(&first.name, &languages));
     }
@@ -73,9 +76,7 @@ async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
         }
     }
     let mut body = json!({"attributeScores": scores, "decision": whole});
-    if !languages.is_empty() {
-        body["languages"] = languages.into();
-    }
+    languages.describe(&mut body);
     if let Some(token) = fields.optional_text("/clientToken")? {
         body["clientToken"] = token.into();
     }

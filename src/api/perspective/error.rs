@@ -4,6 +4,7 @@ use axum::http::StatusCode;
 use axum::response::Response;
 use serde_json::{Value, json};
 
+use super::request::Languages;
 use crate::api::call::json as json_answer;
 use crate::api::error::{ApiError, Kind};
 
@@ -41,12 +42,12 @@ impl Cause {
     }
 }
 
-/// Returns the error of an attribute that does not support the language of a comment. `requested` are the languages that
-/// the request names, if any; which one it is otherwise is not known.
-pub(super) fn language_not_supported(attribute: &str, requested: &[String]) -> ApiError {
-    let (name, languages) = match requested {
-        [] => ("detectedLanguages", vec![UNDETERMINED.to_owned()]),
-        requested => ("requestedLanguages", requested.to_vec()),
+/// Returns the error of an attribute that does not support the languages of a comment: those that the request names, or
+/// the one that was recognised.
+pub(super) fn language_not_supported(attribute: &str, languages: &Languages) -> ApiError {
+    let (name, languages) = match languages {
+        Languages::Requested(requested) => ("requestedLanguages", requested.clone()),
+        Languages::Detected(found) => ("detectedLanguages", vec![found.unwrap_or(UNDETERMINED).to_owned()]),
     };
     let message = format!(
         "Attribute {attribute} does not support request languages: {}",

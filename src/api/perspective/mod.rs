@@ -11,5 +11,5 @@ mod spans;
 mod suggest;
 
 pub(super) use analyze::analyze;
-pub(super) use discovery::discovery;
+pub(super) use discovery::{described_methods, described_schemas, discovery};
 pub(super) use suggest::suggest_score;

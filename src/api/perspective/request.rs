@@ -8,6 +8,7 @@ use crate::api::body::{Fields, TextField};
 use crate::api::call::Dialect;
 use crate::api::error::{ApiError, Kind};
 use crate::api::request::bearer_token;
+use crate::prompt::language;
 
 /// The form of requests and answers of `comments:analyze`.
 pub(super) const ANALYZE: Dialect = Dialect {
@@ -64,16 +65,57 @@ pub(super) fn comment(fields: &Fields<'_>, max_bytes: usize) -> Result<TextField
     Ok(comment)
 }
 
-/// Returns the languages that the request names.
-pub(super) fn languages(fields: &Fields<'_>) -> Result<Vec<String>, ApiError> {
-    let expected = || ApiError::invalid("expected a list of language codes").at("languages");
-    match fields.value("/languages") {
-        None => Ok(Vec::new()),
-        Some(Value::Array(list)) => list
-            .iter()
-            .map(|language| language.as_str().map(str::to_owned).ok_or_else(expected))
-            .collect(),
-        Some(_) => Err(expected()),
+/// The languages of a comment, as codes such as `en` or `pt-BR`.
+pub(super) enum Languages {
+    /// Those that the request names, of which there is at least one.
+    Requested(Vec<String>),
+    /// The one that was recognised, if the text shows one clearly.
+    Detected(Option<&'static str>),
+}
+
+impl Languages {
+    /// Reads the languages that the request names, or else recognises that of the text.
+    ///
+    /// # Errors
+    /// Returns an error if the field is not a list of texts.
+    pub(super) fn read(fields: &Fields<'_>, text: &str) -> Result<Self, ApiError> {
+        let expected = || ApiError::invalid("expected a list of language codes").at("languages");
+        let named = match fields.value("/languages") {
+            None => Vec::new(),
+            Some(Value::Array(list)) => list
+                .iter()
+                .map(|language| language.as_str().map(str::to_owned).ok_or_else(expected))
+                .collect::<Result<_, _>>()?,
+            Some(_) => return Err(expected()),
+        };
+        Ok(if named.is_empty() {
+            Self::Detected(language(text))
+        } else {
+            Self::Requested(named)
+        })
+    }
+
+    /// Returns whether the request names only languages that are not among `known`.
+    pub(super) fn excludes(&self, known: &[String]) -> bool {
+        let Self::Requested(named) = self else { return false };
+        let is_known = |name: &String| {
+            let primary = name.split(['-', '_']).next().unwrap_or_default();
+            known.iter().any(|code| code.eq_ignore_ascii_case(primary))
+        };
+        !named.iter().any(is_known)
+    }
+
+    /// Adds the languages to an answer.
+    pub(super) fn describe(self, body: &mut Value) {
+        match self {
+            Self::Requested(named) => body["languages"] = named.into(),
+            Self::Detected(Some(found)) => {
+                for name in ["languages", "detectedLanguages"] {
+                    body[name] = [found].as_slice().into();
+                }
+            }
+            Self::Detected(None) => {}
+        }
     }
 }
 
