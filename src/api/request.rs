@@ -161,6 +161,7 @@ mod tests {
         let now = Instant::now();
         let limits = ApiLimits {
             connections: 1,
+            connections_per_client: 1,
             body_bytes: 1,
             comments: 1,
             waiting: 1,

@@ -166,6 +166,7 @@ impl ApiServer {
         };
         let limits = ConnectionLimits {
             connections: connections_within(open_files, config.limits.connections as u64),
+            connections_per_client: config.limits.connections_per_client,
             head: HEAD_TIME,
             lifetime: CONNECTION_LIFETIME,
             close: config.limits.timeout,

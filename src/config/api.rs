@@ -45,6 +45,8 @@ pub struct TlsConfig {
 pub struct ApiLimits {
     /// The maximum number of connections; others are closed at once.
     pub connections: usize,
+    /// The maximum number of connections of one client: of an address, or of a /64 network of IPv6.
+    pub connections_per_client: usize,
     /// The maximum size of the body of a request in bytes.
     pub body_bytes: usize,
     /// The maximum number of comments in one request.
@@ -62,6 +64,7 @@ pub(super) fn api(reader: &mut SettingsReader) -> Option<ApiConfig> {
     let tls = tls(reader);
     let share = reader.number("api.share", 0.05..=0.95);
     let connections = reader.integer("api.limits.connections", 1..=100_000);
+    let connections_per_client = reader.integer("api.limits.connections_per_client", 1..=100_000);
     let body_bytes = reader.integer("api.limits.body_bytes", 1024..=64 << 20);
     let comments = reader.integer("api.limits.comments", 1..=10_000);
     let waiting = reader.integer("api.limits.waiting", 1..=1_000_000);
@@ -87,6 +90,7 @@ pub(super) fn api(reader: &mut SettingsReader) -> Option<ApiConfig> {
         share: share?,
         limits: ApiLimits {
             connections: connections?,
+            connections_per_client: connections_per_client?,
             body_bytes: body_bytes?,
             comments: comments?,
             waiting: waiting?,

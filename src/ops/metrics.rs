@@ -74,13 +74,15 @@ pub const REGISTRY_MISSING: &str = "moderatord_registry_missing";
 pub const RELOADS: &str = "moderatord_reloads_total";
 /// Counts failed scorer calls by `verdict`: record or device.
 pub const SCORE_FAILURES: &str = "moderatord_score_failures_total";
-/// Counts HTTP connections by `result`: completed, timed_out, invalid, failed, refused or accept_failed.
+/// Counts HTTP connections by `result`: completed, timed_out, invalid, failed, refused, refused_client or accept_failed.
 pub const HTTP_CONNECTIONS: &str = "moderatord_http_connections_total";
 /// The number of open HTTP connections.
 pub const HTTP_OPEN_CONNECTIONS: &str = "moderatord_http_open_connections";
-/// Counts requests to the API by `endpoint`, `caller` and `status`, the status code of HTTP.
+/// Counts requests to the API by `endpoint` (score, moderations, analyze, suggestscore or status), `caller`, and `status`,
+/// the status code of HTTP: 200, 400, 401, 404, 405, 408, 413, 422, 429, 503 or 504.
 pub const API_REQUESTS: &str = "moderatord_api_requests_total";
-/// Records the time from the first byte of a request's head to its answer, by `endpoint`.
+/// Records the time from the first byte of a request's head to its answer, by `endpoint` (score, moderations, analyze,
+/// suggestscore or status).
 pub const API_SECONDS: &str = "moderatord_api_request_seconds";
 /// Counts comments that were decided for callers of the API by `action`.
 pub const API_DECISIONS: &str = "moderatord_api_decisions_total";

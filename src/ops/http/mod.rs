@@ -1,6 +1,7 @@
 //! Serves `/metrics`, `/healthz` and `/readyz` over HTTP. Its server is also that of the API.
 
 mod tls;
+mod places;
 mod server;
 
 use std::convert::Infallible;

@@ -26,10 +26,11 @@ use metrics::{Gauge, counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tracing::{info, warn};
 
 use super::super::metrics as names;
+use super::places::{NoPlace, Places};
 use super::tls::Tls;
 
 /// The most connections at a time: far more than the probes and collectors of one daemon open.
@@ -50,6 +51,8 @@ const ACCEPT_DELAY: Duration = Duration::from_millis(200);
 pub(crate) struct ConnectionLimits {
     /// The most connections at a time; others are closed at once.
     pub connections: usize,
+    /// The most connections of one client at a time. An address is a client, and so is a /64 network of IPv6.
+    pub connections_per_client: usize,
     /// How long a client may take to send the head of a request, including the time that the connection is idle
     /// before it. It also limits the handshake of TLS.
     pub head: Duration,
@@ -62,8 +65,11 @@ pub(crate) struct ConnectionLimits {
 impl ConnectionLimits {
     /// Returns the limits of a process that may have this many files open.
     pub(crate) fn new(open_files: u64) -> Self {
+        let connections = connections_within(open_files, MAX_CONNECTIONS);
         Self {
-            connections: connections_within(open_files, MAX_CONNECTIONS),
+            connections,
+            // Probes and collectors often come from one host.
+            connections_per_client: connections,
             head: Duration::from_secs(10),
             lifetime: Duration::from_secs(60),
             close: Duration::from_secs(5),
@@ -167,21 +173,27 @@ fn serve(
 async fn accept_all(listener: TcpListener, site: Site) -> Infallible {
     let (limits, metrics) = (site.limits, site.metrics);
     let site = Arc::new(site);
-    let places = Arc::new(Semaphore::new(limits.connections));
-    let open = move |places: &Semaphore| (limits.connections - places.available_permits()) as f64;
+    let places = Places::new(limits.connections, limits.connections_per_client);
     metrics.open().set(0.0);
     loop {
-        let stream = accept(metrics, async || listener.accept().await.map(|(stream, _)| stream)).await;
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else {
-            metrics.count("refused");
-            continue;
+        let (stream, address) = accept(metrics, async || listener.accept().await).await;
+        let place = match places.take(address.ip()) {
+            Ok(place) => place,
+            Err(NoPlace::Full) => {
+                metrics.count("refused");
+                continue;
+            }
+            Err(NoPlace::FullForClient) => {
+                metrics.count("refused_client");
+                continue;
+            }
         };
-        metrics.open().set(open(&places));
+        metrics.open().set(places.open() as f64);
         let (site, places) = (Arc::clone(&site), Arc::clone(&places));
         tokio::spawn(async move {
             metrics.count(connect(stream, &site).await);
             drop(place);
-            metrics.open().set(open(&places));
+            metrics.open().set(places.open() as f64);
         });
     }
 }

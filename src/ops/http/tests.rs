@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Limits that no test reaches, except for those that it changes.
 const GENEROUS: ConnectionLimits = ConnectionLimits {
     connections: 64,
+    connections_per_client: 64,
     head: PATIENCE,
     lifetime: PATIENCE,
     close: PATIENCE,
@@ -222,6 +223,22 @@ fn more_connections_than_allowed_are_closed_at_once() {
         send(&mut stream, "/healthz", "Connection: close\r\n");
         assert!(read_to_end(&stream).starts_with(b"HTTP/1.1 200"));
     }
+    server.await_value(0, |server| server.metric(HTTP_OPEN_CONNECTIONS));
+    assert!(server.ask("/healthz").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_client_cannot_take_all_connections() {
+    let server = Fixture::start(ConnectionLimits {
+        connections_per_client: 2,
+        ..GENEROUS
+    });
+    let before = server.connections("refused_client");
+    let open = [server.connect(), server.connect()];
+    server.await_value(2, |server| server.metric(HTTP_OPEN_CONNECTIONS));
+    assert_eq!(read_to_end(&server.connect()), b"");
+    assert_eq!(server.connections("refused_client"), before + 1);
+    drop(open);
     server.await_value(0, |server| server.metric(HTTP_OPEN_CONNECTIONS));
     assert!(server.ask("/healthz").starts_with("HTTP/1.1 200"));
 }
