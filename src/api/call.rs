@@ -15,6 +15,7 @@ use tokio::sync::oneshot;
 use super::body::TextField;
 use super::error::{ApiError, Kind};
 use super::intake::Intake;
+use super::newest::NewestVersion;
 use super::request::{BodyMemory, RequestBody, deadline};
 use super::tokens::Callers;
 use crate::config::{ApiConfig, InputConfig};
@@ -33,6 +34,8 @@ pub(crate) struct StatusSources {
     pub health: Arc<Health>,
     pub metrics: Exporter,
     pub judge: Arc<CurrentJudge>,
+    /// The newest version in the registry.
+    pub newest: NewestVersion,
     /// The settings in force by key, without secrets.
     pub configuration: BTreeMap<String, String>,
 }

@@ -16,6 +16,7 @@ mod error;
 mod request;
 mod gather;
 mod body;
+mod newest;
 mod call;
 mod score;
 mod status;
@@ -26,4 +27,5 @@ mod page;
 mod server;
 
 pub(crate) use call::StatusSources;
+pub(crate) use newest::NewestVersion;
 pub(crate) use server::{ApiParts, ApiServer, Credentials};

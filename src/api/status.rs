@@ -37,6 +37,7 @@ async fn report(call: Call) -> Result<Response, ApiError> {
         "model": judge.model,
         "policy": judge.policy.content_hash(),
         "thresholds": judge.policy.thresholds(None),
+        "newest_version": sources.newest.describe().await,
         "configuration": sources.configuration,
         "metrics": sources.metrics.render(),
     })))

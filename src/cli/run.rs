@@ -12,7 +12,7 @@ use tracing::{error, info, warn};
 
 use super::checked::{Checked, CheckedModel, Streaming, check};
 use super::{Exit, SettingsArgs};
-use crate::api::{ApiParts, ApiServer, StatusSources};
+use crate::api::{ApiParts, ApiServer, NewestVersion, StatusSources};
 use crate::config::{BatchConfig, Config, Sources, StreamConfig};
 use crate::decide::CurrentJudge;
 use crate::fault::{Fault, Faults};
@@ -163,6 +163,7 @@ pub(super) fn serve(settings: &SettingsArgs, streaming: Streaming) -> anyhow::Re
                 health: Arc::clone(&daemon.health),
                 metrics: daemon.metrics.clone(),
                 judge: Arc::clone(&judge),
+                newest: NewestVersion::new(config.registry.url.clone()),
                 configuration: settings.sources().shown(),
             },
             feedback: config.require_feedback().ok(),

@@ -140,7 +140,7 @@ pub struct VersionFacts {
     pub data: Value,
     /// Evaluation on the test part.
     pub metrics: Value,
-    /// Verdict of the promotion gate.
+    /// Verdict of the promotion gate, with `promote` and, except in old manifests, a `sentence` for people.
     pub gate: Value,
 }
 

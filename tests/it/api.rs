@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use moderatord::registry::Registry;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use sha2::{Digest, Sha256};
 use crate::cli_run::*;
 use crate::common::fixture;
 use crate::common::process::Start;
+use crate::common::registry::draft;
 
 /// A token of the tests.
 const TOKEN: &str = "forum-token-0123456789";
@@ -87,6 +89,11 @@ impl Server {
             &[("Authorization", &format!("Bearer {TOKEN}"))],
             body.to_string().as_bytes(),
         )
+    }
+
+    /// Returns the whole answer, with its head.
+    fn text(&self, path: &str) -> String {
+        try_ask(self.port, path).unwrap()
     }
 
     fn request(&self, method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Answer {
@@ -583,6 +590,45 @@ fn the_description_names_what_is_served() {
         );
         assert!(method["responses"][&status].is_object(), "{path} {status}");
     }
+}
+
+#[tokio::test]
+async fn the_page_shows_what_serves_and_the_newest_version_to_callers_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}/registry", folder.path().display());
+    let registry = Registry::create(&url).unwrap();
+    let mut newest = draft("a");
+    newest.facts.gate = json!({"promote": false, "sentence": "keep the champion"});
+    let newest = registry.publish(newest).await.unwrap();
+    let server = Server::start("tokens = \"tokens\"", &format!("[registry]\nurl = \"{url}\""));
+    let page = server.text("/");
+    assert!(
+        page.contains("200 OK") && page.contains("<title>moderatord</title>"),
+        "{page}"
+    );
+    assert!(page.contains("content-security-policy: default-src 'none'"), "{page}");
+    for file in ["page.css", "page.js"] {
+        assert!(
+            page.contains(file) && server.text(&format!("/{file}")).contains("200 OK"),
+            "{file}"
+        );
+    }
+    assert_eq!(server.request("GET", "/v1/status", &[], b"").status, 401);
+    let token = format!("Bearer {TOKEN}");
+    let answer = server.request("GET", "/v1/status", &[("Authorization", &token)], b"");
+    let status = &answer.body;
+    let expected = json!({
+        "version": newest.version.as_str(), "created_at": newest.facts.created_at,
+        "promote": false, "verdict": "keep the champion",
+    });
+    assert_eq!((answer.status, &status["newest_version"]), (200, &expected));
+    assert_eq!(
+        (&status["ready"], &status["model"]["device"]),
+        (&json!(true), &json!("cpu"))
+    );
+    // The registry's address may contain a secret.
+    assert_eq!(status["configuration"]["registry.url"], "***");
+    assert!(status["metrics"].as_str().unwrap().contains("moderatord_build_info{"));
 }
 
 /// Connects with TLS, as a client that trusts the tests' authority, and returns the server's certificate and its answer.

@@ -261,6 +261,8 @@ fn with_few_labels_all_rows_judge_that_neither_side_was_trained_on() {
         "{out}"
     );
     assert_eq!(manifest["gate"]["promote"], false, "{out}");
+    let sentence = manifest["gate"]["sentence"].as_str().unwrap();
+    assert!(out.contains(&format!("\nverdict   {sentence}\n")), "{out}");
 }
 
 #[test]

@@ -152,6 +152,21 @@ function showHistogram(metrics) {
   }
 }
 
+function showNewest(newest) {
+  get("newest").hidden = !newest;
+  if (!newest) return;
+  if (newest.error) {
+    rows(get("version"), [["registry", newest.error]]);
+    return;
+  }
+  const passed = newest.promote === true ? "passed the gate" : newest.promote === false ? "failed the gate" : "was not judged";
+  rows(get("version"), [
+    ["version", newest.version],
+    ["trained", newest.created_at],
+    ["verdict", newest.verdict ?? passed],
+  ]);
+}
+
 function show(status) {
   const metrics = parse(status.metrics);
   const state = get("state");
@@ -164,6 +179,7 @@ function show(status) {
     ...Object.entries(status.model),
     ["policy", `review from ${thresholds.review}, block from ${thresholds.block}; ${status.policy}`],
   ]);
+  showNewest(status.newest_version);
   rows(get("configuration"), Object.entries(status.configuration));
 }
 
@@ -172,8 +188,11 @@ async function look() {
   try {
     const answer = await fetch("v1/status", { headers: headers() });
     if (answer.status === 401) {
-      get("login").hidden = false;
       get("content").hidden = true;
+      if (get("login").hidden) {
+        get("login").hidden = false;
+        get("token").focus();
+      }
       get("state").textContent = sessionStorage.getItem(TOKEN) ? "the token is not valid" : "expects a token";
       get("state").className = "bad";
       return;

@@ -98,8 +98,15 @@ impl FinishedChallenger<'_> {
             hyperparameters: json!(hyperparameters(config).into_iter().collect::<BTreeMap<_, _>>()),
             data: self.data(),
             metrics: serde_json::to_value(&self.judged.challenger.evaluation)?,
-            gate: serde_json::to_value(&self.judged.verdict)?,
+            gate: self.gate()?,
         })
+    }
+
+    /// Returns the verdict of the gate, also as a sentence for readers that know nothing of its fields.
+    fn gate(&self) -> serde_json::Result<Value> {
+        let mut gate = serde_json::to_value(&self.judged.verdict)?;
+        gate["sentence"] = self.judged.verdict.to_string().into();
+        Ok(gate)
     }
 
     /// Describes the feedback, and how much of it was used for what.
