@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::load::Sample;
+use crate::support::quantile;
 
 /// The latencies that the plot shows, by the share of comments that were faster.
 pub const QUANTILES: [f64; 9] = [0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999];
@@ -22,7 +23,7 @@ pub struct Quantiles {
 impl Quantiles {
     fn new(mut values: Vec<f64>) -> Self {
         values.sort_unstable_by(f64::total_cmp);
-        let at = |share: f64| values[((values.len() - 1) as f64 * share).round() as usize];
+        let at = |share: f64| quantile(&values, share);
         Self {
             p50: at(0.5),
             p99: at(0.99),

@@ -141,7 +141,7 @@ impl Load {
         for phase in phases {
             end += phase.time;
             loop {
-                due += Duration::from_secs_f64(self.exponential() / phase.rate);
+                due += Duration::from_secs_f64(self.random.exponential() / phase.rate);
                 if due >= end {
                     due = end;
                     break;
@@ -157,7 +157,7 @@ impl Load {
     }
 
     fn send(&mut self, due_us: u64) {
-        let is_duplicate = self.uniform() < self.duplicates;
+        let is_duplicate = self.random.uniform() < self.duplicates;
         let text = if is_duplicate {
             (self.random.next() % u64::from(REPEATED_TEXTS)) as usize
         } else {
@@ -186,16 +186,6 @@ impl Load {
             seen.unwrap_or_else(|_| panic!("timed out after {index} of {count} decisions"))
         };
         (0..count).map(receive).collect()
-    }
-
-    /// Returns a random number between 0 and 1.
-    fn uniform(&mut self) -> f64 {
-        (self.random.next() as f64 + 0.5) / (1u64 << 31) as f64
-    }
-
-    /// Returns a random time to the next arrival, 1 on average.
-    fn exponential(&mut self) -> f64 {
-        -self.uniform().ln()
     }
 }
 

@@ -24,7 +24,6 @@ mod plot;
 mod support;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -34,6 +33,7 @@ use figures::{BrokerFigures, LevelFigures, Recovery};
 use load::{Load, Phase};
 use support::arguments::{argument, arguments, has_flag};
 use support::brokers::{Broker, serve_if_requested};
+use support::machine::{field, results_file};
 
 /// The loads that are measured, relative to the capacity.
 const LOADS: [f64; 4] = [0.25, 0.5, 0.75, 1.0];
@@ -85,7 +85,7 @@ fn main() {
         "seconds_per_load": seconds,
         "brokers": measured.iter().map(BrokerFigures::json).collect::<Vec<_>>(),
     });
-    let file = results_file(&cpu);
+    let file = results_file("latency", &cpu);
     std::fs::create_dir_all(file.parent().unwrap()).unwrap();
     std::fs::write(file.with_extension("json"), format!("{results:#}\n")).unwrap();
     std::fs::write(file.with_extension("svg"), plot::svg(&measured, &cpu)).unwrap();
@@ -188,21 +188,6 @@ fn print(line: &str) {
 
 /// Returns the model of the CPU and the number of its threads.
 fn machine() -> (String, usize) {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = info.lines().find_map(|line| line.strip_prefix("model name"));
-    let model = model.map_or("unknown", |line| line.trim_start_matches([' ', '\t', ':']));
-    (
-        model.to_owned(),
-        std::thread::available_parallelism().map_or(1, usize::from),
-    )
-}
-
-/// Returns the path of the results of a machine, without an extension.
-fn results_file(cpu: &str) -> PathBuf {
-    let slug: String = cpu
-        .to_lowercase()
-        .replace(|character: char| !character.is_ascii_alphanumeric(), "-");
-    let words: Vec<&str> = slug.split('-').filter(|word| !word.is_empty()).collect();
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/results");
-    folder.join(format!("latency-{}", words.join("-")))
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    (field("model name"), threads)
 }

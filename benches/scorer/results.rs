@@ -1,10 +1,10 @@
 //! The figures of one run, and the table made from them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 
 use serde_json::json;
 
+use crate::support::machine::{cpu_model, results_file};
 use crate::support::median;
 use crate::{SUFFIX, Work};
 
@@ -177,36 +177,10 @@ impl Figures {
             "rounds_with_one_thread": one_thread,
             "product_operations_per_second": rates,
         });
-        let slug = cpu
-            .to_lowercase()
-            .replace(|character: char| !character.is_ascii_alphanumeric(), "-");
-        let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/results");
-        std::fs::create_dir_all(&folder).unwrap();
+        let file = results_file("cpu", &cpu);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
         let text = serde_json::to_string_pretty(&figures).unwrap() + "\n";
-        std::fs::write(folder.join(format!("cpu-{slug}.json")), text).unwrap();
-        std::fs::write(folder.join(format!("cpu-{slug}.md")), table).unwrap();
+        std::fs::write(file.with_extension("json"), text).unwrap();
+        std::fs::write(file.with_extension("md"), table).unwrap();
     }
-}
-
-/// Returns the name of the processor, with the vector instructions that matter here.
-fn cpu_model() -> String {
-    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let field = |name: &str| {
-        let line = info.lines().find(|line| line.starts_with(name));
-        line.and_then(|line| line.split_once(':'))
-            .map_or("", |(_, value)| value.trim())
-    };
-    let flags: Vec<&str> = field("flags").split(' ').collect();
-    let known = [
-        ("avx512f", "avx512"),
-        ("avx512_vnni", "vnni"),
-        ("avx512_bf16", "bf16"),
-        ("amx_int8", "amx"),
-    ];
-    let known: Vec<&str> = known
-        .iter()
-        .filter(|(flag, _)| flags.contains(flag))
-        .map(|(_, name)| *name)
-        .collect();
-    format!("{} {}", field("model name"), known.join(" ")).trim().to_owned()
 }

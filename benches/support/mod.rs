@@ -1,10 +1,12 @@
-//! Code that the benchmarks share: arguments, brokers, random checkpoints of published shapes, comments, and a CPU-time clock.
+//! Code that the benchmarks share: arguments, brokers, random checkpoints of published shapes, comments, the machine, and a
+//! CPU-time clock.
 
 #![allow(dead_code, reason = "no benchmark uses all of it")]
 
 pub mod arguments;
 pub mod brokers;
 pub mod comments;
+pub mod machine;
 pub mod peer;
 pub mod random_gemma;
 
@@ -42,6 +44,11 @@ pub fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// Returns the value that a share of the sorted values does not exceed.
+pub fn quantile(sorted: &[f64], share: f64) -> f64 {
+    sorted[((sorted.len() - 1) as f64 * share).round() as usize]
+}
+
 /// A 64-bit linear congruential generator (Knuth's MMIX constants) that returns the same numbers on every run.
 pub struct Random(u64);
 
@@ -56,5 +63,14 @@ impl Random {
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         self.0 >> 33
+    }
+    /// Returns a random number between 0 and 1.
+    pub fn uniform(&mut self) -> f64 {
+        (self.next() as f64 + 0.5) / (1u64 << 31) as f64
+    }
+
+    /// Returns a random time to the next arrival of a Poisson process, 1 on average.
+    pub fn exponential(&mut self) -> f64 {
+        -self.uniform().ln()
     }
 }
