@@ -68,6 +68,24 @@ impl Daemon {
     pub fn cpu_time(&self) -> Duration {
         cpu_time_of(&self.process.id().to_string())
     }
+
+    /// Returns the resident memory in MiB.
+    pub fn resident_mib(&self) -> f64 {
+        self.status("VmRSS")
+    }
+
+    /// Returns the largest resident memory so far in MiB.
+    pub fn peak_mib(&self) -> f64 {
+        self.status("VmHWM")
+    }
+
+    /// Returns a field of the process's status that is in KiB, in MiB.
+    fn status(&self, name: &str) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        let kib: f64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+        kib / 1024.0
+    }
 }
 
 impl Drop for Daemon {

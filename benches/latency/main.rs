@@ -4,7 +4,7 @@
 //! `./dev bench latency` starts an Apache Kafka node and measures on it and on the embedded broker. `cargo bench --bench
 //! latency` uses the node that `MODERATORD_TEST_BROKERS` or `--brokers ADDRESS` names, if any. Other arguments:
 //! `--seconds N` for the time at each load, `--duplicates SHARE` to measure a flood of identical comments instead,
-//! `--apache-only`, `--set KEY=VALUE` for a setting of the daemon in TOML. To compare builds or settings at the same rate,
+//! `--attack` to measure a quarter of the capacity beside callers of the API that waste its time, `--apache-only`, `--set KEY=VALUE` for a setting of the daemon in TOML. To compare builds or settings at the same rate,
 //! `--daemon PATH` runs another build, `--capacity RATE` is used instead of the measured one, and `--load SHARE` measures
 //! only that load and writes no results.
 //!
@@ -16,6 +16,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot run panics")]
 
+mod attack;
 mod daemon;
 mod figures;
 mod load;
@@ -45,7 +46,7 @@ const CAPACITY_TIME: Duration = Duration::from_secs(8);
 const RECOVERY_LOAD: f64 = 0.5;
 
 fn main() {
-    if serve_if_requested() {
+    if serve_if_requested() || attack::attack_if_requested() {
         return;
     }
     let seconds: f64 = argument("--seconds").map_or(30.0, |value| value.parse().unwrap());
@@ -66,6 +67,12 @@ fn main() {
         return;
     }
     let time = Duration::from_secs_f64(seconds);
+    if has_flag("--attack") {
+        for (name, mut broker) in brokers {
+            attack::measure(name, &mut broker, time, &settings);
+        }
+        return;
+    }
     if let Some(share) = argument("--load") {
         for (_, mut broker) in brokers {
             drop(levels(&mut broker, time, &settings, &[share.parse().unwrap()]));
