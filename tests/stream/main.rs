@@ -22,6 +22,7 @@ mod membership;
 mod outages;
 mod process;
 mod readiness;
+mod requests;
 mod retrain;
 
 #[path = "../soak/mod.rs"]
