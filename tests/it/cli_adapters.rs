@@ -266,6 +266,28 @@ fn with_few_labels_all_rows_judge_that_neither_side_was_trained_on() {
 }
 
 #[test]
+fn labels_of_copies_of_one_text_are_too_few() {
+    let workspace = Workspace::new();
+    let row = |number: usize| {
+        let label = if number % 2 == 0 { "ok" } else { "hateful" };
+        let text =
+            format!("We walked along the river until it got dark, and then went home for soup and bread. {number}");
+        format!(
+            "{}\n",
+            serde_json::json!({"content_id": number.to_string(), "text": text, "label": label})
+        )
+    };
+    let input = workspace.write("copies.jsonl", &(0..80).map(row).collect::<String>());
+    let (code, out, err) = workspace.run("retrain", &["--input", &input]);
+    assert_eq!(code, Some(0), "{out}{err}");
+    assert!(out.contains("skipped: the training part has 0 rows ("), "{out}");
+    assert!(
+        out.contains(" more are near-duplicates of rows that judge, and were left out), expected at least 20"),
+        "{out}"
+    );
+}
+
+#[test]
 fn retraining_on_a_base_model_that_cannot_be_loaded_is_a_fault_of_the_settings() {
     let check = |workspace: &Workspace| {
         let absent = workspace.path("absent");

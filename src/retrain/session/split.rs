@@ -105,8 +105,13 @@ impl FeedbackSplit {
     pub(super) fn shortage(&self, min_rows: usize) -> Option<String> {
         let rows = self.dataset.train.len();
         if rows < min_rows {
+            // Labels of many copies of a few texts are few labels.
+            let near_duplicates = match self.dataset.counts.near_held_out {
+                0 => String::new(),
+                left_out => format!(" ({left_out} more are near-duplicates of rows that judge, and were left out)"),
+            };
             return Some(format!(
-                "the training part has {}, expected at least {min_rows} (`retrain.min_rows`)",
+                "the training part has {}{near_duplicates}, expected at least {min_rows} (`retrain.min_rows`)",
                 Count(rows, "row")
             ));
         }
