@@ -15,8 +15,9 @@ use tokio::sync::oneshot;
 use super::body::TextField;
 use super::error::{ApiError, Kind};
 use super::intake::Intake;
+use super::memory::{BodyMemory, HeldMemory};
 use super::newest::NewestVersion;
-use super::request::{BodyMemory, RequestBody, deadline};
+use super::request::{RequestBody, deadline};
 use super::tokens::Callers;
 use crate::config::{ApiConfig, InputConfig};
 use crate::decide::{CurrentJudge, deleted};
@@ -69,12 +70,17 @@ impl Shared {
         Self(Arc::new(parts))
     }
 
-    /// Scores the texts of a request. Returns one answer for each, in their order.
+    /// Scores the texts of a request, whose body takes this memory. Returns one answer for each, in their order.
     ///
     /// # Errors
     /// Returns an error if the texts are not taken, or not scored until the deadline.
-    pub async fn score(&self, texts: Vec<String>, deadline: Instant) -> Result<Vec<ScoreAnswer>, ApiError> {
-        let waiting = self.intake.submit(texts, deadline)?;
+    pub async fn score(
+        &self,
+        texts: Vec<String>,
+        deadline: Instant,
+        memory: &HeldMemory,
+    ) -> Result<Vec<ScoreAnswer>, ApiError> {
+        let waiting = self.intake.submit(texts, deadline, memory)?;
         let answers = tokio::time::timeout_at(deadline.into(), all(waiting)).await;
         let dropped = || ApiError::new(Kind::Unavailable, "the service stopped before the text was scored");
         match answers {
@@ -159,7 +165,11 @@ impl Call {
     pub async fn decide_comments(&self, comments: &[Comment]) -> Result<Vec<Decision>, ApiError> {
         let texts = comments.iter().filter(|comment| comment.op != Op::Delete);
         let texts = texts.map(|comment| comment.text.clone()).collect();
-        let mut answers = self.shared.score(texts, self.deadline).await?.into_iter();
+        let mut answers = self
+            .shared
+            .score(texts, self.deadline, &self.body.memory)
+            .await?
+            .into_iter();
         let mut decisions = Vec::with_capacity(comments.len());
         for (index, comment) in comments.iter().enumerate() {
             if comment.op == Op::Delete {
@@ -199,10 +209,7 @@ pub(super) async fn answer(
             .callers
             .caller((dialect.token)(&parts).as_deref())
             .ok_or_else(|| ApiError::new(Kind::Unauthorized, "expected the token of a caller (api.tokens)"))?;
-        let body = shared
-            .bodies
-            .read(&parts, body, shared.config.limits.body_bytes)
-            .await?;
+        let body = RequestBody::read(&shared.bodies, &parts, body, shared.config.limits.body_bytes).await?;
         let deadline = deadline(&parts, &shared.config.limits, Instant::now())?;
         let call = Call { shared, body, deadline };
         endpoint(call).await

@@ -10,6 +10,7 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tokio::sync::oneshot;
 
+use super::memory::HeldMemory;
 use crate::stream::score::ScoreAnswer;
 
 /// A text, until when its score is of use, and who waits for it.
@@ -53,21 +54,28 @@ struct Places {
 
 /// The place of one text, which is free again when this is dropped.
 #[derive(Debug)]
-pub(super) struct Place(Arc<Places>);
+pub(super) struct Place {
+    places: Arc<Places>,
+    _memory: HeldMemory,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+        self.places.taken.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Places {
     /// Takes places for all texts of a request, or for none.
-    fn take(places: &Arc<Self>, count: usize) -> Option<Vec<Place>> {
+    fn take(places: &Arc<Self>, count: usize, memory: &HeldMemory) -> Option<Vec<Place>> {
         let taken = |taken: usize| taken.checked_add(count).filter(|&sum| sum <= places.max);
         let result = places.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
         result.ok()?;
-        Some((0..count).map(|_| Place(Arc::clone(places))).collect())
+        let place = |_| Place {
+            places: Arc::clone(places),
+            _memory: memory.clone(),
+        };
+        Some((0..count).map(place).collect())
     }
 }
 
@@ -88,7 +96,7 @@ impl Intake {
         (intake, received)
     }
 
-    /// Hands in the texts of a request. Each receiver yields the answer to one of them, in their order; it fails if the
+    /// Hands in the texts of a request, whose body takes this memory. Each receiver yields the answer to one of them, in their order; it fails if the
     /// text is dropped unscored.
     ///
     /// # Errors
@@ -97,11 +105,12 @@ impl Intake {
         &self,
         texts: Vec<String>,
         deadline: Instant,
+        memory: &HeldMemory,
     ) -> Result<Vec<oneshot::Receiver<ScoreAnswer>>, Refused> {
         if self.is_stopping.load(Ordering::Relaxed) {
             return Err(Refused::Stopping);
         }
-        let places = Places::take(&self.places, texts.len()).ok_or(Refused::Full)?;
+        let places = Places::take(&self.places, texts.len(), memory).ok_or(Refused::Full)?;
         let submissions = self.submissions.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let submissions = submissions.ok_or(Refused::Stopping)?;
         let hand_in = |(text, place)| {
@@ -139,6 +148,7 @@ impl Intake {
 mod tests {
     use std::time::Duration;
 
+    use super::super::memory::BodyMemory;
     use super::*;
 
     fn texts(count: usize) -> Vec<String> {
@@ -149,21 +159,26 @@ mod tests {
     fn a_request_gets_places_for_all_of_its_texts_or_for_none() {
         let (intake, received) = Intake::new(3);
         let deadline = Instant::now() + Duration::from_secs(60);
-        let first = intake.submit(texts(2), deadline).unwrap();
+        let first = intake.submit(texts(2), deadline, &HeldMemory::default()).unwrap();
         assert_eq!((first.len(), intake.waiting()), (2, 2));
-        assert_eq!(intake.submit(texts(2), deadline).unwrap_err(), Refused::Full);
+        assert_eq!(
+            intake.submit(texts(2), deadline, &HeldMemory::default()).unwrap_err(),
+            Refused::Full
+        );
         assert_eq!(intake.waiting(), 2);
-        assert!(intake.submit(texts(1), deadline).is_ok());
+        assert!(intake.submit(texts(1), deadline, &HeldMemory::default()).is_ok());
         drop(received.recv().unwrap());
         assert_eq!(intake.waiting(), 2);
-        assert!(intake.submit(texts(1), deadline).is_ok());
+        assert!(intake.submit(texts(1), deadline, &HeldMemory::default()).is_ok());
     }
 
     #[test]
     fn a_text_is_obsolete_after_its_deadline_and_once_nobody_waits() {
         let (intake, received) = Intake::new(10);
         let now = Instant::now();
-        let waiting = intake.submit(texts(2), now + Duration::from_secs(60)).unwrap();
+        let waiting = intake
+            .submit(texts(2), now + Duration::from_secs(60), &HeldMemory::default())
+            .unwrap();
         let [first, second] = [(); 2].map(|()| received.recv().unwrap());
         assert!(!first.is_obsolete(now) && first.is_obsolete(now + Duration::from_secs(60)));
         drop(waiting);
@@ -171,12 +186,31 @@ mod tests {
     }
 
     #[test]
+    fn a_text_holds_the_memory_of_its_body_until_it_is_dropped() {
+        let (intake, received) = Intake::new(10);
+        let memory = BodyMemory::new(10);
+        let mut body = memory.begin();
+        assert!(body.grow(8));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        // The caller goes away, but its texts are still here.
+        drop(intake.submit(texts(2), deadline, &body.hold()));
+        assert!(!memory.begin().grow(8));
+        drop(received.recv());
+        assert!(!memory.begin().grow(8));
+        drop(received.recv());
+        assert!(memory.begin().grow(8));
+    }
+
+    #[test]
     fn once_it_stops_only_the_texts_that_were_taken_are_left() {
         let (intake, received) = Intake::new(2);
         let deadline = Instant::now() + Duration::from_secs(60);
-        let taken = intake.submit(texts(1), deadline);
+        let taken = intake.submit(texts(1), deadline, &HeldMemory::default());
         intake.stop();
-        assert_eq!(intake.submit(texts(1), deadline).unwrap_err(), Refused::Stopping);
+        assert_eq!(
+            intake.submit(texts(1), deadline, &HeldMemory::default()).unwrap_err(),
+            Refused::Stopping
+        );
         intake.close();
         assert!(taken.is_ok() && received.recv().is_ok() && received.recv().is_err());
     }
@@ -185,7 +219,9 @@ mod tests {
     fn after_the_end_no_text_is_taken_and_no_place_is_lost() {
         let (intake, received) = Intake::new(2);
         drop(received);
-        let refused = intake.submit(texts(2), Instant::now()).unwrap_err();
+        let refused = intake
+            .submit(texts(2), Instant::now(), &HeldMemory::default())
+            .unwrap_err();
         assert_eq!((refused, intake.waiting()), (Refused::Stopping, 0));
     }
 }

@@ -11,6 +11,7 @@
 //! [judge](crate::decide::Judge); none computes anything of its own.
 
 mod tokens;
+mod memory;
 mod intake;
 mod error;
 mod request;

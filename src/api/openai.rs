@@ -86,10 +86,8 @@ pub(super) async fn moderations(State(shared): State<Shared>, request: Request<B
 }
 
 async fn moderate(call: Call) -> Result<Response, ApiError> {
-    let fields = Fields::read(&call.body.bytes)?;
-    let texts = inputs(&fields)?;
+    let (texts, community) = read(&call.body.bytes)?;
     call.shared.check_count(texts.len())?;
-    let community = fields.optional_text("/community_id")?;
     let decisions = call.decide(texts, community).await?;
     let model = decisions
         .first()
@@ -104,6 +102,13 @@ async fn moderate(call: Call) -> Result<Response, ApiError> {
         results: decisions.into_iter().map(result).collect(),
     };
     Ok(json(&moderation))
+}
+
+/// Reads the texts of a request, and their community. The parsed body takes far more memory than its bytes, so it does not
+/// outlive this.
+fn read(body: &[u8]) -> Result<(Vec<TextField>, Option<String>), ApiError> {
+    let fields = Fields::read(body)?;
+    Ok((inputs(&fields)?, fields.optional_text("/community_id")?))
 }
 
 /// Returns the texts of the input: one for a text or a list of parts, and one for each text of a list of texts.

@@ -1,7 +1,6 @@
 //! What all endpoints do with a request before they look at what it says: who sends it, until when it is of use, and
 //! reading its body within limits.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
@@ -9,9 +8,9 @@ use axum::http::HeaderMap;
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use axum::http::request::Parts;
 use http_body_util::BodyExt;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::{ApiError, Kind};
+use super::memory::{BodyMemory, HeldMemory};
 use crate::config::ApiLimits;
 
 /// How long the body of a request may take to arrive.
@@ -20,30 +19,21 @@ const BODY_TIME: Duration = Duration::from_secs(10);
 /// The header in which a caller says how many seconds it will wait.
 const TIMEOUT_HEADER: &str = "request-timeout";
 
-/// The memory for the bodies of all requests that are being read or answered.
-#[derive(Debug, Clone)]
-pub(super) struct BodyMemory(Arc<Semaphore>);
-
-/// The body of a request. Its memory is free for others when this is dropped.
+/// The body of a request.
 #[derive(Debug)]
 pub(super) struct RequestBody {
     pub bytes: Bytes,
-    _memory: Option<OwnedSemaphorePermit>,
+    pub memory: HeldMemory,
 }
 
-impl BodyMemory {
-    /// Creates the memory for so many bytes.
-    pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
-    }
-
+impl RequestBody {
     /// Reads a body.
     ///
     /// Memory is taken as the body arrives, so that a client has to send what it wants to occupy.
     ///
     /// # Errors
     /// Returns an error if the body is larger than `max_bytes`, takes too long, or if there is no memory for it.
-    pub async fn read(&self, parts: &Parts, body: Body, max_bytes: usize) -> Result<RequestBody, ApiError> {
+    pub async fn read(memory: &BodyMemory, parts: &Parts, body: Body, max_bytes: usize) -> Result<Self, ApiError> {
         let too_large = || {
             let message = format!("the body has more than {max_bytes} bytes (api.limits.body_bytes)");
             ApiError::new(Kind::TooLarge, message)
@@ -52,26 +42,22 @@ impl BodyMemory {
             return Err(too_large());
         }
         let read = async {
-            let (mut body, mut bytes, mut memory) = (body, Vec::new(), None::<OwnedSemaphorePermit>);
+            let (mut body, mut bytes, mut memory) = (body, Vec::new(), memory.begin());
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|_| ApiError::invalid("the body ends before its announced length"))?;
                 let Ok(piece) = frame.into_data() else { continue };
                 if bytes.len() + piece.len() > max_bytes {
                     return Err(too_large());
                 }
-                let more = u32::try_from(piece.len()).unwrap_or(u32::MAX);
-                let more = Arc::clone(&self.0).try_acquire_many_owned(more);
-                let more =
-                    more.map_err(|_| ApiError::new(Kind::Busy, "too many requests are being read; try again"))?;
-                match &mut memory {
-                    Some(memory) => memory.merge(more),
-                    None => memory = Some(more),
+                if !memory.grow(piece.len()) {
+                    let message = "too many requests are being read; try again";
+                    return Err(ApiError::new(Kind::Busy, message));
                 }
                 bytes.extend_from_slice(&piece);
             }
-            Ok(RequestBody {
+            Ok(Self {
                 bytes: bytes.into(),
-                _memory: memory,
+                memory: memory.hold(),
             })
         };
         match tokio::time::timeout(BODY_TIME, read).await {
@@ -129,7 +115,7 @@ mod tests {
     }
 
     async fn read(memory: &BodyMemory, body: Vec<u8>, max_bytes: usize) -> Result<RequestBody, Kind> {
-        let read = memory.read(&parts(&[]), Body::from(body), max_bytes).await;
+        let read = RequestBody::read(memory, &parts(&[]), Body::from(body), max_bytes).await;
         read.map_err(|error| error.kind)
     }
 
@@ -143,16 +129,15 @@ mod tests {
         assert_eq!(read(&memory, vec![b'a'; 5], 8).await.unwrap_err(), Kind::Busy);
         drop(first);
         assert!(read(&memory, vec![b'a'; 5], 8).await.is_ok());
-        let announced = memory.read(&parts(&[("content-length", "9")]), Body::empty(), 8).await;
+        let announced = RequestBody::read(&memory, &parts(&[("content-length", "9")]), Body::empty(), 8).await;
         assert_eq!(announced.unwrap_err().kind, Kind::TooLarge);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_never_ends_is_given_up() {
         let endless = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
-        let read = BodyMemory::new(10)
-            .read(&parts(&[]), Body::from_stream(endless), 8)
-            .await;
+        let memory = BodyMemory::new(10);
+        let read = RequestBody::read(&memory, &parts(&[]), Body::from_stream(endless), 8).await;
         assert_eq!(read.unwrap_err().kind, Kind::SlowBody);
     }
 

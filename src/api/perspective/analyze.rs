@@ -28,46 +28,79 @@ pub(in crate::api) async fn analyze(State(shared): State<Shared>, request: Reque
     answer(&ANALYZE, shared, request, analyze_comment).await
 }
 
-async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
-    let fields = Fields::read(&call.body.bytes)?;
-    let comment = comment(&fields, call.shared.input.max_bytes)?;
-    check_context(&fields)?;
-    let requested = requested_attributes(&call.shared, &fields)?;
-    let drops_unsupported = fields.flag("/dropUnsupportedAttributes")?;
-    let languages = Languages::read(&fields, &comment.text)?;
-    let judge = call.shared.status.judge.get();
-    let is_excluded = judge.policy.languages().is_some_and(|known| languages.excludes(known));
-    if let (true, false, Some(first)) = (is_excluded, drops_unsupported, requested.first()) {
-        return Err(language_not_supported(&first.name, &languages));
+/// What a request asks for.
+struct Asked {
+    comment: TextField,
+    spans: Vec<Span>,
+    attributes: Vec<Requested>,
+    languages: Languages,
+    /// Whether attributes that do not support the language are left out instead of refused.
+    drops_unsupported: bool,
+    community_id: Option<String>,
+    client_token: Option<String>,
+}
+
+impl Asked {
+    /// Reads a request. The parsed body takes far more memory than its bytes, so it does not outlive this.
+    fn read(call: &Call) -> Result<Self, ApiError> {
+        let fields = Fields::read(&call.body.bytes)?;
+        let comment = comment(&fields, call.shared.input.max_bytes)?;
+        check_context(&fields)?;
+        let spans = if fields.flag("/spanAnnotations")? {
+            sentences(&comment.text)
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            attributes: requested_attributes(&call.shared, &fields)?,
+            languages: Languages::read(&fields, &comment.text)?,
+            drops_unsupported: fields.flag("/dropUnsupportedAttributes")?,
+            community_id: fields.optional_text("/communityId")?,
+            client_token: fields.optional_text("/clientToken")?,
+            comment,
+            spans,
+        })
     }
-    let spans = if fields.flag("/spanAnnotations")? {
-        sentences(&comment.text)
-    } else {
-        Vec::new()
-    };
-    call.shared.check_count(1 + spans.len())?;
-    let parts = spans.iter().map(|span| TextField {
+
+    /// Checks whether the attributes support the language of the comment. Returns whether they do.
+    ///
+    /// # Errors
+    /// Returns an error if they do not, unless such attributes are to be left out.
+    fn check_support(&self, is_supported: bool) -> Result<bool, ApiError> {
+        match self.attributes.first() {
+            Some(first) if !is_supported && !self.drops_unsupported => {
+                Err(language_not_supported(&first.name, &self.languages))
+            }
+            _ => Ok(is_supported),
+        }
+    }
+}
+
+async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
+    let asked = Asked::read(&call)?;
+    let judge = call.shared.status.judge.get();
+    let known = judge.policy.languages();
+    let is_known = asked.check_support(!known.is_some_and(|known| asked.languages.excludes(known)))?;
+    call.shared.check_count(1 + asked.spans.len())?;
+    let parts = asked.spans.iter().map(|span| TextField {
         text: span.text.clone(),
         replaced_surrogates: 0,
     });
-    let texts = std::iter::once(comment.clone()).chain(parts).collect();
-    let decisions = call.decide(texts, fields.optional_text("/communityId")?).await?;
+    let texts = std::iter::once(asked.comment.clone()).chain(parts).collect();
+    let decisions = call.decide(texts, asked.community_id.clone()).await?;
     let (whole, parts) = decisions
         .split_first()
         .ok_or_else(|| ApiError::new(Kind::Unscorable, "the comment has no score"))?;
 
     // In another script or language, a probability would mean nothing, so there is none.
     let competence = whole.scoring.as_ref().and_then(|scoring| scoring.competence);
-    let is_supported = !is_excluded && competence != Some(Competence::OutOfScope);
-    if let (false, false, Some(first)) = (is_supported, drops_unsupported, requested.first()) {
-        return Err(language_not_supported(&first.name, &languages));
-    }
+    let is_supported = asked.check_support(is_known && competence != Some(Competence::OutOfScope))?;
     let mut scores = Map::new();
-    for attribute in requested {
+    for attribute in asked.attributes {
         // There is one classifier, so that every attribute has its probability.
         let value = probability(whole);
         if is_supported && value >= attribute.threshold {
-            let spans = span_scores(&spans, parts);
+            let spans = span_scores(&asked.spans, parts);
             let mut score = json!({"summaryScore": score(value)});
             if !spans.is_empty() {
                 score["spanScores"] = spans.into();
@@ -76,8 +109,8 @@ async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
         }
     }
     let mut body = json!({"attributeScores": scores, "decision": whole});
-    languages.describe(&mut body);
-    if let Some(token) = fields.optional_text("/clientToken")? {
+    asked.languages.describe(&mut body);
+    if let Some(token) = asked.client_token {
         body["clientToken"] = token.into();
     }
     Ok(json_answer(&body))

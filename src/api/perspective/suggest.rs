@@ -24,15 +24,28 @@ pub(in crate::api) async fn suggest_score(State(shared): State<Shared>, request:
 }
 
 async fn suggest(call: Call) -> Result<Response, ApiError> {
-    let fields = Fields::read(&call.body.bytes)?;
-    let comment = comment(&fields, call.shared.input.max_bytes)?;
-    check_context(&fields)?;
-    let label = suggested(&call.shared, &fields)?;
+    let (content_id, record, client_token) = read(&call)?;
     let Some(feedback) = &call.shared.feedback else {
         let message = "suggestions are not taken: topics.feedback is not set";
         // Trying again does not help.
         return Err(ApiError::new(Kind::Unsupported, message));
     };
+    let written = feedback.write(&content_id, &record, call.deadline).await;
+    written.map_err(|reason| ApiError::new(Kind::Unavailable, format!("the suggestion cannot be stored: {reason}")))?;
+    let mut body = json!({});
+    if let Some(token) = client_token {
+        body["clientToken"] = token.into();
+    }
+    Ok(json_answer(&body))
+}
+
+/// Reads a suggestion: the id of its content, its feedback record, and the caller's token for it. The parsed body takes far
+/// more memory than its bytes, so it does not outlive this.
+fn read(call: &Call) -> Result<(String, String, Option<String>), ApiError> {
+    let fields = Fields::read(&call.body.bytes)?;
+    let comment = comment(&fields, call.shared.input.max_bytes)?;
+    check_context(&fields)?;
+    let label = suggested(&call.shared, &fields)?;
     let content_id = format!("{CONTENT_ID}{}", hex(&Sha256::digest(comment.text.as_bytes())));
     let record = json!({
         "content_id": content_id,
@@ -42,13 +55,7 @@ async fn suggest(call: Call) -> Result<Response, ApiError> {
         "community_id": fields.optional_text("/communityId")?,
         "labelled_at": humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
     });
-    let written = feedback.write(&content_id, &record.to_string(), call.deadline).await;
-    written.map_err(|reason| ApiError::new(Kind::Unavailable, format!("the suggestion cannot be stored: {reason}")))?;
-    let mut body = json!({});
-    if let Some(token) = fields.optional_text("/clientToken")? {
-        body["clientToken"] = token.into();
-    }
-    Ok(json_answer(&body))
+    Ok((content_id, record.to_string(), fields.optional_text("/clientToken")?))
 }
 
 /// Returns the suggested probability of being hateful.

@@ -1,0 +1,60 @@
+//! The memory for the bodies of requests, which is limited for all of them together.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// The memory for the bodies of all requests that are being read or answered.
+#[derive(Debug, Clone)]
+pub(super) struct BodyMemory(Arc<Semaphore>);
+
+/// The memory of a body that is being read.
+#[derive(Debug)]
+pub(super) struct GrowingMemory {
+    all: Arc<Semaphore>,
+    taken: Option<OwnedSemaphorePermit>,
+}
+
+/// The memory of a body, which is free for others when the last copy of this is dropped. Each text of a request has one,
+/// because it may wait for longer than its caller.
+#[derive(Debug, Clone, Default)]
+pub(super) struct HeldMemory {
+    _taken: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl BodyMemory {
+    /// Creates the memory for so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+    }
+
+    /// Returns memory for a body of which nothing has arrived.
+    pub fn begin(&self) -> GrowingMemory {
+        GrowingMemory {
+            all: Arc::clone(&self.0),
+            taken: None,
+        }
+    }
+}
+
+impl GrowingMemory {
+    /// Takes so many bytes more, and returns whether there were any left.
+    pub fn grow(&mut self, bytes: usize) -> bool {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        let Ok(more) = Arc::clone(&self.all).try_acquire_many_owned(bytes) else {
+            return false;
+        };
+        match &mut self.taken {
+            Some(taken) => taken.merge(more),
+            None => self.taken = Some(more),
+        }
+        true
+    }
+
+    /// Holds what was taken.
+    pub fn hold(self) -> HeldMemory {
+        HeldMemory {
+            _taken: self.taken.map(Arc::new),
+        }
+    }
+}
