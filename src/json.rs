@@ -66,10 +66,25 @@ impl<'a> Document<'a> {
             return 0;
         }
         let Some(raw) = self.raw(pointer) else { return 0 };
-        // The raw value is a part of the text.
+        self.replaced_within(raw)
+    }
+
+    /// Returns the number of halves of surrogate pairs in each item of the list at a JSON pointer, or nothing if there are
+    /// none in the whole document. Takes as long for all items as [`Document::replaced_surrogates`] does for one.
+    pub(crate) fn replaced_in_items(&self, pointer: &str) -> Vec<usize> {
+        if self.replaced.is_empty() {
+            return Vec::new();
+        }
+        let items: Option<Vec<&RawValue>> = self.raw(pointer).and_then(|raw| serde_json::from_str(raw).ok());
+        let items = items.unwrap_or_default().into_iter();
+        items.map(|item| self.replaced_within(item.get())).collect()
+    }
+
+    /// Returns the number of halves of surrogate pairs in a part of the text.
+    fn replaced_within(&self, raw: &str) -> usize {
         let start = raw.as_ptr().addr() - self.text.as_ptr().addr();
-        let range = start..start + raw.len();
-        self.replaced.iter().filter(|at| range.contains(at)).count()
+        let before = |end: usize| self.replaced.partition_point(|&at| at < end);
+        before(start + raw.len()) - before(start)
     }
 
     /// Returns the digits of the integer at a JSON pointer as they were written, or `None` if the value is something

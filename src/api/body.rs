@@ -74,6 +74,27 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Returns the texts of a list, or of the field `text` of its items.
+    ///
+    /// # Errors
+    /// Returns an error that names an item whose text is not a text.
+    pub fn texts(&self, pointer: &str, name: Option<&str>) -> Result<Vec<TextField>, ApiError> {
+        let list = self.value(pointer).and_then(Value::as_array);
+        let replaced = self.0.replaced_in_items(pointer);
+        let text = |(index, item): (usize, &Value)| {
+            let text = name.map_or(Some(item), |name| item.get(name)).and_then(Value::as_str);
+            let text = text.ok_or_else(|| {
+                let place = format!("{}[{index}]", field(pointer));
+                ApiError::invalid("expected a text").at(name.map_or(place.clone(), |name| format!("{place}.{name}")))
+            })?;
+            Ok(TextField {
+                text: text.to_owned(),
+                replaced_surrogates: replaced.get(index).copied().unwrap_or(0),
+            })
+        };
+        list.into_iter().flatten().enumerate().map(text).collect()
+    }
+
     /// Returns the text at a JSON pointer, without the count of what was replaced in it.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use super::error::{ApiError, Kind};
 use super::intake::Intake;
 use super::memory::{BodyMemory, HeldMemory};
 use super::newest::NewestVersion;
-use super::request::{RequestBody, deadline};
+use super::request::{RequestBody, check_origin, deadline, discard};
 use super::tokens::Callers;
 use crate::config::{ApiConfig, InputConfig};
 use crate::decide::{CurrentJudge, deleted};
@@ -29,6 +29,9 @@ use crate::stream::score::ScoreAnswer;
 
 /// The name of the caller in metrics as long as it is not known.
 const UNKNOWN_CALLER: &str = "unknown";
+
+/// The longest id of a community that all comments of a request share.
+const MAX_ID_BYTES: usize = 1024;
 
 /// Where the facts about the service come from.
 pub(crate) struct StatusSources {
@@ -140,11 +143,34 @@ pub(super) struct Call {
 }
 
 impl Call {
+    /// Returns an answer with a value as JSON, which takes memory until it is sent.
+    ///
+    /// # Errors
+    /// Returns an error if there is no memory for it.
+    pub fn json(&self, value: &impl Serialize) -> Result<Response, ApiError> {
+        let body = serde_json::to_vec(value).unwrap_or_default();
+        let mut memory = self.shared.bodies.begin();
+        if !memory.grow(body.len()) {
+            return Err(ApiError::new(Kind::Busy, "too many answers are being sent; try again"));
+        }
+        let body = memory.hold().with(body);
+        Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+    }
+
     /// Scores texts and decides on each as a comment of the community.
     ///
     /// # Errors
     /// Returns an error if the texts are not taken, not scored in time, or if one of them cannot be scored.
     pub async fn decide(&self, texts: Vec<TextField>, community_id: Option<String>) -> Result<Vec<Decision>, ApiError> {
+        // Each decision repeats it, so a long one would make the answer far longer than the request.
+        if let Some(bytes) = community_id
+            .as_ref()
+            .map(String::len)
+            .filter(|&bytes| bytes > MAX_ID_BYTES)
+        {
+            let message = format!("the id of the community has {bytes} bytes, expected at most {MAX_ID_BYTES}");
+            return Err(ApiError::invalid(message));
+        }
         let comment = |text: TextField| Comment {
             event_id: None,
             content_id: None,
@@ -203,18 +229,27 @@ pub(super) async fn answer(
 ) -> Response {
     let started = Instant::now();
     let mut caller: Arc<str> = UNKNOWN_CALLER.into();
-    let (parts, body) = request.into_parts();
+    let (parts, mut body) = request.into_parts();
     let answered = async {
         caller = shared
             .callers
             .caller((dialect.token)(&parts).as_deref())
             .ok_or_else(|| ApiError::new(Kind::Unauthorized, "expected the token of a caller (api.tokens)"))?;
-        let body = RequestBody::read(&shared.bodies, &parts, body, shared.config.limits.body_bytes).await?;
+        if shared.config.tokens.is_none() {
+            check_origin(&parts.headers)?;
+        }
+        let body = RequestBody::read(&shared.bodies, &parts, &mut body, shared.config.limits.body_bytes).await?;
         let deadline = deadline(&parts, &shared.config.limits, Instant::now())?;
         let call = Call { shared, body, deadline };
         endpoint(call).await
     };
-    let answer = answered.await.unwrap_or_else(|error| {
+    let answered = answered.await;
+    // A client that waits to be told to send its body has not sent it.
+    if answered.is_err() && !parts.headers.contains_key(header::EXPECT) {
+        // Many clients read no answer before they have sent everything.
+        discard(&mut body).await;
+    }
+    let answer = answered.unwrap_or_else(|error| {
         let mut answer = (dialect.error)(&error);
         for (name, value) in error.kind.headers() {
             answer.headers_mut().insert(name, HeaderValue::from_static(value));

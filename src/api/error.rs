@@ -27,8 +27,10 @@ pub(super) struct ApiError {
 /// What kind of failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The request has no token, or one that nobody has.
+    /// The request has the token is missing or unknown.
     Unauthorized,
+    /// The request comes from a place that may not send any.
+    Forbidden,
     /// The body is not what the endpoint expects.
     Invalid,
     /// The request asks for something that is not computed here.
@@ -41,7 +43,7 @@ pub(super) enum Kind {
     TooLarge,
     /// The body arrives too slowly.
     SlowBody,
-    /// The text cannot be scored, whoever asks.
+    /// The text cannot be scored; trying again does not help.
     Unscorable,
     /// Too much waits already.
     Busy,
@@ -56,6 +58,7 @@ impl Kind {
     pub fn status(self) -> StatusCode {
         match self {
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Invalid | Self::Unsupported => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::WrongMethod => StatusCode::METHOD_NOT_ALLOWED,

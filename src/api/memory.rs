@@ -1,10 +1,11 @@
-//! The memory for the bodies of requests, which is limited for all of them together.
+//! The memory for the bodies of requests and answers, which is limited for all of them together.
 
 use std::sync::Arc;
 
+use axum::body::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The memory for the bodies of all requests that are being read or answered.
+/// The memory for the bodies of all requests that are being read or answered, and of all answers that are being sent.
 #[derive(Debug, Clone)]
 pub(super) struct BodyMemory(Arc<Semaphore>);
 
@@ -20,6 +21,26 @@ pub(super) struct GrowingMemory {
 #[derive(Debug, Clone, Default)]
 pub(super) struct HeldMemory {
     _taken: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+/// Bytes with the memory that they count against, until the last copy of them is dropped.
+#[derive(Debug)]
+struct HeldBytes {
+    bytes: Vec<u8>,
+    _memory: HeldMemory,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl HeldMemory {
+    /// Returns bytes that hold this memory.
+    pub fn with(self, bytes: Vec<u8>) -> Bytes {
+        Bytes::from_owner(HeldBytes { bytes, _memory: self })
+    }
 }
 
 impl BodyMemory {

@@ -38,9 +38,9 @@ pub(super) struct Moderation {
 /// The result for a text.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct ModerationResult {
-    /// Whether the comment is not simply allowed.
+    /// Whether the comment is reviewed or blocked: for its probability, or because the model cannot judge it.
     flagged: bool,
-    /// The same for each category.
+    /// Whether the probability of each category reaches the threshold of a review.
     #[schema(value_type = BTreeMap<String, bool>)]
     categories: Map<String, Value>,
     /// The probability of each category.
@@ -86,8 +86,7 @@ pub(super) async fn moderations(State(shared): State<Shared>, request: Request<B
 }
 
 async fn moderate(call: Call) -> Result<Response, ApiError> {
-    let (texts, community) = read(&call.body.bytes)?;
-    call.shared.check_count(texts.len())?;
+    let (texts, community) = read(&call)?;
     let decisions = call.decide(texts, community).await?;
     let model = decisions
         .first()
@@ -101,40 +100,45 @@ async fn moderate(call: Call) -> Result<Response, ApiError> {
         model,
         results: decisions.into_iter().map(result).collect(),
     };
-    Ok(json(&moderation))
+    call.json(&moderation)
 }
 
 /// Reads the texts of a request, and their community. The parsed body takes far more memory than its bytes, so it does not
 /// outlive this.
-fn read(body: &[u8]) -> Result<(Vec<TextField>, Option<String>), ApiError> {
-    let fields = Fields::read(body)?;
-    Ok((inputs(&fields)?, fields.optional_text("/community_id")?))
+fn read(call: &Call) -> Result<(Vec<TextField>, Option<String>), ApiError> {
+    let fields = Fields::read(&call.body.bytes)?;
+    let texts = inputs(&fields, &call.shared)?;
+    let max_bytes = call.shared.input.max_bytes;
+    if let Some(bytes) = texts
+        .iter()
+        .map(|text| text.text.len())
+        .find(|&bytes| bytes > max_bytes)
+    {
+        let message = format!("a text has {bytes} bytes, expected at most {max_bytes} (input.max_bytes)");
+        return Err(ApiError::invalid(message).at("input"));
+    }
+    Ok((texts, fields.optional_text("/community_id")?))
 }
 
 /// Returns the texts of the input: one for a text or a list of parts, and one for each text of a list of texts.
-fn inputs(fields: &Fields) -> Result<Vec<TextField>, ApiError> {
+fn inputs(fields: &Fields<'_>, shared: &Shared) -> Result<Vec<TextField>, ApiError> {
     let expected = "expected a text, a list of texts, or a list of parts of the type `text`";
     let unexpected = || ApiError::invalid(expected).at("input");
     let input = fields.value("/input").ok_or_else(unexpected)?;
     let Value::Array(list) = input else {
         return Ok(vec![fields.text("/input")?.ok_or_else(unexpected)?]);
     };
-    if list.is_empty() {
+    shared.check_count(list.len())?;
+    let Some(first) = list.first() else {
         return Err(unexpected());
+    };
+    if first.is_string() {
+        return fields.texts("/input", None);
     }
-    if list.iter().all(Value::is_string) {
-        let text = |index| fields.text(&format!("/input/{index}"))?.ok_or_else(unexpected);
-        return (0..list.len()).map(text).collect();
-    }
-    let mut whole = TextField::default();
     for (index, part) in list.iter().enumerate() {
-        let kind = part.get("type").and_then(Value::as_str);
         let place = format!("input[{index}]");
-        match kind {
-            Some("text") => {
-                let text = fields.text(&format!("/input/{index}/text"))?;
-                whole.append(text.ok_or_else(|| ApiError::invalid("expected a text").at(format!("{place}.text")))?);
-            }
+        match part.get("type").and_then(Value::as_str) {
+            Some("text") => {}
             Some("image_url") => {
                 let message = "images are not scored here, only texts";
                 return Err(ApiError::new(Kind::Unsupported, message).at(format!("{place}.image_url")));
@@ -142,18 +146,24 @@ fn inputs(fields: &Fields) -> Result<Vec<TextField>, ApiError> {
             _ => return Err(unexpected().at(place)),
         }
     }
+    let mut whole = TextField::default();
+    let parts = fields.texts("/input", Some("text"))?;
+    parts.into_iter().for_each(|part| whole.append(part));
     Ok(vec![whole])
 }
 
 fn result(shared: &Shared, decision: Decision) -> ModerationResult {
-    let probability = decision.scoring.as_ref().map_or(0.0, |scoring| scoring.probability);
-    let flagged = matches!(decision.action, Action::Review | Action::Block);
+    let scoring = decision.scoring.as_ref();
+    let probability = scoring.map_or(0.0, |scoring| scoring.probability);
+    // A comment may be flagged for other reasons as well, such as its language.
+    let is_likely =
+        scoring.is_some_and(|scoring| probability >= scoring.thresholds.review.min(scoring.thresholds.block));
     // There is one classifier, so that every category has its result.
     let names = || std::iter::once(CLASSIFIER).chain(shared.config.categories.keys().map(String::as_str));
     let map = |value: Value| names().map(|name| (name.to_owned(), value.clone())).collect();
     ModerationResult {
-        flagged,
-        categories: map(flagged.into()),
+        flagged: matches!(decision.action, Action::Review | Action::Block),
+        categories: map(is_likely.into()),
         category_scores: map(probability.into()),
         category_applied_input_types: map(json!(["text"])),
         decision,

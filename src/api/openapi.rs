@@ -29,14 +29,17 @@ struct Described;
 /// Why a request can fail, with when it does.
 const FAILURES: [(Kind, &str); 8] = [
     (Kind::Invalid, "the body is not what the endpoint expects"),
-    (Kind::Unauthorized, "no token, or one that nobody has"),
+    (Kind::Unauthorized, "the token is missing or unknown"),
     (Kind::SlowBody, "the body did not arrive in time"),
     (
         Kind::TooLarge,
         "the body, or the number of comments in it, is over its limit",
     ),
-    (Kind::Unscorable, "the text cannot be scored, whoever asks"),
-    (Kind::Busy, "too much waits; try again after `Retry-After`"),
+    (
+        Kind::Unscorable,
+        "this text cannot be scored; trying again does not help",
+    ),
+    (Kind::Busy, "the queue is full; try again after `Retry-After`"),
     (Kind::Unavailable, "the service is stopping"),
     (Kind::TimedOut, "not scored in time"),
 ];

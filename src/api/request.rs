@@ -1,12 +1,13 @@
 //! What all endpoints do with a request before they look at what it says: who sends it, until when it is of use, and
 //! reading its body within limits.
 
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes};
-use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
+use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH, HOST, ORIGIN};
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
 
 use super::error::{ApiError, Kind};
@@ -14,7 +15,10 @@ use super::memory::{BodyMemory, HeldMemory};
 use crate::config::ApiLimits;
 
 /// How long the body of a request may take to arrive.
-const BODY_TIME: Duration = Duration::from_secs(10);
+pub(super) const BODY_TIME: Duration = Duration::from_secs(10);
+
+/// How much is read of a body that is refused.
+const MAX_DISCARDED: usize = 64 << 20;
 
 /// The header in which a caller says how many seconds it will wait.
 const TIMEOUT_HEADER: &str = "request-timeout";
@@ -33,7 +37,7 @@ impl RequestBody {
     ///
     /// # Errors
     /// Returns an error if the body is larger than `max_bytes`, takes too long, or if there is no memory for it.
-    pub async fn read(memory: &BodyMemory, parts: &Parts, body: Body, max_bytes: usize) -> Result<Self, ApiError> {
+    pub async fn read(memory: &BodyMemory, parts: &Parts, body: &mut Body, max_bytes: usize) -> Result<Self, ApiError> {
         let too_large = || {
             let message = format!("the body has more than {max_bytes} bytes (api.limits.body_bytes)");
             ApiError::new(Kind::TooLarge, message)
@@ -42,7 +46,7 @@ impl RequestBody {
             return Err(too_large());
         }
         let read = async {
-            let (mut body, mut bytes, mut memory) = (body, Vec::new(), memory.begin());
+            let (mut bytes, mut memory) = (Vec::new(), memory.begin());
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|_| ApiError::invalid("the body ends before its announced length"))?;
                 let Ok(piece) = frame.into_data() else { continue };
@@ -68,6 +72,49 @@ impl RequestBody {
             }
         }
     }
+}
+
+/// Reads what is left of a body and forgets it, within limits on its size and time.
+pub(super) async fn discard(body: &mut Body) {
+    let discard = async {
+        let mut left = MAX_DISCARDED;
+        while let Some(Ok(frame)) = body.frame().await {
+            left = left.saturating_sub(frame.data_ref().map_or(0, Bytes::len));
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(BODY_TIME, discard).await;
+}
+
+/// Checks that a request comes from a program, or from our own page. Without tokens, whatever a browser on this host opens
+/// could otherwise send requests, and read the answers under a name of its own that leads here (DNS rebinding).
+///
+/// # Errors
+/// Returns an error if the request is for another host than this one, or comes from a page of another one.
+pub(super) fn check_origin(headers: &HeaderMap) -> Result<(), ApiError> {
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|value: &HeaderValue| value.to_str().unwrap_or_default())
+    };
+    let host = text(HOST).unwrap_or_default();
+    let name = host
+        .rsplit_once(':')
+        .filter(|(_, port)| !port.ends_with(']'))
+        .map_or(host, |(name, _)| name);
+    let name = name.trim_start_matches('[').trim_end_matches(']');
+    let is_local = name.eq_ignore_ascii_case("localhost")
+        || name
+            .parse::<IpAddr>()
+            .is_ok_and(|address| address.to_canonical().is_loopback());
+    let origin = text(ORIGIN).map(|origin| origin.split_once("://").map_or(origin, |(_, host)| host));
+    if is_local && origin.is_none_or(|origin| origin.eq_ignore_ascii_case(host)) {
+        return Ok(());
+    }
+    let message = "expected a request of this host's own programs; set api.tokens to serve others";
+    Err(ApiError::new(Kind::Forbidden, message))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
@@ -115,8 +162,35 @@ mod tests {
     }
 
     async fn read(memory: &BodyMemory, body: Vec<u8>, max_bytes: usize) -> Result<RequestBody, Kind> {
-        let read = RequestBody::read(memory, &parts(&[]), Body::from(body), max_bytes).await;
+        let read = RequestBody::read(memory, &parts(&[]), &mut Body::from(body), max_bytes).await;
         read.map_err(|error| error.kind)
+    }
+
+    #[test]
+    fn without_tokens_only_programs_of_this_host_are_served() {
+        let check = |headers: &[(&str, &str)]| check_origin(&parts(headers).headers).map_err(|error| error.kind);
+        for host in [
+            "localhost",
+            "localhost:8080",
+            "127.0.0.1:8080",
+            "[::1]",
+            "[::1]:8080",
+            "127.1.2.3",
+        ] {
+            assert_eq!(check(&[("host", host)]), Ok(()), "{host}");
+        }
+        assert_eq!(
+            check(&[("host", "localhost:80"), ("origin", "http://localhost:80")]),
+            Ok(())
+        );
+        for headers in [
+            &[("host", "page.example:8080")][..],
+            &[],
+            &[("host", "localhost:80"), ("origin", "http://page.example")],
+            &[("host", "localhost:80"), ("origin", "null")],
+        ] {
+            assert_eq!(check(headers), Err(Kind::Forbidden), "{headers:?}");
+        }
     }
 
     #[tokio::test]
@@ -129,7 +203,7 @@ mod tests {
         assert_eq!(read(&memory, vec![b'a'; 5], 8).await.unwrap_err(), Kind::Busy);
         drop(first);
         assert!(read(&memory, vec![b'a'; 5], 8).await.is_ok());
-        let announced = RequestBody::read(&memory, &parts(&[("content-length", "9")]), Body::empty(), 8).await;
+        let announced = RequestBody::read(&memory, &parts(&[("content-length", "9")]), &mut Body::empty(), 8).await;
         assert_eq!(announced.unwrap_err().kind, Kind::TooLarge);
     }
 
@@ -137,7 +211,7 @@ mod tests {
     async fn a_body_that_never_ends_is_given_up() {
         let endless = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
         let memory = BodyMemory::new(10);
-        let read = RequestBody::read(&memory, &parts(&[]), Body::from_stream(endless), 8).await;
+        let read = RequestBody::read(&memory, &parts(&[]), &mut Body::from_stream(endless), 8).await;
         assert_eq!(read.unwrap_err().kind, Kind::SlowBody);
     }
 

@@ -64,10 +64,10 @@ pub(super) async fn score(State(shared): State<Shared>, request: Request<Body>) 
 async fn score_comments(call: Call) -> Result<Response, ApiError> {
     let (comments, is_list) = comments(&call)?;
     let decisions = call.decide_comments(&comments).await?;
-    Ok(match &decisions[..] {
-        [decision] if !is_list => json(decision),
-        decisions => json(&decisions),
-    })
+    match &decisions[..] {
+        [decision] if !is_list => call.json(decision),
+        decisions => call.json(&decisions),
+    }
 }
 
 /// Reads the comments of a request, and returns whether they are a list.

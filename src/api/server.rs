@@ -3,11 +3,10 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use axum::Router;
-use axum::extract::State;
 use axum::http::Request;
 use axum::response::Response;
 use axum::routing::{get, post};
@@ -21,6 +20,7 @@ use super::gather::Gatherer;
 use super::intake::Intake;
 use super::memory::BodyMemory;
 use super::openapi::OpenApiDocument;
+use super::request::BODY_TIME;
 use super::tokens::Callers;
 use super::{openai, page, perspective, score, status};
 use crate::config::{ApiConfig, CacheConfig, FeedbackTopic, InputConfig, TlsConfig};
@@ -34,7 +34,8 @@ use crate::stream::batch::Limits;
 use crate::stream::cache::ScoreCache;
 use crate::stream::pipeline::RequestLane;
 
-/// How long a connection may be idle, and how long its handshake and the head of a request may take.
+/// How long a connection may be idle, and how long its handshake, the head of a request, and reading nothing of an answer
+/// may take.
 const HEAD_TIME: Duration = Duration::from_secs(30);
 
 /// The age at which a connection is closed after the request in progress, so that callers spread over new processes.
@@ -45,6 +46,9 @@ const BODIES: usize = 64;
 
 /// How often the gauge of waiting comments is set.
 const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a stop waits for clients to read the last answers.
+const LAST_ANSWERS: Duration = Duration::from_secs(5);
 
 /// The pause between two looks at whether all requests are answered.
 const DRAIN_PAUSE: Duration = Duration::from_millis(10);
@@ -140,7 +144,9 @@ impl ApiServer {
             feedback,
             open_files,
         } = parts;
-        let feedback = feedback.as_ref().map(FeedbackWriter::new).transpose();
+        let timeout = config.limits.timeout;
+        let feedback = feedback.as_ref().map(|topic| FeedbackWriter::new(topic, timeout));
+        let feedback = feedback.transpose();
         let feedback = feedback.map_err(|reason| anyhow!("cannot write to topics.feedback: {reason}"))?;
         let address = config.listen.context("api.listen is not set")?;
         let cache = Arc::new(ScoreCache::new(cache.entries, Arc::clone(&judge)));
@@ -168,8 +174,9 @@ impl ApiServer {
             connections: connections_within(open_files, config.limits.connections as u64),
             connections_per_client: config.limits.connections_per_client,
             head: HEAD_TIME,
+            write: HEAD_TIME,
             lifetime: CONNECTION_LIFETIME,
-            close: config.limits.timeout,
+            close: BODY_TIME + config.limits.timeout,
         };
         let shared = Shared::new(SharedParts {
             bodies: BodyMemory::new(BODIES.saturating_mul(config.limits.body_bytes)),
@@ -213,14 +220,19 @@ impl ApiServer {
         }
     }
 
-    /// Takes no more comments, and waits until those that were taken are answered.
+    /// Takes no more comments and connections, and waits until the comments that were taken are answered.
     pub async fn drain(&self) {
         self.shared.intake.stop();
+        let Some(server) = &self.server else { return };
+        server.close();
         while self.shared.intake.waiting() > 0 {
             tokio::time::sleep(DRAIN_PAUSE).await;
         }
-        // The last answers may still be on their way out.
-        tokio::time::sleep(DRAIN_PAUSE).await;
+        // The last answers may still be on their way out. Clients that are slow to read them are not waited for.
+        let deadline = Instant::now() + LAST_ANSWERS;
+        while server.open_connections() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(DRAIN_PAUSE).await;
+        }
     }
 
     /// Hands no more texts to the scorer, which ends if it has no other work.
@@ -249,6 +261,9 @@ fn router(shared: Shared) -> Router {
         .route("/v1/moderations", post(openai::moderations))
         .route("/v1alpha1/comments:analyze", post(perspective::analyze))
         .route("/v1alpha1/comments:suggestscore", post(perspective::suggest_score))
+        // Some clients encode the colon.
+        .route("/v1alpha1/comments%3Aanalyze", post(perspective::analyze))
+        .route("/v1alpha1/comments%3Asuggestscore", post(perspective::suggest_score))
         .route("/$discovery/rest", get(perspective::discovery))
         .route("/openapi.json", get(async move || description.answer()))
         .route("/v1/status", get(status::status))
@@ -260,13 +275,24 @@ fn router(shared: Shared) -> Router {
         .with_state(shared)
 }
 
-async fn not_found(State(_): State<Shared>, request: Request<axum::body::Body>) -> Response {
-    let message = format!("there is no endpoint `{}`", request.uri().path());
-    score::problem(&ApiError::new(Kind::NotFound, message))
+async fn not_found(request: Request<axum::body::Body>) -> Response {
+    let path = request.uri().path();
+    let message = format!("there is no endpoint `{path}`");
+    problem(path, &ApiError::new(Kind::NotFound, message))
 }
 
-async fn wrong_method() -> Response {
-    score::problem(&ApiError::new(Kind::WrongMethod, "the endpoint has no such method"))
+async fn wrong_method(request: Request<axum::body::Body>) -> Response {
+    let error = ApiError::new(Kind::WrongMethod, "the endpoint has no such method");
+    problem(request.uri().path(), &error)
+}
+
+/// Writes an error in the form of the API that a path seems to belong to.
+fn problem(path: &str, error: &ApiError) -> Response {
+    if path.starts_with("/v1alpha1/") {
+        perspective::problem(error)
+    } else {
+        score::problem(error)
+    }
 }
 
 /// Sets the gauge of waiting comments.

@@ -8,7 +8,7 @@ use axum::http::Request;
 use axum::response::Response;
 use serde_json::{Value, json};
 
-use super::call::{Call, Dialect, Shared, answer, json as json_answer};
+use super::call::{Call, Dialect, Shared, answer};
 use super::error::ApiError;
 use super::request::bearer_token;
 use super::score::problem;
@@ -31,7 +31,7 @@ async fn report(call: Call) -> Result<Response, ApiError> {
         HealthVerdict::Healthy => true.into(),
         HealthVerdict::Unhealthy(reason) => reason.into(),
     };
-    Ok(json_answer(&json!({
+    call.json(&json!({
         "version": env!("CARGO_PKG_VERSION"),
         "ready": ready,
         "model": judge.model,
@@ -40,5 +40,5 @@ async fn report(call: Call) -> Result<Response, ApiError> {
         "newest_version": sources.newest.describe().await,
         "configuration": sources.configuration,
         "metrics": sources.metrics.render(),
-    })))
+    }))
 }

@@ -105,7 +105,7 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Token>, Faults> {
         };
         let words: Vec<&str> = line.split_whitespace().collect();
         let [name, token] = words[..] else {
-            fault("a name and a token, parted by a space");
+            fault("a name and a token, separated by a space");
             continue;
         };
         if !name
@@ -116,9 +116,9 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Token>, Faults> {
             fault("a name of at most 64 ASCII letters, digits, `-`, `_` and `.`");
             continue;
         }
-        if token.chars().count() < MIN_CHARACTERS {
+        if token.len() < MIN_CHARACTERS || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             fault(&format!(
-                "a token of at least {MIN_CHARACTERS} characters, such as `openssl rand -base64 24` prints"
+                "a token of at least {MIN_CHARACTERS} ASCII characters, such as `openssl rand -hex 24` prints"
             ));
             continue;
         }

@@ -63,8 +63,8 @@ On SIGTERM or SIGINT, the daemon finishes the comments in flight within `shutdow
 the group. A second signal ends it immediately. In both cases nothing is lost: unfinished comments
 are read again by the daemon that takes over the partition.
 
-On SIGHUP, the daemon reloads the policy from the settings and checks the registry for a new
-version. All other settings require a restart.
+On SIGHUP, the daemon reloads the policy from the settings, the tokens and certificates of the API
+from their files, and checks the registry for a new version. All other settings require a restart.
 
 Exit codes:
   0   stopped by a signal
@@ -415,7 +415,7 @@ fn exit_without_draining() -> ! {
     exit_now(1)
 }
 
-/// Reloads the policy, the only setting that can change while the daemon is serving.
+/// Reloads the policy, the only section of the settings that can change while the daemon is serving.
 ///
 /// # Errors
 /// Returns all faults if the settings are invalid. The old policy then stays in force.

@@ -370,6 +370,72 @@ fn a_stop_answers_what_was_taken() {
 }
 
 #[test]
+fn a_stop_waits_until_a_long_answer_is_read() {
+    let server = Server::start(
+        "tokens = \"tokens\"\n[api.limits]\ncomments = 10000\nwaiting = 10000\nbody_bytes = 16000000",
+        "",
+    );
+    // More than the buffers of a connection hold.
+    let id = "c".repeat(900);
+    let comments: Vec<Value> = (0..8000)
+        .map(|number| json!({"content_id": format!("{id}{number}"), "op": "delete"}))
+        .collect();
+    let body = json!(comments).to_string();
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let head = format!(
+        "POST /v1/score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(&[head.as_bytes(), body.as_bytes()].concat()).unwrap();
+    let mut answer = vec![0; 12];
+    stream.read_exact(&mut answer).unwrap();
+    server.service.signal("TERM");
+    // The service listens no more once it stops, but the answer is still to be read.
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(("127.0.0.1", server.port)).is_ok() {
+        assert!(Instant::now() < deadline, "{}", server.log());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    stream.read_to_end(&mut answer).unwrap();
+    let text = String::from_utf8(answer).unwrap();
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    assert_eq!(serde_json::from_str::<Vec<Value>>(body).unwrap().len(), 8000);
+    let Server { service, .. } = server;
+    assert_eq!(service.end(), Some(0));
+}
+
+#[test]
+fn a_refusal_reaches_clients_that_send_everything_first() {
+    let server = Server::with_token();
+    for (token, size, status) in [("wrong", 900_000, 401), (TOKEN, 5_000_000, 413)] {
+        let body = vec![b' '; size];
+        let answer = server.request(
+            "POST",
+            "/v1/score",
+            &[("Authorization", &format!("Bearer {token}"))],
+            &body,
+        );
+        assert_eq!(answer.status, status);
+    }
+}
+
+#[test]
+fn without_tokens_pages_of_other_hosts_get_nothing() {
+    let server = Server::start("", "");
+    let body = json!({"text": "see you at the garden"}).to_string();
+    let ask = |headers: &[(&str, &str)]| server.request("POST", "/v1/score", headers, body.as_bytes()).status;
+    assert_eq!(ask(&[]), 200);
+    assert_eq!(ask(&[("Origin", "http://page.example")]), 403);
+    let head = "GET /v1/status HTTP/1.1\r\nHost: page.example\r\nConnection: close\r\n\r\n";
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+    stream.write_all(head.as_bytes()).unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+}
+
+#[test]
 fn half_a_request_costs_a_connection_and_nothing_else() {
     let server = Server::with_token();
     let mut slow = TcpStream::connect(("127.0.0.1", server.port)).unwrap();
@@ -435,6 +501,34 @@ fn moderations_have_openais_form() {
             assert_eq!(result["categories"][name], result["flagged"]);
         }
     }
+    // Halves of surrogate pairs are counted for each text, and a list of any length is refused by its length first.
+    let send = |body: &str| {
+        let token = format!("Bearer {TOKEN}");
+        server.request("POST", "/v1/moderations", &[("Authorization", &token)], body.as_bytes())
+    };
+    let halves = send(r#"{"input": ["a hat", "a \ud800 hat \udc00", "\ud83d\ude00"]}"#).body;
+    let counts: Vec<_> = (0..3)
+        .map(|index| &halves["results"][index]["decision"]["replaced_surrogates"])
+        .collect();
+    assert_eq!(counts, [&Value::Null, &json!(2), &Value::Null], "{halves}");
+    let many = format!(r#"{{"input": ["\ud800"{}]}}"#, ", \"\"".repeat(100_000));
+    assert_eq!(send(&many).status, 413);
+    let many = format!(r#"{{"input": [{{"type": "text"}}{}]}}"#, ", 1".repeat(1000));
+    assert_eq!(send(&many).status, 413);
+    for (input, param) in [
+        (json!(["a hat", null]), "input[1]"),
+        (json!([{"type": "text", "text": 1}]), "input[0].text"),
+        (json!([]), "input"),
+    ] {
+        let refused = server.post("/v1/moderations", &json!({"input": input}));
+        assert_eq!(
+            (refused.status, &refused.body["error"]["param"]),
+            (400, &json!(param)),
+            "{refused:?}"
+        );
+    }
+    let community = json!({"input": texts, "community_id": "c".repeat(2000)});
+    assert_eq!(server.post("/v1/moderations", &community).status, 400);
     let parts = json!([{"type": "text", "text": "see you"}, {"type": "text", "text": "at the garden"}]);
     let whole = server.post("/v1/moderations", &json!({"input": parts}));
     assert_eq!(whole.body["results"].as_array().unwrap().len(), 1, "{whole:?}");
@@ -494,6 +588,24 @@ fn comments_are_analysed_in_perspectives_form() {
         (&recognised.body["languages"], &recognised.body["detectedLanguages"]),
         (&json!(["en"]), &json!(["en"]))
     );
+    // Without annotations, there is one span, in UTF-16.
+    let smiley = analyze(&json!({"comment": {"text": "😀 Hello."}, "requestedAttributes": {"IDENTITY_ATTACK": null}}));
+    let score = &smiley.body["attributeScores"]["IDENTITY_ATTACK"];
+    let span = json!([{"begin": 0, "end": 9, "score": score["summaryScore"]}]);
+    assert_eq!(score["spanScores"], span, "{smiley:?}");
+    let encoded = format!("/v1alpha1/comments%3Aanalyze?key={TOKEN}");
+    let body = json!({"comment": {"text": text}, "requestedAttributes": {"IDENTITY_ATTACK": {}}, "languages": "en"});
+    assert_eq!(
+        server
+            .request("POST", &encoded, &[], body.to_string().as_bytes())
+            .status,
+        200
+    );
+    let unknown = server.request("POST", "/v1alpha1/comments:list", &[], b"");
+    assert_eq!(
+        (unknown.status, &unknown.body["error"]["status"]),
+        (404, &json!("NOT_FOUND"))
+    );
 
     let check = |body: Value, error_type: &str, message: &str| {
         let answer = analyze(&body);
@@ -532,6 +644,25 @@ fn comments_are_analysed_in_perspectives_form() {
         json!({"comment": comment, "requestedAttributes": {"IDENTITY_ATTACK": {"scoreType": "RAW"}}}),
         "INVALID_REQUEST",
         "score type RAW is not supported",
+    );
+    for (body, field) in [
+        (
+            json!({"comment": comment, "requestedAttributes": {"IDENTITY_ATTACK": 7}}),
+            "requestedAttributes.IDENTITY_ATTACK",
+        ),
+        (json!({"comment": text, "requestedAttributes": attributes}), "comment"),
+        (
+            json!({"comment": comment, "requestedAttributes": attributes, "languages": 1}),
+            "languages",
+        ),
+    ] {
+        check(body, "INVALID_REQUEST", field);
+    }
+    let sentences = json!({"text": "A hat. ".repeat(300)});
+    let annotated = analyze(&json!({"comment": sentences, "requestedAttributes": attributes, "spanAnnotations": true}));
+    assert!(
+        annotated.status == 413 && annotated.body.to_string().contains("300 sentences"),
+        "{annotated:?}"
     );
     let threshold =
         analyze(&json!({"comment": comment, "requestedAttributes": {"IDENTITY_ATTACK": {"scoreThreshold": 1.0}}}));

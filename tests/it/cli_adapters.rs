@@ -269,7 +269,7 @@ fn with_few_labels_all_rows_judge_that_neither_side_was_trained_on() {
 fn labels_of_copies_of_one_text_are_too_few() {
     let workspace = Workspace::new();
     let row = |number: usize| {
-        let label = if number % 2 == 0 { "ok" } else { "hateful" };
+        let label = if number.is_multiple_of(2) { "ok" } else { "hateful" };
         let text =
             format!("We walked along the river until it got dark, and then went home for soup and bread. {number}");
         format!(

@@ -1,5 +1,7 @@
 //! `POST /v1alpha1/comments:analyze`: the scores of a comment.
 
+use std::ops::Range;
+
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
@@ -8,11 +10,12 @@ use serde_json::{Map, Value, json};
 
 use super::error::{Cause, language_not_supported};
 use super::request::{ANALYZE, Languages, check_context, comment};
-use super::spans::{Span, sentences};
+use super::spans::{Span, sentences, utf16_length};
 use crate::api::body::{Fields, TextField};
-use crate::api::call::{Call, Shared, answer, json as json_answer};
+use crate::api::call::{Call, Shared, answer};
 use crate::api::error::{ApiError, Kind};
 use crate::message::{Competence, Decision};
+use crate::prompt::language;
 
 /// The type of all scores.
 const PROBABILITY: &str = "PROBABILITY";
@@ -77,11 +80,17 @@ impl Asked {
 }
 
 async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
-    let asked = Asked::read(&call)?;
+    let mut asked = Asked::read(&call)?;
     let judge = call.shared.status.judge.get();
     let known = judge.policy.languages();
     let is_known = asked.check_support(!known.is_some_and(|known| asked.languages.excludes(known)))?;
-    call.shared.check_count(1 + asked.spans.len())?;
+    let (sentences, most) = (asked.spans.len(), call.shared.config.limits.comments);
+    if sentences >= most {
+        let message = format!(
+            "{sentences} sentences to annotate, expected less than {most} (api.limits.comments); leave out spanAnnotations"
+        );
+        return Err(ApiError::new(Kind::TooLarge, message));
+    }
     let parts = asked.spans.iter().map(|span| TextField {
         text: span.text.clone(),
         replaced_surrogates: 0,
@@ -94,18 +103,26 @@ async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
 
     // In another script or language, a probability would mean nothing, so there is none.
     let competence = whole.scoring.as_ref().and_then(|scoring| scoring.competence);
-    let is_supported = asked.check_support(is_known && competence != Some(Competence::OutOfScope))?;
+    let is_in_scope = competence != Some(Competence::OutOfScope);
+    if !is_in_scope {
+        // Whatever the request says, this is the language that the attribute does not support.
+        asked.languages = Languages::Detected(language(&asked.comment.text));
+    }
+    let is_supported = asked.check_support(is_known && is_in_scope)?;
     let mut scores = Map::new();
     for attribute in asked.attributes {
         // There is one classifier, so that every attribute has its probability.
         let value = probability(whole);
         if is_supported && value >= attribute.threshold {
-            let spans = span_scores(&asked.spans, parts);
-            let mut score = json!({"summaryScore": score(value)});
-            if !spans.is_empty() {
-                score["spanScores"] = spans.into();
-            }
-            scores.insert(attribute.name, score);
+            // Without annotations, there is one span, as in the original.
+            let spans = match &asked.spans[..] {
+                [] => vec![span_score(&(0..utf16_length(&asked.comment.text)), value)],
+                spans => span_scores(spans, parts),
+            };
+            scores.insert(
+                attribute.name,
+                json!({"summaryScore": score(value), "spanScores": spans}),
+            );
         }
     }
     let mut body = json!({"attributeScores": scores, "decision": whole});
@@ -113,7 +130,7 @@ async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
     if let Some(token) = asked.client_token {
         body["clientToken"] = token.into();
     }
-    Ok(json_answer(&body))
+    call.json(&body)
 }
 
 /// Reads the attributes that are asked for.
@@ -130,19 +147,24 @@ fn requested_attributes(shared: &Shared, fields: &Fields<'_>) -> Result<Vec<Requ
             let message = format!("Unknown requested attribute: {name}");
             return Err(ApiError::new(Kind::Unsupported, message));
         }
-        match settings.get("scoreType").and_then(Value::as_str) {
-            None | Some(PROBABILITY | "SCORE_TYPE_UNSPECIFIED") => {}
-            Some(other) => {
+        let place = |field: &str| format!("requestedAttributes.{name}{field}");
+        if !(settings.is_object() || settings.is_null()) {
+            return Err(ApiError::invalid("expected an object").at(place("")));
+        }
+        match settings.get("scoreType") {
+            None | Some(Value::Null) => {}
+            Some(Value::String(kind)) if [PROBABILITY, "SCORE_TYPE_UNSPECIFIED"].contains(&kind.as_str()) => {}
+            Some(Value::String(other)) => {
                 let message = format!("Requested score type {other} is not supported by attribute {name}");
                 return Err(ApiError::new(Kind::Unsupported, message));
             }
+            Some(_) => return Err(ApiError::invalid("expected a text").at(place(".scoreType"))),
         }
         let threshold = match settings.get("scoreThreshold") {
             None | Some(Value::Null) => 0.0,
-            Some(value) => value.as_f64().ok_or_else(|| {
-                let place = format!("requestedAttributes.{name}.scoreThreshold");
-                ApiError::invalid("expected a number").at(place)
-            })?,
+            Some(value) => value
+                .as_f64()
+                .ok_or_else(|| ApiError::invalid("expected a number").at(place(".scoreThreshold")))?,
         };
         Ok(Requested {
             name: name.clone(),
@@ -153,8 +175,14 @@ fn requested_attributes(shared: &Shared, fields: &Fields<'_>) -> Result<Vec<Requ
 }
 
 fn span_scores(spans: &[Span], decisions: &[Decision]) -> Vec<Value> {
-    let span_score = |(span, decision): (&Span, &Decision)| json!({"begin": span.place.start, "end": span.place.end, "score": score(probability(decision))});
-    spans.iter().zip(decisions).map(span_score).collect()
+    let pairs = spans.iter().zip(decisions);
+    pairs
+        .map(|(span, decision)| span_score(&span.place, probability(decision)))
+        .collect()
+}
+
+fn span_score(place: &Range<usize>, value: f64) -> Value {
+    json!({"begin": place.start, "end": place.end, "score": score(value)})
 }
 
 fn score(value: f64) -> Value {

@@ -62,13 +62,14 @@ pub(super) fn language_not_supported(attribute: &str, languages: &Languages) -> 
 }
 
 /// Returns Google's form of an error.
-pub(super) fn answer(error: &ApiError) -> Response {
+pub(in crate::api) fn answer(error: &ApiError) -> Response {
     let (code, status) = match error.kind {
         // Google answers a wrong key with 400, and clients recognise it by the reason.
         Kind::Unauthorized => (StatusCode::BAD_REQUEST, "INVALID_ARGUMENT"),
         Kind::Busy => (error.kind.status(), "RESOURCE_EXHAUSTED"),
         Kind::Unavailable => (error.kind.status(), "UNAVAILABLE"),
         Kind::TimedOut => (error.kind.status(), "DEADLINE_EXCEEDED"),
+        Kind::Forbidden => (error.kind.status(), "PERMISSION_DENIED"),
         Kind::NotFound => (error.kind.status(), "NOT_FOUND"),
         kind => (kind.status(), "INVALID_ARGUMENT"),
     };

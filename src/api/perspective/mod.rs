@@ -12,4 +12,5 @@ mod suggest;
 
 pub(super) use analyze::analyze;
 pub(super) use discovery::{described_methods, described_schemas, discovery};
+pub(super) use error::answer as problem;
 pub(super) use suggest::suggest_score;

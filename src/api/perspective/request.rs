@@ -42,6 +42,9 @@ fn key(parts: &Parts) -> Option<String> {
 /// # Errors
 /// Returns an error if it is missing, empty, too long, or not plain text.
 pub(super) fn comment(fields: &Fields<'_>, max_bytes: usize) -> Result<TextField, ApiError> {
+    if fields.value("/comment").is_some_and(|comment| !comment.is_object()) {
+        return Err(ApiError::invalid("expected an object").at("comment"));
+    }
     let kind = fields.optional_text("/comment/type")?;
     match kind.as_deref() {
         None | Some("PLAIN_TEXT" | "TEXT_TYPE_UNSPECIFIED") => {}
@@ -86,6 +89,8 @@ impl Languages {
                 .iter()
                 .map(|language| language.as_str().map(str::to_owned).ok_or_else(expected))
                 .collect::<Result<_, _>>()?,
+            // As in the original, a list may be written as its only item.
+            Some(Value::String(language)) => vec![language.clone()],
             Some(_) => return Err(expected()),
         };
         Ok(if named.is_empty() {

@@ -12,9 +12,10 @@ use sha2::{Digest, Sha256};
 
 use super::request::{SUGGEST, check_context, comment};
 use crate::api::body::Fields;
-use crate::api::call::{Call, Shared, answer, json as json_answer};
+use crate::api::call::{Call, Shared, answer};
 use crate::api::error::{ApiError, Kind};
 use crate::hash::hex;
+use crate::kafka::feedback::NotWritten;
 
 /// What the content id of a comment without one begins with; the hash of its text follows.
 const CONTENT_ID: &str = "text-sha256:";
@@ -31,12 +32,18 @@ async fn suggest(call: Call) -> Result<Response, ApiError> {
         return Err(ApiError::new(Kind::Unsupported, message));
     };
     let written = feedback.write(&content_id, &record, call.deadline).await;
-    written.map_err(|reason| ApiError::new(Kind::Unavailable, format!("the suggestion cannot be stored: {reason}")))?;
+    written.map_err(|error| {
+        let kind = match error {
+            NotWritten::TimedOut => Kind::TimedOut,
+            NotWritten::Failed(_) => Kind::Unavailable,
+        };
+        ApiError::new(kind, format!("the suggestion cannot be stored: {error}"))
+    })?;
     let mut body = json!({});
     if let Some(token) = client_token {
         body["clientToken"] = token.into();
     }
-    Ok(json_answer(&body))
+    call.json(&body)
 }
 
 /// Reads a suggestion: the id of its content, its feedback record, and the caller's token for it. The parsed body takes far

@@ -26,7 +26,8 @@ use metrics::{Gauge, counter, gauge};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio_io_timeout::TimeoutStream;
 use tracing::{info, warn};
 
 use super::super::metrics as names;
@@ -56,6 +57,8 @@ pub(crate) struct ConnectionLimits {
     /// How long a client may take to send the head of a request, including the time that the connection is idle
     /// before it. It also limits the handshake of TLS.
     pub head: Duration,
+    /// How long a client may read nothing while an answer waits to be sent.
+    pub write: Duration,
     /// The age at which a connection is closed after the request in progress.
     pub lifetime: Duration,
     /// How long the request in progress may take after that.
@@ -71,6 +74,7 @@ impl ConnectionLimits {
             // Probes and collectors often come from one host.
             connections_per_client: connections,
             head: Duration::from_secs(10),
+            write: Duration::from_secs(10),
             lifetime: Duration::from_secs(60),
             close: Duration::from_secs(5),
         }
@@ -108,6 +112,9 @@ pub(crate) struct Site {
 /// A running server, which stops when it is dropped.
 pub(crate) struct HttpServer {
     address: SocketAddr,
+    places: Arc<Places>,
+    /// Tells connections to end after the request in progress.
+    close: watch::Sender<bool>,
     stop: Option<oneshot::Sender<Infallible>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -127,13 +134,32 @@ impl HttpServer {
         let listener = runtime.block_on(TcpListener::bind(address))?;
         let address = listener.local_addr()?;
         let (stop, stopped) = oneshot::channel();
-        let serve = move || serve(&runtime, listener, site, upkeep, stopped);
+        let (close, closing) = watch::channel(false);
+        let places = Places::new(site.limits.connections, site.limits.connections_per_client);
+        let accepting = Accepting {
+            site: Arc::new(site),
+            places: Arc::clone(&places),
+            closing,
+        };
+        let serve = move || serve(&runtime, listener, accepting, upkeep, stopped);
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(serve)?;
         Ok(Self {
             address,
+            places,
+            close,
             stop: Some(stop),
             thread: Some(thread),
         })
+    }
+
+    /// Accepts no more connections, closes those that are idle, and the others after the request in progress.
+    pub(crate) fn close(&self) {
+        self.close.send_replace(true);
+    }
+
+    /// Returns how many connections are open.
+    pub(crate) fn open_connections(&self) -> usize {
+        self.places.open()
     }
 
     /// Returns the address that the server listens on.
@@ -152,11 +178,20 @@ impl Drop for HttpServer {
     }
 }
 
+/// What the connections of a server share.
+#[derive(Clone)]
+struct Accepting {
+    site: Arc<Site>,
+    places: Arc<Places>,
+    /// Becomes true once connections are to end.
+    closing: watch::Receiver<bool>,
+}
+
 /// Serves until `stopped` resolves.
 fn serve(
     runtime: &Runtime,
     listener: TcpListener,
-    site: Site,
+    accepting: Accepting,
     upkeep: impl Future<Output = Infallible>,
     stopped: oneshot::Receiver<Infallible>,
 ) {
@@ -164,20 +199,22 @@ fn serve(
         tokio::select! {
             // The sender sends nothing; it is dropped.
             _ = stopped => {}
-            never = accept_all(listener, site) => match never {},
+            never = accept_all(listener, accepting) => match never {},
             never = upkeep => match never {},
         }
     });
 }
 
-async fn accept_all(listener: TcpListener, site: Site) -> Infallible {
-    let (limits, metrics) = (site.limits, site.metrics);
-    let site = Arc::new(site);
-    let places = Places::new(limits.connections, limits.connections_per_client);
+async fn accept_all(listener: TcpListener, accepting: Accepting) -> Infallible {
+    let metrics = accepting.site.metrics;
     metrics.open().set(0.0);
+    let mut closing = accepting.closing.clone();
     loop {
-        let (stream, address) = accept(metrics, async || listener.accept().await).await;
-        let place = match places.take(address.ip()) {
+        let (stream, address) = tokio::select! {
+            accepted = accept(metrics, async || listener.accept().await) => accepted,
+            _ = closing.wait_for(|&is_closing| is_closing) => break,
+        };
+        let place = match accepting.places.take(address.ip()) {
             Ok(place) => place,
             Err(NoPlace::Full) => {
                 metrics.count("refused");
@@ -188,14 +225,17 @@ async fn accept_all(listener: TcpListener, site: Site) -> Infallible {
                 continue;
             }
         };
-        metrics.open().set(places.open() as f64);
-        let (site, places) = (Arc::clone(&site), Arc::clone(&places));
+        metrics.open().set(accepting.places.open() as f64);
+        let accepting = accepting.clone();
         tokio::spawn(async move {
-            metrics.count(connect(stream, &site).await);
+            metrics.count(connect(stream, &accepting).await);
             drop(place);
-            metrics.open().set(places.open() as f64);
+            metrics.open().set(accepting.places.open() as f64);
         });
     }
+    // Whoever connects from here on is told at once that nothing listens.
+    drop(listener);
+    std::future::pending().await
 }
 
 /// Returns the next connection. Waits after each failure, and logs only the first of several in a row.
@@ -222,22 +262,28 @@ async fn accept<T>(metrics: ConnectionMetrics, mut next: impl AsyncFnMut() -> io
 }
 
 /// Serves one connection, after the handshake if it is encrypted. Returns how it ended.
-async fn connect(stream: TcpStream, site: &Site) -> &'static str {
+async fn connect(stream: TcpStream, accepting: &Accepting) -> &'static str {
+    let site = &accepting.site;
     // An answer is one write, which must not wait for the acknowledgement of the one before.
     let _ = stream.set_nodelay(true);
+    let mut stream = TimeoutStream::new(stream);
+    stream.set_write_timeout(Some(site.limits.write));
+    let stream = Box::pin(stream);
     let Some(tls) = &site.tls else {
-        return serve_connection(stream, site).await;
+        return serve_connection(stream, accepting).await;
     };
     match tokio::time::timeout(site.limits.head, tls.acceptor().accept(stream)).await {
-        Ok(Ok(stream)) => serve_connection(stream, site).await,
+        Ok(Ok(stream)) => serve_connection(stream, accepting).await,
         Ok(Err(_)) => "invalid",
         Err(_) => "timed_out",
     }
 }
 
 /// Serves the requests of one connection. Returns how it ended.
-async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, site: &Site) -> &'static str {
+async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, accepting: &Accepting) -> &'static str {
+    let site = &accepting.site;
     let (limits, takes_bodies) = (site.limits, site.takes_bodies);
+    let mut closing = accepting.closing.clone();
     let router = TowerToHyperService::new(site.router.clone());
     let service = service_fn(move |request| answer(router.clone(), request, takes_bodies));
     let mut builder = http1::Builder::new();
@@ -247,9 +293,15 @@ async fn serve_connection(stream: impl AsyncRead + AsyncWrite + Unpin, site: &Si
         .max_header_size(MAX_HEAD_BYTES)
         .max_buf_size(MAX_HEAD_BYTES);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let last_request = async {
+        tokio::select! {
+            () = tokio::time::sleep(limits.lifetime) => {}
+            _ = closing.wait_for(|&is_closing| is_closing) => {}
+        }
+    };
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = tokio::time::sleep(limits.lifetime) => {
+        () = last_request => {
             connection.as_mut().graceful_shutdown();
             let Ok(ended) = tokio::time::timeout(limits.close, connection).await else {
                 return "timed_out";

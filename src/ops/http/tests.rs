@@ -17,6 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const GENEROUS: ConnectionLimits = ConnectionLimits {
     connections: 64,
     connections_per_client: 64,
+    write: Duration::from_secs(60),
     head: PATIENCE,
     lifetime: PATIENCE,
     close: PATIENCE,
@@ -222,6 +223,27 @@ fn more_connections_than_allowed_are_closed_at_once() {
     for mut stream in open.drain(..) {
         send(&mut stream, "/healthz", "Connection: close\r\n");
         assert!(read_to_end(&stream).starts_with(b"HTTP/1.1 200"));
+    }
+    server.await_value(0, |server| server.metric(HTTP_OPEN_CONNECTIONS));
+    assert!(server.ask("/healthz").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn a_client_that_reads_no_answers_is_cut_off() {
+    let server = Fixture::start(ConnectionLimits {
+        write: Duration::from_millis(200),
+        ..GENEROUS
+    });
+    let mut greedy = server.connect();
+    greedy.set_nonblocking(true).unwrap();
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(100);
+    // Until the buffers of both sides are full, so that the server neither writes nor reads.
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let mut last = Instant::now();
+    while last.elapsed() < Duration::from_millis(100) && Instant::now() < deadline {
+        if greedy.write(&request).is_ok_and(|written| written > 0) {
+            last = Instant::now();
+        }
     }
     server.await_value(0, |server| server.metric(HTTP_OPEN_CONNECTIONS));
     assert!(server.ask("/healthz").starts_with("HTTP/1.1 200"));
