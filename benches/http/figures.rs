@@ -52,6 +52,7 @@ impl SideFigures {
                 "cpu_s_per_1000": outcome.cpu,
                 "batch_rows": outcome.batch,
                 "memory_bytes": outcome.memory,
+                "disturbed_by_other_programs": outcome.is_disturbed,
             })
         };
         json!({

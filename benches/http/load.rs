@@ -10,7 +10,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 use crate::client::Connection;
 use crate::server::Server;
-use crate::support::{Random, quantile};
+use crate::support::{Random, busy_time, cpu_time, quantile};
 
 /// The most connections: below the limit of moderatord's default settings. If all of them wait for an answer, a step has
 /// failed.
@@ -27,6 +27,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The pause after a step.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// The CPU time per second that other programs may take before a measurement counts as disturbed.
+pub const FOREIGN_CORES: f64 = 0.3;
 
 /// The share of answers that may be later than the limit.
 const LATE_SHARE: f64 = 0.01;
@@ -56,6 +59,8 @@ pub struct Outcome {
     pub memory: f64,
     /// Whether no request failed and the limit was kept.
     pub is_kept: bool,
+    /// Whether other programs took so much CPU time meanwhile that missing the limit says nothing about the server.
+    pub is_disturbed: bool,
 }
 
 impl Outcome {
@@ -196,6 +201,7 @@ fn measured(server: &Server, send: impl AsyncFnOnce(Rc<Progress>)) -> Outcome {
         latencies: RefCell::default(),
     });
     let passes = server.passes();
+    let (own, busy) = (cpu_time(), busy_time());
     let (cpu, start) = (server.cpu_time(), Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -203,6 +209,7 @@ fn measured(server: &Server, send: impl AsyncFnOnce(Rc<Progress>)) -> Outcome {
         .unwrap();
     LocalSet::new().block_on(&runtime, send(Rc::clone(&progress)));
     let (cpu, elapsed) = (server.cpu_time() - cpu, start.elapsed());
+    let foreign = (busy_time() - busy).saturating_sub(cpu_time() - own + cpu);
     let after = server.passes();
     let batch = passes
         .zip(after)
@@ -226,5 +233,6 @@ fn measured(server: &Server, send: impl AsyncFnOnce(Rc<Progress>)) -> Outcome {
         batch,
         memory,
         is_kept: progress.failed.get() == 0 && late <= LATE_SHARE * count as f64,
+        is_disturbed: foreign.as_secs_f64() > FOREIGN_CORES * elapsed.as_secs_f64(),
     }
 }

@@ -78,8 +78,8 @@ const COMPARISONS: [Comparison; 3] = [
         limit: 100.0,
         ours: &[F32, INT8, ("moderatord, f32, the model's own windows", "")],
         peers: &[
-            ("transformers, f32", "--dtype f32"),
-            ("transformers, int8", "--dtype int8"),
+            ("transformers, f32", "--dtype f32 --processes 2 --threads 1"),
+            ("transformers, int8", "--dtype int8 --processes 2 --threads 1"),
         ],
     },
     Comparison {
@@ -87,17 +87,20 @@ const COMPARISONS: [Comparison; 3] = [
         model: BUNDLED,
         limit: 500.0,
         ours: &[F32, INT8],
-        peers: &[("shape of Detoxify, bf16", "--model roberta --dtype bf16")],
+        peers: &[
+            ("shape of Detoxify, f32", "--model roberta --dtype f32"),
+            ("shape of Detoxify, int8", "--model roberta --dtype int8"),
+        ],
     },
     Comparison {
         name: "gemma-3-270m",
         model: "gemma-3-270m",
-        limit: 1000.0,
+        limit: 2000.0,
         ours: &[F32, INT8],
         peers: &[
             ("transformers, f32", "--dtype f32"),
-            ("transformers, bf16", "--dtype bf16"),
-            ("shape of Detoxify, bf16", "--model roberta --dtype bf16"),
+            ("transformers, int8", "--dtype int8"),
+            ("shape of Detoxify, int8", "--model roberta --dtype int8"),
         ],
     },
 ];
@@ -160,7 +163,7 @@ impl Comparison {
         // Of a large model, HTTP is too small a part to be measured.
         if self.name == BUNDLED && !has_flag("--peers-only") {
             let measure = |&(name, settings): &(&str, &str)| {
-                Overhead::measure(name, &self.settings(&checkpoint, settings), texts, rounds)
+                Overhead::measure(name, &self.settings(&checkpoint, settings), texts)
             };
             figures.overheads = self.ours.iter().map(measure).collect();
         }
