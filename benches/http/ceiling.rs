@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::load::{FOREIGN_CORES, Load, Outcome, Step};
+use crate::support::arguments::has_flag;
 use crate::support::busy_time;
 
 /// How long a step of the search takes, and the run that confirms its result, in seconds.
@@ -21,7 +22,7 @@ const RESOLUTION: f64 = 1.05;
 
 /// The most steps of a search, and the most attempts to confirm its result.
 const MAX_STEPS: usize = 12;
-const MAX_CONFIRMATIONS: usize = 6;
+const MAX_CONFIRMATIONS: usize = 20;
 
 /// How long a search waits altogether for other programs to end, which would spoil it.
 const PATIENCE: Duration = Duration::from_secs(300);
@@ -85,6 +86,15 @@ fn undisturbed(load: &Load<'_>, step: Step, patience: &mut Duration) -> Outcome 
         }
         let start = Instant::now();
         let outcome = load.run(step);
+        if has_flag("--steps") {
+            let (kept, disturbed) = (outcome.is_kept, outcome.is_disturbed);
+            println!(
+                "    {:.1}: {}, {} failed, kept {kept}, disturbed {disturbed}",
+                step.rate,
+                outcome.line(),
+                outcome.failed
+            );
+        }
         if outcome.is_kept || !outcome.is_disturbed || patience.is_zero() {
             return outcome;
         }

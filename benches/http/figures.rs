@@ -22,8 +22,8 @@ pub struct SideFigures {
     pub name: String,
     /// With one caller at a time.
     pub alone: Option<Outcome>,
-    /// The highest rate of each round.
-    pub rounds: Vec<Outcome>,
+    /// The highest rate of each round, or `None` if the limit was not kept at any rate.
+    pub rounds: Vec<Option<Outcome>>,
 }
 
 impl SideFigures {
@@ -35,8 +35,19 @@ impl SideFigures {
         }
     }
 
+    /// Returns the median of the rounds in which the limit was kept.
     fn median(&self, field: fn(&Outcome) -> f64) -> f64 {
-        median(self.rounds.iter().map(field).collect())
+        median(self.rounds.iter().flatten().map(field).collect())
+    }
+
+    /// Returns the rate of each round, which is zero if the limit was not kept.
+    fn rates(&self) -> Vec<f64> {
+        let rate = |outcome: &Option<Outcome>| outcome.as_ref().map_or(0.0, |outcome| outcome.rate);
+        self.rounds.iter().map(rate).collect()
+    }
+
+    fn rate(&self) -> f64 {
+        median(self.rates())
     }
 
     fn is_peer(&self) -> bool {
@@ -58,7 +69,7 @@ impl SideFigures {
         json!({
             "name": self.name,
             "one_caller": self.alone.as_ref().map(outcome),
-            "rounds": self.rounds.iter().map(outcome).collect::<Vec<_>>(),
+            "rounds": self.rounds.iter().map(|found| found.as_ref().map(outcome)).collect::<Vec<_>>(),
         })
     }
 }
@@ -89,12 +100,8 @@ impl ComparisonFigures {
     /// Python.
     pub fn table(&self) -> String {
         let mut text = format!("## {}\n\n", self.name);
-        let peers = self
-            .sides
-            .iter()
-            .filter(|side| side.is_peer() && !side.rounds.is_empty());
-        let rate = |side: &SideFigures| side.median(|outcome| outcome.rate);
-        let best = peers.max_by(|a, b| rate(a).total_cmp(&rate(b)));
+        let peers = self.sides.iter().filter(|side| side.is_peer() && side.rate() > 0.0);
+        let best = peers.max_by(|a, b| a.rate().total_cmp(&b.rate()));
         if let Some(best) = best {
             text += &format!(
                 "99 of 100 answers within {} ms. Relative to {}:\n\n\
@@ -116,15 +123,19 @@ impl ComparisonFigures {
     }
 
     fn row(&self, side: &SideFigures, best: &SideFigures) -> String {
-        if side.rounds.is_empty() {
+        if side.rounds.iter().all(Option::is_none) {
             return format!("| {} | not within the limit at any rate | | | | | | |\n", side.name);
         }
         let relative = |field: fn(&Outcome) -> f64| side.median(field) / best.median(field);
-        let best_rate = best.median(|outcome| outcome.rate);
-        let ratios = side.rounds.iter().map(|outcome| outcome.rate / best_rate);
+        let ratios = side.rates().into_iter().map(|rate| rate / best.rate());
         let range = |pick: fn(f64, f64) -> f64| ratios.clone().reduce(pick).unwrap_or(f64::NAN);
         let share_of_limit = |field: fn(&Outcome) -> f64| 100.0 * side.median(field) / self.limit;
-        let batches: Vec<f64> = side.rounds.iter().filter_map(|outcome| outcome.batch).collect();
+        let batches: Vec<f64> = side
+            .rounds
+            .iter()
+            .flatten()
+            .filter_map(|outcome| outcome.batch)
+            .collect();
         let batch = if batches.is_empty() {
             "-".to_owned()
         } else {
@@ -133,7 +144,7 @@ impl ComparisonFigures {
         format!(
             "| {} | {:.2}x | {:.2}x to {:.2}x | {:.2}x | {:.0} % of the limit | {:.0} % | {batch} | {:.2}x |\n",
             side.name,
-            relative(|outcome| outcome.rate),
+            side.rate() / best.rate(),
             range(f64::min),
             range(f64::max),
             relative(|outcome| outcome.cpu),

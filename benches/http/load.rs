@@ -57,6 +57,8 @@ pub struct Outcome {
     pub batch: Option<f64>,
     /// In bytes.
     pub memory: f64,
+    /// The requests without an answer, or with an error.
+    pub failed: usize,
     /// Whether no request failed and the limit was kept.
     pub is_kept: bool,
     /// Whether other programs took so much CPU time meanwhile that missing the limit says nothing about the server.
@@ -232,6 +234,7 @@ fn measured(server: &Server, send: impl AsyncFnOnce(Rc<Progress>)) -> Outcome {
         cpu: cpu.as_secs_f64() / count as f64 * 1000.0,
         batch,
         memory,
+        failed: progress.failed.get(),
         is_kept: progress.failed.get() == 0 && late <= LATE_SHARE * count as f64,
         is_disturbed: foreign.as_secs_f64() > FOREIGN_CORES * elapsed.as_secs_f64(),
     }

@@ -4,8 +4,8 @@
 //! `./dev bench http` installs what the server in Python needs, unless `PYTHON` names an interpreter that has it.
 //! Arguments: `--only NAME` for one of the comparisons (`bundled`, `detoxify`, `gemma-3-270m`), `--rounds N`, `--p99
 //! MILLISECONDS`, `--peer "NAME: OPTIONS"` to measure other options of the server in Python instead of the best ones,
-//! `--daemon PATH` for another build, `--peers-only`, `--overhead-only`, and `--save` to write the figures to
-//! `benches/results`.
+//! `--daemon PATH` for another build, `--peers-only`, `--overhead-only`, `--steps` to print each step of a search, and
+//! `--save` to write the figures to `benches/results`.
 //!
 //! Each request has one comment. Requests arrive at random, independently of one another (a Poisson process). They are
 //! sent when they are due, on an idle connection that is kept open, however slow the server is; latencies count from when
@@ -238,14 +238,11 @@ impl Side {
             limit,
             start: self.rate,
         };
-        match search.run(&Load::new(&self.server, round)) {
-            Some(found) => {
-                self.rate = found.rate;
-                println!("{:<42} {}", self.figures.name, found.line());
-                self.figures.rounds.push(found);
-            }
-            None => println!("{:<42} not within the limit at any rate", self.figures.name),
-        }
+        let found = search.run(&Load::new(&self.server, round));
+        let line = found.map_or_else(|| "not within the limit at any rate".to_owned(), |found| found.line());
+        println!("{:<42} {line}", self.figures.name);
+        self.rate = found.map_or(self.rate, |found| found.rate);
+        self.figures.rounds.push(found);
     }
 }
 
