@@ -1,6 +1,7 @@
 //! Requests to a server: at random times whatever becomes of earlier ones, or from callers that wait for their answers.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -89,7 +90,9 @@ pub struct Load<'a> {
 struct Progress {
     address: SocketAddr,
     requests: Arc<Vec<Vec<u8>>>,
-    idle: RefCell<Vec<Connection>>,
+    /// The connection that has been idle for the longest time is used first, so that the processes of a server that share
+    /// a socket get the same load.
+    idle: RefCell<VecDeque<Connection>>,
     open: Cell<usize>,
     failed: Cell<usize>,
     late: Cell<usize>,
@@ -138,7 +141,7 @@ impl<'a> Load<'a> {
 impl Progress {
     /// Sends a request on an idle connection or a new one, and notes its latency since it was due.
     async fn ask(&self, index: usize, due: Instant, limit: f64) {
-        let idle = self.idle.borrow_mut().pop();
+        let idle = self.idle.borrow_mut().pop_front();
         let asked = async {
             let mut connection = match idle {
                 Some(connection) => connection,
@@ -152,7 +155,7 @@ impl Progress {
         };
         match asked.await {
             Ok((connection, 200)) => {
-                self.idle.borrow_mut().push(connection);
+                self.idle.borrow_mut().push_back(connection);
                 let latency = due.elapsed().as_secs_f64() * 1e3;
                 self.latencies.borrow_mut().push(latency);
                 if latency > limit {
