@@ -104,10 +104,12 @@ impl ComparisonFigures {
         let best = peers.max_by(|a, b| a.rate().total_cmp(&b.rate()));
         if let Some(best) = best {
             text += &format!(
-                "99 of 100 answers within {} ms. Relative to {}:\n\n\
+                "99 of 100 answers within {} ms, median of {} round(s). Relative to {}:\n\n\
                  | | requests per second | in single rounds | CPU time per request | p50 | p99 | mean batch | memory |\n\
                  |---|---|---|---|---|---|---|---|\n",
-                self.limit, best.name
+                self.limit,
+                best.rounds.len(),
+                best.name
             );
             for side in &self.sides {
                 text += &self.row(side, best);
@@ -166,13 +168,12 @@ impl ComparisonFigures {
 }
 
 /// Writes the figures and the tables to `benches/results`.
-pub fn save(comparisons: &[ComparisonFigures], rounds: usize, report: &str) {
+pub fn save(comparisons: &[ComparisonFigures], report: &str) {
     let (cpu, threads) = (cpu_model(), std::thread::available_parallelism().map_or(1, usize::from));
     let figures = json!({
         "command": COMMAND,
         "cpu": cpu,
         "threads": threads,
-        "rounds": rounds,
         "comparisons": comparisons.iter().map(ComparisonFigures::json).collect::<Vec<_>>(),
     });
     let versions = comparisons
@@ -184,8 +185,7 @@ pub fn save(comparisons: &[ComparisonFigures], rounds: usize, report: &str) {
         .map(|(name, version)| format!("{name} {}", version.as_str().unwrap_or_default()))
         .collect();
     let text = format!(
-        "# Requests per second over HTTP\n\n`{COMMAND}` on {cpu}, {threads} threads, the load included. Median of {rounds} \
-         rounds. {}.\n\n{NOTES}\n\n{report}",
+        "# Requests per second over HTTP\n\n`{COMMAND}` on {cpu}, {threads} threads, the load included. {}.\n\n{NOTES}\n\n{report}",
         versions.join(", ")
     );
     let file = results_file("http", &cpu);

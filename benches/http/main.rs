@@ -135,7 +135,7 @@ fn main() {
     let report = tables.join("\n");
     println!("\n{report}");
     if has_flag("--save") {
-        figures::save(&measured, rounds, &report);
+        figures::save(&measured, &report);
     }
 }
 
