@@ -47,7 +47,8 @@ impl SideFigures {
     }
 
     fn rate(&self) -> f64 {
-        median(self.rates())
+        let rates = self.rates();
+        if rates.is_empty() { 0.0 } else { median(rates) }
     }
 
     fn is_peer(&self) -> bool {
