@@ -1,6 +1,10 @@
 //! Searches the highest rate at which a server keeps the limit of the 99th percentile.
 
-use crate::load::{Load, Outcome, Step};
+use std::time::{Duration, Instant};
+
+use crate::load::{FOREIGN_CORES, Load, Outcome, Step};
+use crate::support::arguments::has_flag;
+use crate::support::busy_time;
 
 /// How long a step of the search takes, and the run that confirms its result, in seconds.
 const STEP_SECONDS: f64 = 3.0;
@@ -18,7 +22,13 @@ const RESOLUTION: f64 = 1.05;
 
 /// The most steps of a search, and the most attempts to confirm its result.
 const MAX_STEPS: usize = 12;
-const MAX_CONFIRMATIONS: usize = 6;
+const MAX_CONFIRMATIONS: usize = 20;
+
+/// How long a search waits altogether for other programs to end, which would spoil it.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The pause before another look at what other programs do.
+const LOOK: Duration = Duration::from_millis(500);
 
 /// A search for one server.
 pub struct Search {
@@ -33,8 +43,10 @@ impl Search {
     pub fn run(&self, load: &Load<'_>) -> Option<Outcome> {
         let (mut kept, mut missed) = (None, None);
         let mut rate = self.start;
+        let mut patience = PATIENCE;
         for _ in 0..MAX_STEPS {
-            if load.run(self.step(rate, STEP_SECONDS, STEP_REQUESTS)).is_kept {
+            let step = self.step(rate, STEP_SECONDS, STEP_REQUESTS);
+            if undisturbed(load, step, &mut patience).is_kept {
                 kept = Some(rate);
             } else {
                 missed = Some(rate);
@@ -48,7 +60,7 @@ impl Search {
         }
         let mut rate = kept?;
         for _ in 0..MAX_CONFIRMATIONS {
-            let outcome = load.run(self.step(rate, CONFIRM_SECONDS, CONFIRM_REQUESTS));
+            let outcome = undisturbed(load, self.step(rate, CONFIRM_SECONDS, CONFIRM_REQUESTS), &mut patience);
             if outcome.is_kept {
                 return Some(outcome);
             }
@@ -64,4 +76,35 @@ impl Search {
             limit: self.limit,
         }
     }
+}
+
+/// Runs a step while other programs are quiet, and again if it missed the limit because of them.
+fn undisturbed(load: &Load<'_>, step: Step, patience: &mut Duration) -> Outcome {
+    loop {
+        while !patience.is_zero() && is_busy(LOOK) {
+            *patience = patience.saturating_sub(LOOK);
+        }
+        let start = Instant::now();
+        let outcome = load.run(step);
+        if has_flag("--steps") {
+            let (kept, disturbed) = (outcome.is_kept, outcome.is_disturbed);
+            println!(
+                "    {:.1}: {}, {} failed, kept {kept}, disturbed {disturbed}",
+                step.rate,
+                outcome.line(),
+                outcome.failed
+            );
+        }
+        if outcome.is_kept || !outcome.is_disturbed || patience.is_zero() {
+            return outcome;
+        }
+        *patience = patience.saturating_sub(start.elapsed());
+    }
+}
+
+/// Returns whether other programs take much of the machine for some time, in which this one does nothing.
+fn is_busy(time: Duration) -> bool {
+    let busy = busy_time();
+    std::thread::sleep(time);
+    (busy_time() - busy).as_secs_f64() > FOREIGN_CORES * time.as_secs_f64()
 }

@@ -22,8 +22,8 @@ pub struct SideFigures {
     pub name: String,
     /// With one caller at a time.
     pub alone: Option<Outcome>,
-    /// The highest rate of each round.
-    pub rounds: Vec<Outcome>,
+    /// The highest rate of each round, or `None` if the limit was not kept at any rate.
+    pub rounds: Vec<Option<Outcome>>,
 }
 
 impl SideFigures {
@@ -35,8 +35,20 @@ impl SideFigures {
         }
     }
 
+    /// Returns the median of the rounds in which the limit was kept.
     fn median(&self, field: fn(&Outcome) -> f64) -> f64 {
-        median(self.rounds.iter().map(field).collect())
+        median(self.rounds.iter().flatten().map(field).collect())
+    }
+
+    /// Returns the rate of each round, which is zero if the limit was not kept.
+    fn rates(&self) -> Vec<f64> {
+        let rate = |outcome: &Option<Outcome>| outcome.as_ref().map_or(0.0, |outcome| outcome.rate);
+        self.rounds.iter().map(rate).collect()
+    }
+
+    fn rate(&self) -> f64 {
+        let rates = self.rates();
+        if rates.is_empty() { 0.0 } else { median(rates) }
     }
 
     fn is_peer(&self) -> bool {
@@ -52,12 +64,13 @@ impl SideFigures {
                 "cpu_s_per_1000": outcome.cpu,
                 "batch_rows": outcome.batch,
                 "memory_bytes": outcome.memory,
+                "disturbed_by_other_programs": outcome.is_disturbed,
             })
         };
         json!({
             "name": self.name,
             "one_caller": self.alone.as_ref().map(outcome),
-            "rounds": self.rounds.iter().map(outcome).collect::<Vec<_>>(),
+            "rounds": self.rounds.iter().map(|found| found.as_ref().map(outcome)).collect::<Vec<_>>(),
         })
     }
 }
@@ -88,18 +101,16 @@ impl ComparisonFigures {
     /// Python.
     pub fn table(&self) -> String {
         let mut text = format!("## {}\n\n", self.name);
-        let peers = self
-            .sides
-            .iter()
-            .filter(|side| side.is_peer() && !side.rounds.is_empty());
-        let rate = |side: &SideFigures| side.median(|outcome| outcome.rate);
-        let best = peers.max_by(|a, b| rate(a).total_cmp(&rate(b)));
+        let peers = self.sides.iter().filter(|side| side.is_peer() && side.rate() > 0.0);
+        let best = peers.max_by(|a, b| a.rate().total_cmp(&b.rate()));
         if let Some(best) = best {
             text += &format!(
-                "99 of 100 answers within {} ms. Relative to {}:\n\n\
+                "99 of 100 answers within {} ms, median of {} round(s). Relative to {}:\n\n\
                  | | requests per second | in single rounds | CPU time per request | p50 | p99 | mean batch | memory |\n\
                  |---|---|---|---|---|---|---|---|\n",
-                self.limit, best.name
+                self.limit,
+                best.rounds.len(),
+                best.name
             );
             for side in &self.sides {
                 text += &self.row(side, best);
@@ -115,15 +126,19 @@ impl ComparisonFigures {
     }
 
     fn row(&self, side: &SideFigures, best: &SideFigures) -> String {
-        if side.rounds.is_empty() {
+        if side.rounds.iter().all(Option::is_none) {
             return format!("| {} | not within the limit at any rate | | | | | | |\n", side.name);
         }
         let relative = |field: fn(&Outcome) -> f64| side.median(field) / best.median(field);
-        let best_rate = best.median(|outcome| outcome.rate);
-        let ratios = side.rounds.iter().map(|outcome| outcome.rate / best_rate);
+        let ratios = side.rates().into_iter().map(|rate| rate / best.rate());
         let range = |pick: fn(f64, f64) -> f64| ratios.clone().reduce(pick).unwrap_or(f64::NAN);
         let share_of_limit = |field: fn(&Outcome) -> f64| 100.0 * side.median(field) / self.limit;
-        let batches: Vec<f64> = side.rounds.iter().filter_map(|outcome| outcome.batch).collect();
+        let batches: Vec<f64> = side
+            .rounds
+            .iter()
+            .flatten()
+            .filter_map(|outcome| outcome.batch)
+            .collect();
         let batch = if batches.is_empty() {
             "-".to_owned()
         } else {
@@ -132,7 +147,7 @@ impl ComparisonFigures {
         format!(
             "| {} | {:.2}x | {:.2}x to {:.2}x | {:.2}x | {:.0} % of the limit | {:.0} % | {batch} | {:.2}x |\n",
             side.name,
-            relative(|outcome| outcome.rate),
+            side.rate() / best.rate(),
             range(f64::min),
             range(f64::max),
             relative(|outcome| outcome.cpu),
@@ -154,13 +169,12 @@ impl ComparisonFigures {
 }
 
 /// Writes the figures and the tables to `benches/results`.
-pub fn save(comparisons: &[ComparisonFigures], rounds: usize, report: &str) {
+pub fn save(comparisons: &[ComparisonFigures], report: &str) {
     let (cpu, threads) = (cpu_model(), std::thread::available_parallelism().map_or(1, usize::from));
     let figures = json!({
         "command": COMMAND,
         "cpu": cpu,
         "threads": threads,
-        "rounds": rounds,
         "comparisons": comparisons.iter().map(ComparisonFigures::json).collect::<Vec<_>>(),
     });
     let versions = comparisons
@@ -172,8 +186,7 @@ pub fn save(comparisons: &[ComparisonFigures], rounds: usize, report: &str) {
         .map(|(name, version)| format!("{name} {}", version.as_str().unwrap_or_default()))
         .collect();
     let text = format!(
-        "# Requests per second over HTTP\n\n`{COMMAND}` on {cpu}, {threads} threads, the load included. Median of {rounds} \
-         rounds. {}.\n\n{NOTES}\n\n{report}",
+        "# Requests per second over HTTP\n\n`{COMMAND}` on {cpu}, {threads} threads, the load included. {}.\n\n{NOTES}\n\n{report}",
         versions.join(", ")
     );
     let file = results_file("http", &cpu);

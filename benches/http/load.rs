@@ -1,6 +1,7 @@
 //! Requests to a server: at random times whatever becomes of earlier ones, or from callers that wait for their answers.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use tokio::task::{JoinSet, LocalSet};
 
 use crate::client::Connection;
 use crate::server::Server;
-use crate::support::{Random, quantile};
+use crate::support::{Random, busy_time, cpu_time, quantile};
 
 /// The most connections: below the limit of moderatord's default settings. If all of them wait for an answer, a step has
 /// failed.
@@ -27,6 +28,9 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The pause after a step.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// The CPU time per second that other programs may take before a measurement counts as disturbed.
+pub const FOREIGN_CORES: f64 = 0.3;
 
 /// The share of answers that may be later than the limit.
 const LATE_SHARE: f64 = 0.01;
@@ -54,8 +58,12 @@ pub struct Outcome {
     pub batch: Option<f64>,
     /// In bytes.
     pub memory: f64,
+    /// The requests without an answer, or with an error.
+    pub failed: usize,
     /// Whether no request failed and the limit was kept.
     pub is_kept: bool,
+    /// Whether other programs took so much CPU time meanwhile that missing the limit says nothing about the server.
+    pub is_disturbed: bool,
 }
 
 impl Outcome {
@@ -82,7 +90,9 @@ pub struct Load<'a> {
 struct Progress {
     address: SocketAddr,
     requests: Arc<Vec<Vec<u8>>>,
-    idle: RefCell<Vec<Connection>>,
+    /// The connection that has been idle for the longest time is used first, so that the processes of a server that share
+    /// a socket get the same load.
+    idle: RefCell<VecDeque<Connection>>,
     open: Cell<usize>,
     failed: Cell<usize>,
     late: Cell<usize>,
@@ -131,7 +141,7 @@ impl<'a> Load<'a> {
 impl Progress {
     /// Sends a request on an idle connection or a new one, and notes its latency since it was due.
     async fn ask(&self, index: usize, due: Instant, limit: f64) {
-        let idle = self.idle.borrow_mut().pop();
+        let idle = self.idle.borrow_mut().pop_front();
         let asked = async {
             let mut connection = match idle {
                 Some(connection) => connection,
@@ -145,7 +155,7 @@ impl Progress {
         };
         match asked.await {
             Ok((connection, 200)) => {
-                self.idle.borrow_mut().push(connection);
+                self.idle.borrow_mut().push_back(connection);
                 let latency = due.elapsed().as_secs_f64() * 1e3;
                 self.latencies.borrow_mut().push(latency);
                 if latency > limit {
@@ -196,6 +206,7 @@ fn measured(server: &Server, send: impl AsyncFnOnce(Rc<Progress>)) -> Outcome {
         latencies: RefCell::default(),
     });
     let passes = server.passes();
+    let (own, busy) = (cpu_time(), busy_time());
     let (cpu, start) = (server.cpu_time(), Instant::now());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -203,6 +214,7 @@ fn measured(server: &Server, send: impl AsyncFnOnce(Rc<Progress>)) -> Outcome {
         .unwrap();
     LocalSet::new().block_on(&runtime, send(Rc::clone(&progress)));
     let (cpu, elapsed) = (server.cpu_time() - cpu, start.elapsed());
+    let foreign = (busy_time() - busy).saturating_sub(cpu_time() - own + cpu);
     let after = server.passes();
     let batch = passes
         .zip(after)
@@ -225,6 +237,8 @@ fn measured(server: &Server, send: impl AsyncFnOnce(Rc<Progress>)) -> Outcome {
         cpu: cpu.as_secs_f64() / count as f64 * 1000.0,
         batch,
         memory,
+        failed: progress.failed.get(),
         is_kept: progress.failed.get() == 0 && late <= LATE_SHARE * count as f64,
+        is_disturbed: foreign.as_secs_f64() > FOREIGN_CORES * elapsed.as_secs_f64(),
     }
 }

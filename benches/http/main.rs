@@ -4,8 +4,8 @@
 //! `./dev bench http` installs what the server in Python needs, unless `PYTHON` names an interpreter that has it.
 //! Arguments: `--only NAME` for one of the comparisons (`bundled`, `detoxify`, `gemma-3-270m`), `--rounds N`, `--p99
 //! MILLISECONDS`, `--peer "NAME: OPTIONS"` to measure other options of the server in Python instead of the best ones,
-//! `--daemon PATH` for another build, `--peers-only`, `--overhead-only`, and `--save` to write the figures to
-//! `benches/results`.
+//! `--daemon PATH` for another build, `--peers-only`, `--overhead-only`, `--steps` to print each step of a search, and
+//! `--save` to write the figures to `benches/results`.
 //!
 //! Each request has one comment. Requests arrive at random, independently of one another (a Poisson process). They are
 //! sent when they are due, on an idle connection that is kept open, however slow the server is; latencies count from when
@@ -78,8 +78,8 @@ const COMPARISONS: [Comparison; 3] = [
         limit: 100.0,
         ours: &[F32, INT8, ("moderatord, f32, the model's own windows", "")],
         peers: &[
-            ("transformers, f32", "--dtype f32"),
-            ("transformers, int8", "--dtype int8"),
+            ("transformers, f32", "--dtype f32 --processes 2 --threads 1"),
+            ("transformers, int8", "--dtype int8 --processes 2 --threads 1"),
         ],
     },
     Comparison {
@@ -87,17 +87,20 @@ const COMPARISONS: [Comparison; 3] = [
         model: BUNDLED,
         limit: 500.0,
         ours: &[F32, INT8],
-        peers: &[("shape of Detoxify, bf16", "--model roberta --dtype bf16")],
+        peers: &[
+            ("shape of Detoxify, f32", "--model roberta --dtype f32"),
+            ("shape of Detoxify, int8", "--model roberta --dtype int8"),
+        ],
     },
     Comparison {
         name: "gemma-3-270m",
         model: "gemma-3-270m",
-        limit: 1000.0,
+        limit: 2000.0,
         ours: &[F32, INT8],
         peers: &[
             ("transformers, f32", "--dtype f32"),
-            ("transformers, bf16", "--dtype bf16"),
-            ("shape of Detoxify, bf16", "--model roberta --dtype bf16"),
+            ("transformers, int8", "--dtype int8"),
+            ("shape of Detoxify, int8", "--model roberta --dtype int8"),
         ],
     },
 ];
@@ -132,7 +135,7 @@ fn main() {
     let report = tables.join("\n");
     println!("\n{report}");
     if has_flag("--save") {
-        figures::save(&measured, rounds, &report);
+        figures::save(&measured, &report);
     }
 }
 
@@ -160,7 +163,7 @@ impl Comparison {
         // Of a large model, HTTP is too small a part to be measured.
         if self.name == BUNDLED && !has_flag("--peers-only") {
             let measure = |&(name, settings): &(&str, &str)| {
-                Overhead::measure(name, &self.settings(&checkpoint, settings), texts, rounds)
+                Overhead::measure(name, &self.settings(&checkpoint, settings), texts)
             };
             figures.overheads = self.ours.iter().map(measure).collect();
         }
@@ -235,14 +238,11 @@ impl Side {
             limit,
             start: self.rate,
         };
-        match search.run(&Load::new(&self.server, round)) {
-            Some(found) => {
-                self.rate = found.rate;
-                println!("{:<42} {}", self.figures.name, found.line());
-                self.figures.rounds.push(found);
-            }
-            None => println!("{:<42} not within the limit at any rate", self.figures.name),
-        }
+        let found = search.run(&Load::new(&self.server, round));
+        let line = found.map_or_else(|| "not within the limit at any rate".to_owned(), |found| found.line());
+        println!("{:<42} {line}", self.figures.name);
+        self.rate = found.map_or(self.rate, |found| found.rate);
+        self.figures.rounds.push(found);
     }
 }
 

@@ -15,10 +15,12 @@ use crate::support::{cpu_time, median};
 /// So many callers fill micro-batches.
 const CALLERS: usize = 256;
 
-/// How long each side is measured in a round.
-const TIME: Duration = Duration::from_secs(5);
+/// How long each side is measured in a turn, and how many turns there are. Many short ones keep both sides alike when
+/// something else runs on the machine.
+const TIME: Duration = Duration::from_secs(3);
+const TURNS: usize = 7;
 
-/// The CPU seconds for 1,000 comments, one value for each round.
+/// The CPU seconds for 1,000 comments, one value for each turn.
 pub struct Overhead {
     name: String,
     served: Vec<f64>,
@@ -27,7 +29,7 @@ pub struct Overhead {
 
 impl Overhead {
     /// Measures both in turns, with settings in TOML.
-    pub fn measure(name: &str, settings: &str, texts: &[String], rounds: usize) -> Self {
+    pub fn measure(name: &str, settings: &str, texts: &[String]) -> Self {
         let server = Server::ours(settings, texts);
         let mut alone = Alone::load(settings, server.budget());
         let mut overhead = Self {
@@ -35,8 +37,8 @@ impl Overhead {
             served: Vec::new(),
             alone: Vec::new(),
         };
-        alone.score(texts, TIME / 4);
-        for _ in 0..rounds {
+        alone.score(texts, TIME / 3);
+        for _ in 0..TURNS {
             overhead.served.push(saturate(&server, CALLERS, TIME).cpu);
             overhead.alone.push(alone.score(texts, TIME));
         }
@@ -46,24 +48,26 @@ impl Overhead {
 
     /// Returns how much more CPU time a comment takes over HTTP, relative to the scorer alone.
     fn ratio(&self) -> f64 {
-        median(self.served.clone()) / median(self.alone.clone())
+        median(self.ratios())
+    }
+
+    /// Returns the ratio of each turn.
+    fn ratios(&self) -> Vec<f64> {
+        let turns = self.served.iter().zip(&self.alone);
+        turns.map(|(served, alone)| served / alone).collect()
     }
 
     pub fn line(&self) -> String {
-        let ratios: Vec<f64> = self
-            .served
-            .iter()
-            .zip(&self.alone)
-            .map(|(served, alone)| served / alone)
-            .collect();
+        let mut ratios = self.ratios();
+        ratios.sort_by(f64::total_cmp);
         let percent = |ratio: f64| (ratio - 1.0) * 100.0;
         format!(
             "{}: over HTTP, a comment takes {:+.1} % of CPU time compared with the scorer alone ({:+.1} % to {:+.1} % in \
-             single rounds).",
+             single turns).",
             self.name,
             percent(self.ratio()),
-            percent(ratios.iter().copied().fold(f64::INFINITY, f64::min)),
-            percent(ratios.iter().copied().fold(f64::NEG_INFINITY, f64::max)),
+            percent(ratios[0]),
+            percent(ratios[TURNS - 1]),
         )
     }
 
@@ -101,7 +105,8 @@ impl Alone {
     fn score(&mut self, texts: &[String], time: Duration) -> f64 {
         let prompter = self.classifier.prompter();
         let (start, cpu) = (Instant::now(), cpu_time());
-        let (mut rows, mut tokens, mut scored) = (Vec::<Row>::new(), 0, 0);
+        let (mut rows, mut tokens) = (Vec::<Row>::new(), 0);
+        let (mut waiting, mut scored) = (0, 0);
         for text in texts.iter().cycle() {
             if start.elapsed() >= time {
                 break;
@@ -109,12 +114,15 @@ impl Alone {
             let next = prompter.encode(text).unwrap().rows;
             let next_tokens: usize = next.iter().map(Row::own_tokens).sum();
             if tokens + next_tokens > self.budget && !rows.is_empty() {
-                scored += self.classifier.score(&rows).unwrap().len();
+                self.classifier.score(&rows).unwrap();
+                scored += waiting;
+                waiting = 0;
                 rows.clear();
                 tokens = 0;
             }
             rows.extend(next);
             tokens += next_tokens;
+            waiting += 1;
         }
         (cpu_time() - cpu).as_secs_f64() / scored as f64 * 1000.0
     }

@@ -122,14 +122,16 @@ impl Server {
             .sum()
     }
 
-    /// Returns the resident memory of all processes in bytes. What they share counts once.
+    /// Returns the resident memory of all processes in bytes. Files that they share count once.
     pub fn memory(&self) -> f64 {
-        let resident = |process: &i32| {
-            let text = fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
-            let line = text.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+        let memory = |process: &i32, name: &str| {
+            let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+            let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
             line.trim().trim_end_matches(" kB").parse::<f64>().unwrap() * 1024.0
         };
-        self.processes().iter().map(resident).sum()
+        let processes = self.processes();
+        let others: f64 = processes[1..].iter().map(|process| memory(process, "RssAnon:")).sum();
+        memory(&processes[0], "VmRSS:") + others
     }
 
     /// Returns the passes through the model so far, unless several processes count them apart from one another.

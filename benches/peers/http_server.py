@@ -5,9 +5,8 @@
                    [--rows N] [--tokens N] [--linger MS] [--no-prefix] [--compile]
 
 CHECKPOINT is a Hugging Face folder. `POST /score` takes `{"text": ...}`, and answers with `margin` and `probability`.
-`GET /stats` answers with the number of `passes` and `rows` so far,
-and with `versions`. The defaults are the fastest settings that were found
-(see the results of `./dev bench http`).
+`GET /stats` answers with the number of `passes` and `rows` so far, and with `versions`. The options that `./dev bench
+http` uses are the fastest that were found (benches/results/http-peer-options.md).
 
 Requests wait in a queue. One worker thread takes what waits, up to `--rows`; sorts it by length; and scores it in passes
 of up to `--tokens` padded tokens. The keys and values of the prompt's first part are computed once, and only the logits
@@ -278,8 +277,15 @@ def main():
     model = {"gemma": Gemma, "roberta": Roberta}[options.model](options)
     for length in (1, 20, 200):
         model.margins(model.encode(["see you at the garden " * length] * 2))
+    # uvicorn would close a connection that is idle for five seconds, and a request that is sent meanwhile would fail.
     config = uvicorn.Config(
-        application(model, options), loop="uvloop", http="httptools", access_log=False, log_level="warning", backlog=2048
+        application(model, options),
+        loop="uvloop",
+        http="httptools",
+        access_log=False,
+        log_level="warning",
+        backlog=2048,
+        timeout_keep_alive=120,
     )
     uvicorn.Server(config).run(sockets=[listener])
 

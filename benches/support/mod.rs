@@ -38,6 +38,23 @@ pub fn cpu_time_of(process: &str) -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
+/// Returns the time that the processors of the machine were busy, but for programs of low priority, which give way to all
+/// others.
+pub fn busy_time() -> Duration {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap();
+    let line = stat.lines().next().unwrap();
+    let fields = line
+        .split_whitespace()
+        .skip(1)
+        .map(|field| field.parse::<u64>().unwrap());
+    // user, nice, system, idle, iowait, irq, softirq and steal, in hundredths of a second.
+    let busy = fields
+        .take(8)
+        .enumerate()
+        .filter(|(index, _)| ![1, 3, 4].contains(index));
+    Duration::from_millis(busy.map(|(_, ticks)| ticks * 10).sum())
+}
+
 /// Returns the middle one of an odd number of measurements, or the upper middle one of an even number.
 pub fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
