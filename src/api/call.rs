@@ -148,7 +148,9 @@ impl Call {
     /// # Errors
     /// Returns an error if there is no memory for it.
     pub fn json(&self, value: &impl Serialize) -> Result<Response, ApiError> {
-        let body = serde_json::to_vec(value).unwrap_or_default();
+        let Ok(body) = serde_json::to_vec(value) else {
+            return Ok(json(value));
+        };
         let mut memory = self.shared.bodies.begin();
         if !memory.grow(body.len()) {
             return Err(ApiError::new(Kind::Busy, "too many answers are being sent; try again"));

@@ -79,3 +79,21 @@ impl GrowingMemory {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_hold_their_memory_until_the_last_copy_is_gone() {
+        let all = BodyMemory::new(10);
+        let mut memory = all.begin();
+        assert!(memory.grow(4) && memory.grow(4) && !memory.grow(4));
+        let bytes = memory.hold().with(b"12345678".to_vec());
+        let part = bytes.slice(2..4);
+        drop(bytes);
+        assert!(&part[..] == b"34" && !all.begin().grow(4));
+        drop(part);
+        assert!(all.begin().grow(10));
+    }
+}

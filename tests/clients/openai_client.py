@@ -13,6 +13,11 @@ assert 0 <= result.category_scores.hate <= 1 and result.categories.hate == resul
 assert result.category_scores.hate == result.model_extra["decision"]["probability"], one
 print("moderations.create:", one.id, one.model, result.flagged, result.category_scores.hate)
 
+# A text in another language is flagged for a person to look at, but it is not called hateful.
+german = client.moderations.create(input="Ich habe heute Morgen Brot gebacken und es schmeckt uns allen sehr gut.").results[0]
+assert german.flagged and not german.categories.hate, german
+assert german.model_extra["decision"]["competence"] == "out_of_scope", german
+
 many = client.moderations.create(input=["see you at the garden", "a lovely hat"])
 assert [r.category_scores.hate for r in many.results][0] == result.category_scores.hate, many
 parts = client.moderations.create(input=[{"type": "text", "text": "see you at the garden"}])
