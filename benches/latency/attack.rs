@@ -1,4 +1,4 @@
-//! Callers of the API that waste its time: how long the comments of the stream wait meanwhile.
+//! How long the comments of the stream wait while the API is attacked or overloaded.
 //!
 //! The attackers are a process of their own with the lowest priority, because they would be on other machines. They use
 //! many addresses of the loopback network, as an attacker with many hosts would, and some of them have a token.
@@ -36,7 +36,7 @@ const ADDRESSES: u64 = 1000;
 
 const TOKEN: &str = "attacker-token-0123456789";
 
-/// What happens beside the stream.
+/// What happens to the API while the stream is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Beside {
     Nothing,
@@ -79,7 +79,7 @@ pub fn attack_if_requested() -> bool {
     true
 }
 
-/// Measures the stream with nothing beside it, under attack, and beside an overload, in turns.
+/// Measures the stream while the API is idle, attacked and overloaded, in turns.
 pub fn measure(name: &str, broker: &mut Broker, time: Duration, settings: &[String]) {
     let folder = tempfile::tempdir().unwrap();
     let tokens = folder.path().join("tokens");
@@ -126,7 +126,7 @@ pub fn measure(name: &str, broker: &mut Broker, time: Duration, settings: &[Stri
     }
     let [nothing, attack, overload] = p99.map(median);
     crate::print(&format!(
-        "medians of the p99: {:.2}x under attack, {:.2}x beside an overload; peak memory {:.0} MiB",
+        "medians of the p99: {:.2}x under attack, {:.2}x during an overload; peak memory {:.0} MiB",
         attack / nothing,
         overload / nothing,
         daemon.peak_mib()

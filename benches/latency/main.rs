@@ -4,7 +4,7 @@
 //! `./dev bench latency` starts an Apache Kafka node and measures on it and on the embedded broker. `cargo bench --bench
 //! latency` uses the node that `MODERATORD_TEST_BROKERS` or `--brokers ADDRESS` names, if any. Other arguments:
 //! `--seconds N` for the time at each load, `--duplicates SHARE` to measure a flood of identical comments instead,
-//! `--attack` to measure a quarter of the capacity beside callers of the API that waste its time, `--apache-only`, `--set KEY=VALUE` for a setting of the daemon in TOML. To compare builds or settings at the same rate,
+//! `--attack` to measure a quarter of the capacity while the API is attacked or overloaded, `--apache-only`, `--set KEY=VALUE` for a setting of the daemon in TOML. To compare builds or settings at the same rate,
 //! `--daemon PATH` runs another build, `--capacity RATE` is used instead of the measured one, and `--load SHARE` measures
 //! only that load and writes no results.
 //!
