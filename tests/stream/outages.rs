@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::broker::{Broker, unique, variable};
+use crate::broker::{Broker, PATIENCE, unique, variable};
 use crate::cluster::Cluster;
 use crate::daemon::{Names, Scripted, Setup, eventually};
 use crate::flow::{assert_each_once, await_committed, comment};
@@ -242,7 +242,7 @@ fn a_process_that_is_killed_and_restarted_does_not_wait_for_its_session() {
     let is_written = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            produce_slowly(&names.comments, 2000, 4, Duration::from_millis(200), 100);
+            produce_slowly(&names.comments, 0..2000, 4, Duration::from_millis(200), 100);
             is_written.store(true, Ordering::Relaxed);
         });
         for _ in 0..2 {
@@ -273,17 +273,31 @@ fn of_two_processes_with_the_same_name_one_ends_and_names_the_other() {
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
         let settings = [("KAFKA__STATIC_MEMBERSHIP", is_static)];
         let mut verdict = None;
+        let has_ended = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            scope.spawn(|| produce_slowly(&names.comments, 3000, 2, Duration::from_millis(200), 50));
+            let written = scope.spawn(|| {
+                let mut ids = 0..50;
+                // Only a process that has something to commit notices the other.
+                while !has_ended.load(Ordering::Relaxed) {
+                    produce_slowly(&names.comments, ids.clone(), 2, Duration::from_millis(200), 50);
+                    ids = ids.end..ids.end + 50;
+                }
+                ids.start
+            });
             let mut twins = folders
                 .each_ref()
                 .map(|folder| Process::start_with(folder.path(), &names, "twin", &settings));
-            let mut ended = None;
-            eventually("one of them ends", || {
-                ended = (0..2).find(|&index| !twins[index].is_running());
-                ended.is_some()
-            });
-            let ended = ended.unwrap();
+            let deadline = Instant::now() + PATIENCE;
+            let ended = loop {
+                if let Some(ended) = (0..2).find(|&index| !twins[index].is_running()) {
+                    break ended;
+                } else if Instant::now() >= deadline {
+                    has_ended.store(true, Ordering::Relaxed);
+                    panic!("both run:\n{}\n{}", twins[0].log(), twins[1].log());
+                }
+                std::thread::sleep(Duration::from_millis(20));
+            };
+            has_ended.store(true, Ordering::Relaxed);
             assert_eq!(twins[ended].wait(), Some(78), "{}", twins[ended].log());
             let log = twins[ended].log();
             // A static member's id begins with its name, and any other's with that of its client.
@@ -294,7 +308,7 @@ fn of_two_processes_with_the_same_name_one_ends_and_names_the_other() {
             };
             let message = format!("another process runs with the same kafka.instance (member {member}");
             assert!(log.contains(&message), "{log}");
-            await_end(&broker, &names, 2, 3000);
+            await_end(&broker, &names, 2, i64::try_from(written.join().unwrap()).unwrap());
             let other = &mut twins[1 - ended];
             assert!(other.is_running(), "{}", other.log());
             other.signal("TERM");

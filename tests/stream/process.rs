@@ -1,5 +1,6 @@
 //! Kills, stops and continues the daemon as a process; a separate Kafka client checks its outputs.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -137,10 +138,10 @@ pub fn is_broken(id: usize) -> bool {
 }
 
 /// Writes events in chunks, with a pause after each.
-pub fn produce_slowly(topic: &str, count: usize, partitions: usize, pause: Duration, chunk: usize) {
+pub fn produce_slowly(topic: &str, ids: Range<usize>, partitions: usize, pause: Duration, chunk: usize) {
     let broker = Broker::apache();
-    for begin in (0..count).step_by(chunk) {
-        let events: Vec<(i32, String, Option<Vec<u8>>)> = (begin..(begin + chunk).min(count))
+    for begin in ids.clone().step_by(chunk) {
+        let events: Vec<(i32, String, Option<Vec<u8>>)> = (begin..(begin + chunk).min(ids.end))
             .map(|id| {
                 let (key, value) = event(id);
                 (i32::try_from(id % partitions).unwrap(), key, value)
@@ -224,7 +225,7 @@ fn every_comment_is_decided_exactly_once_despite_kills() {
     let mut dice = Dice(seed);
     let mut log = String::new();
     std::thread::scope(|scope| {
-        let load = scope.spawn(|| produce_slowly(&names.comments, comments, 6, Duration::from_millis(250), 100));
+        let load = scope.spawn(|| produce_slowly(&names.comments, 0..comments, 6, Duration::from_millis(250), 100));
         for _ in 0..kills {
             let process = Process::start(folder.path(), &names, "one");
             // Kills happen at any time from startup to the middle of the stream.
@@ -259,7 +260,7 @@ fn a_zombie_cannot_write_to_partitions_that_another_has_taken_over() {
     let names = Names::create(&broker, "zombie", 4);
     let folder = tempfile::tempdir().unwrap();
     std::thread::scope(|scope| {
-        scope.spawn(|| produce_slowly(&names.comments, 6000, 4, Duration::from_millis(200), 100));
+        scope.spawn(|| produce_slowly(&names.comments, 0..6000, 4, Duration::from_millis(200), 100));
         let zombie = Process::start(folder.path(), &names, "zombie");
         let mut other = Process::start(folder.path(), &names, "other");
         eventually("both serve", || {
@@ -310,7 +311,7 @@ fn a_second_signal_ends_at_once_and_loses_nothing() {
     let broker = Broker::apache();
     let names = Names::create(&broker, "twice", 2);
     let folder = tempfile::tempdir().unwrap();
-    produce_slowly(&names.comments, 8000, 2, Duration::ZERO, 8000);
+    produce_slowly(&names.comments, 0..8000, 2, Duration::ZERO, 8000);
     let mut process = Process::start(folder.path(), &names, "one");
     eventually("some are committed", || {
         broker.committed(&names.group, &names.comments, 2)[0] > 0

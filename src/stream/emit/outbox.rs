@@ -35,6 +35,7 @@ pub(super) struct Outbox {
     topics: Topics,
     facts: TopicFacts,
     batch_bytes: usize,
+    created: Instant,
 }
 
 /// A producer that reports what has become of each output. Without transactions, it has none.
@@ -123,7 +124,20 @@ impl Outbox {
             topics: stream.topics.clone(),
             facts,
             batch_bytes: batch_bytes.unwrap_or(max_batch_bytes),
+            created: Instant::now(),
         })
+    }
+
+    /// Returns how old the producer is.
+    pub fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.created)
+    }
+
+    /// Returns why the producer can no longer be used, if it cannot: the code and its description.
+    ///
+    /// The calls and delivery reports that follow a fatal error often tell no more than that there was one.
+    pub fn fatal_error(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.producer.client().fatal_error()
     }
 
     /// Returns the maximum size of a batch of several records.

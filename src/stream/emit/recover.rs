@@ -29,8 +29,8 @@ const GROUP_TIMEOUT: Duration = Duration::from_secs(2);
 /// The pause between two attempts of anything here.
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// How many times within [`FENCE_INTERVAL`] the producer may be fenced by a process that is not found. The brokers also
-/// fence a producer whose transaction has timed out, which takes longer.
+/// How many times within [`FENCE_INTERVAL`] a producer may be fenced by a process that is not found. The brokers also
+/// fence a producer whose transaction has timed out, so one that has lived that long does not count.
 const MAX_FENCES: usize = 3;
 
 const FENCE_INTERVAL: Duration = Duration::from_secs(60);
@@ -92,6 +92,11 @@ impl Emitter {
             },
         };
         self.examine_undelivered(undelivered, &mut cause)?;
+        if let Some((code, reason)) = self.outbox.fatal_error() {
+            cause.needs_producer = true;
+            cause.is_fenced |= ErrorClass::of(code) == ErrorClass::Fenced;
+            cause.reason = reason;
+        }
         Ok(cause)
     }
 
@@ -216,11 +221,14 @@ impl Emitter {
     fn replace_producer(&mut self, cause: &Cause) -> Result<(), StreamError> {
         let start = Instant::now();
         if cause.is_fenced {
+            let has_timed_out = self.outbox.age(start) >= self.timeouts.transaction;
             let other = self.find_other_process();
             let is_known = other.is_some();
             self.fences
                 .retain(|&fence| start.saturating_duration_since(fence) < FENCE_INTERVAL);
-            self.fences.push(start);
+            if !has_timed_out {
+                self.fences.push(start);
+            }
             if is_known || self.fences.len() > MAX_FENCES {
                 counter!(names::TRANSACTIONS, "result" => "fenced").increment(1);
                 return Err(StreamError::Fenced {
