@@ -45,6 +45,9 @@ pub(super) fn is_other_modality(name: &str) -> bool {
     OTHER_MODALITIES.contains(&module)
 }
 
+/// The linear layers that only the vision part of a multimodal model has (transformers' `SiglipVisionModel`).
+pub(super) const VISION_LAYERS: [&str; 3] = ["fc1", "fc2", "out_proj"];
+
 /// The parts of a checkpoint, apart from the layers of its decoder.
 pub(super) struct Contents {
     /// What comes before `layers.0` and `embed_tokens` in the names of the decoder's tensors.

@@ -17,6 +17,7 @@ use crate::config::Projection;
 use crate::fault::{Fault, Faults};
 use crate::model::config::GemmaConfig;
 use crate::model::files::checkpoint::{MAX_JSON_BYTES, read_bytes};
+use crate::model::files::contents::VISION_LAYERS;
 use crate::model::files::tensor_file::TensorFile;
 use crate::plural::Count;
 
@@ -287,7 +288,7 @@ impl AdapterReader<'_> {
                 }
             }
         }
-        self.check_matches(included, names);
+        self.check_matches(included, excluded.is_some(), names);
         if targets.is_empty() {
             self.config_fault("`target_modules` does not match any linear layer of the base model");
         }
@@ -334,14 +335,19 @@ impl AdapterReader<'_> {
         text.chain(names.left_out.iter().cloned()).collect()
     }
 
-    /// Reports names in `target_modules` that select nothing.
-    fn check_matches(&mut self, included: &NamesOrPattern, names: &TensorNames) {
+    /// Reports names in `target_modules` that select nothing. With `exclude_modules`, they may be of layers that see
+    /// images: PEFT saves `all-linear` as the names of all linear layers, the excluded ones too.
+    fn check_matches(&mut self, included: &NamesOrPattern, excludes: bool, names: &TensorNames) {
         let NamesOrPattern::Names(included) = included else {
             return;
         };
         let modules = self.modules(names);
         let selects = |name: &&String| modules.iter().any(|module| ends_with(module, name));
-        let unmatched: Vec<&String> = included.iter().filter(|name| !selects(name)).collect();
+        let is_excluded = |name: &&String| excludes && VISION_LAYERS.contains(&name.as_str());
+        let unmatched: Vec<&String> = included
+            .iter()
+            .filter(|name| !selects(name) && !is_excluded(name))
+            .collect();
         for name in unmatched {
             self.config_fault(format!(
                 "`target_modules` names `{name}`, expected the name of a linear layer, such as `q_proj`"
