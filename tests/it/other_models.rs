@@ -300,6 +300,14 @@ fn options_of_peft_that_change_the_scores_are_refused() {
             "`target_modules` names `w_proj`",
         ),
         (
+            json!({"target_modules": ["q_proj", "v_proj", "fc1"]}),
+            "`target_modules` names `fc1`",
+        ),
+        (
+            json!({"target_modules": ["q_proj", "v_proj", "lm_head"], "exclude_modules": ".*vision.*"}),
+            "`target_modules` names `lm_head`",
+        ),
+        (
             json!({"target_modules": "model.language_model.*"}),
             "does not match any linear layer",
         ),
@@ -358,6 +366,8 @@ fn options_of_peft_that_select_the_same_modules_change_nothing() {
         json!({"target_modules": "model\\.layers\\.\\d+\\.self_attn\\.(q|v)_proj"}),
         json!({"target_modules": "(?!.*vision).*\\.[qv]_proj"}),
         json!({"target_modules": "all-linear", "exclude_modules": ".*(k_proj|o_proj|mlp.*)"}),
+        // What PEFT saves for `all-linear` without the vision part of a multimodal model.
+        json!({"target_modules": ["q_proj", "fc2", "v_proj", "fc1", "out_proj"], "exclude_modules": ".*vision.*"}),
         json!({"layers_to_transform": [0, 1, 2, 3], "layers_pattern": "layers"}),
         json!({"layers_to_transform": [], "init_lora_weights": "eva", "lora_dropout": 0.5}),
         json!({"r": 99, "rank_pattern": {"model.layers.0.self_attn.q_proj": 4, ".*": 4}}),
@@ -385,9 +395,9 @@ fn with_head(rows: usize, change: impl FnOnce(&mut Value)) -> Built {
     })
 }
 
-/// Returns the recorded texts, and the margin of output 1 for each.
-fn recorded_heads(kind: &str) -> (Vec<String>, Vec<[f64; 2]>) {
-    let recorded = read_json(&fixture("gemma3/seq_cls/expected.json"));
+/// Returns the recorded texts, and the logits of both outputs for each.
+fn recorded_heads(base: &str, kind: &str) -> (Vec<String>, Vec<[f64; 2]>) {
+    let recorded = read_json(&fixture(base).join("seq_cls/expected.json"));
     let texts = recorded["texts"].as_array().unwrap().iter();
     let logits = recorded[kind].as_array().unwrap().iter();
     (
@@ -400,7 +410,12 @@ fn recorded_heads(kind: &str) -> (Vec<String>, Vec<[f64; 2]>) {
 
 #[track_caller]
 fn assert_head(classifier: &mut Classifier, kind: &str, margin: impl Fn([f64; 2]) -> f64) {
-    let (texts, logits) = recorded_heads(kind);
+    assert_head_over("gemma3", classifier, kind, margin);
+}
+
+#[track_caller]
+fn assert_head_over(base: &str, classifier: &mut Classifier, kind: &str, margin: impl Fn([f64; 2]) -> f64) {
+    let (texts, logits) = recorded_heads(base, kind);
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
     for (found, logits) in margins(classifier, &texts).into_iter().zip(logits) {
         let expected = margin(logits);
@@ -433,6 +448,42 @@ fn classification_heads_score_as_with_transformers_and_peft() {
     let capped = Built::changed(|config, _| config["final_logit_softcapping"] = json!(0.01));
     let mut adapted = capped.load(Some(fixture("gemma3/seq_cls"))).unwrap();
     assert_head(&mut adapted, "adapter", second);
+}
+
+/// The multimodal fixture has other names on disk than transformers writes today, so both are tried.
+#[test]
+fn heads_over_gemma_2_and_multimodal_models_score_as_with_transformers_and_peft() {
+    let second = |[first, second]: [f64; 2]| second - first;
+    let add_head = |base: &str, config: &mut Value, tensors: &mut Tensors| {
+        let adapter = load_tensors(&fixture(base).join("seq_cls/adapter_model.safetensors"));
+        tensors.insert(HEAD.into(), adapter["base_model.model.score.weight"].clone());
+        let architecture = config["architectures"][0].as_str().unwrap();
+        let family = architecture.split("For").next().unwrap();
+        config["architectures"] = json!([format!("{family}ForSequenceClassification")]);
+    };
+    let adapter = |base: &str| Some(fixture(base).join("seq_cls"));
+
+    let base = "gemma2";
+    let mut config = read_json(&fixture("gemma2/config.json"));
+    // A cap of logits concerns the vocabulary.
+    assert!(config["final_logit_softcapping"].as_f64().is_some());
+    let mut tensors = load_tensors(&fixture("gemma2/model.safetensors"));
+    let mut adapted = load(fixture(base), adapter(base), &prompt_config()).unwrap();
+    assert_head_over(base, &mut adapted, "adapter", second);
+    add_head(base, &mut config, &mut tensors);
+    let built = Built::new(&config, &tensors);
+    std::fs::copy(fixture("gemma2/tokenizer.json"), built.path().join("tokenizer.json")).unwrap();
+    assert_head_over(base, &mut built.load(None).unwrap(), "base", second);
+    assert_head_over(base, &mut built.load(adapter(base)).unwrap(), "adapter", second);
+
+    let base = "gemma3/multimodal";
+    for prefix in ["language_model.model.", "model.language_model."] {
+        let bare = Built::multimodal(prefix, |_, _| ());
+        assert_head_over(base, &mut bare.load(adapter(base)).unwrap(), "adapter", second);
+        let built = Built::multimodal(prefix, |config, tensors| add_head(base, config, tensors));
+        assert_head_over(base, &mut built.load(None).unwrap(), "base", second);
+        assert_head_over(base, &mut built.load(adapter(base)).unwrap(), "adapter", second);
+    }
 }
 
 #[test]

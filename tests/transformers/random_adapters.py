@@ -101,7 +101,7 @@ def main():
         for number in range(arguments.count):
             draw = random.Random(f"{arguments.seed}/{number}")
             is_multimodal = draw.random() < 0.5
-            has_head = not is_multimodal and draw.random() < 0.3
+            has_head = draw.random() < 0.3
             options = draw_options(draw, is_multimodal)
             base = bases[is_multimodal]
             loader, more = AutoModelForCausalLM, {}
@@ -135,7 +135,7 @@ def main():
                 print(f"{number:3} PEFT cannot read its own file, moderatord refuses it {'ok' if good else 'FAILED'}")
                 continue
             expected = margins(loaded, tokenizer, has_head)
-            what = ("multimodal" if is_multimodal else "head" if has_head else "text") + f" {json.dumps(options)}"
+            what = ("multimodal" if is_multimodal else "text") + (" head" if has_head else "") + f" {json.dumps(options)}"
             if error is not None:
                 print(f"{number:3} {what} FAILED\n{error}")
                 failed += 1
