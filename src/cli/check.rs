@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::checked;
-use super::checked::{Checked, CheckedModel, Streaming};
+use super::checked::{CheckHooks, Checked, CheckedModel, Streaming};
 use super::named::Named;
 use super::{Exit, SettingsArgs};
 use crate::classifier::canary;
@@ -17,6 +17,7 @@ use crate::decide::Policy;
 use crate::kafka::client;
 use crate::kafka::topics::TopicFacts;
 use crate::ops::log;
+use crate::ops::notify::Notifier;
 use crate::plural::Count;
 use crate::scorer::Scorer;
 
@@ -57,9 +58,12 @@ pub(super) fn run(args: &CheckArgs, out: &mut dyn Write) -> anyhow::Result<Exit>
     } = checked::check(
         &args.settings,
         Streaming::IfSet,
-        log::start_for_command,
         |_| Ok(()),
-        &|_| false,
+        &CheckHooks {
+            start_log: log::start_for_command,
+            notifier: &Notifier::default(),
+            tries_again: &|_| false,
+        },
     )?;
     let margins = sample_margins(&mut model.loaded.classifier)?;
     for Named { reference, commit } in &named {

@@ -10,6 +10,8 @@ use crate::config::{Config, ConfigDraft, LogConfig, RegistryConfig, StreamConfig
 use crate::fault::{Fault, Faults};
 use crate::kafka::properties_faults;
 use crate::kafka::topics::{self, TopicFacts, TopicsError};
+use crate::ops::announce::START_EXTENSION;
+use crate::ops::notify::Notifier;
 use crate::registry::{LostRegistry, Pointer};
 use crate::serving::records::{self, PendingRecords};
 use crate::serving::tracked::{PointerToServe, TrackedRegistry};
@@ -56,11 +58,19 @@ pub(super) enum Streaming {
     Never,
 }
 
+/// What a command does during the check.
+pub(super) struct CheckHooks<'a> {
+    /// Starts the log.
+    pub start_log: fn(&LogConfig),
+    /// Receives reports of what takes long, which extend the start timeout.
+    pub notifier: &'a Notifier,
+    /// Returns whether to query the brokers again, if the only problem is that none answers.
+    pub tries_again: &'a dyn Fn(&TopicsError) -> bool,
+}
+
 /// Reads the settings, starts the log, calls `prepare`, loads the model and queries the brokers.
 ///
 /// `prepare` is called with valid settings, and its error is reported together with all other problems.
-///
-/// If the only problem is that no broker answers, asks `tries_again`, which returns whether to query them again.
 ///
 /// # Errors
 /// Returns [`Faults`] with all problems that were found. If the only problem is that no broker or registry answers,
@@ -68,10 +78,14 @@ pub(super) enum Streaming {
 pub(super) fn check(
     args: &SettingsArgs,
     streaming: Streaming,
-    start_log: fn(&LogConfig),
     prepare: impl FnOnce(&Config) -> anyhow::Result<()>,
-    tries_again: &dyn Fn(&TopicsError) -> bool,
+    hooks: &CheckHooks<'_>,
 ) -> anyhow::Result<Checked> {
+    let CheckHooks {
+        start_log,
+        notifier,
+        tries_again,
+    } = hooks;
     let draft = ConfigDraft::read(&args.sources());
     let (mut model, prompt) = (draft.model.clone(), draft.prompt.clone());
     let registry = draft.registry().cloned();
@@ -84,7 +98,9 @@ pub(super) fn check(
         // Nothing is downloaded for settings that have to be changed first.
         model.download = false;
     }
-    let named = model.as_mut().map_or_else(|| Ok(Vec::new()), named::resolve);
+    let named = model
+        .as_mut()
+        .map_or_else(|| Ok(Vec::new()), |model| named::resolve(model, notifier));
     if let (Ok(config), Some(model)) = (&mut config, &model) {
         config.model = model.clone();
     }
@@ -101,7 +117,10 @@ pub(super) fn check(
         _ => None,
     };
     let model = match (model, prompt) {
-        (Some(model), Some(prompt)) if named.is_ok() => Some(load(ModelSource::new(model, prompt), registry.as_ref())),
+        (Some(model), Some(prompt)) if named.is_ok() => {
+            notifier.starting("loading the model", START_EXTENSION);
+            Some(load(ModelSource::new(model, prompt), registry.as_ref()))
+        }
         _ => None,
     };
     let mut faults = Faults::default();

@@ -29,6 +29,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::config::{Config, ConfigDraft, Sources};
 use crate::fault::Faults;
 use crate::ops::log;
+use crate::ops::notify::Notifier;
 use crate::registry::LostRegistry;
 use crate::serving::ServingError;
 use crate::stream::control::StreamError;
@@ -121,7 +122,7 @@ impl SettingsArgs {
             log::start_for_command(config);
         }
         let mut config = draft.finish()?;
-        named::resolve(&mut config.model)?;
+        named::resolve(&mut config.model, &Notifier::default())?;
         Ok(config)
     }
 }

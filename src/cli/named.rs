@@ -1,14 +1,15 @@
 //! Models by name: finds `hf://` paths of the settings in the cache, or downloads them if the settings allow it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{DecimalBytes, ProgressBar, ProgressStyle};
 use tracing::{info, warn};
 
 use crate::config::ModelConfig;
 use crate::fault::{Fault, Faults};
 use crate::hub::{self, Hub, HubError, Progress, Reference, Snapshot};
+use crate::ops::notify::Notifier;
 
 /// A model or an adapter that a setting names.
 pub(super) struct Named {
@@ -17,12 +18,12 @@ pub(super) struct Named {
 }
 
 /// Replaces each name in the settings with the folder of its commit in the cache. Downloads it only with
-/// `model.download`.
+/// `model.download`, and reports the progress through `notifier`.
 ///
 /// # Errors
 /// Returns [`Faults`] if a name is not valid, is not in the cache, or is refused by the hub, and another error if the hub
 /// or the network fails.
-pub(super) fn resolve(model: &mut ModelConfig) -> anyhow::Result<Vec<Named>> {
+pub(super) fn resolve(model: &mut ModelConfig, notifier: &Notifier) -> anyhow::Result<Vec<Named>> {
     let download = model.download;
     let (mut named, mut faults) = (Vec::new(), Faults::default());
     for (key, path) in [("model.path", &mut model.path), ("model.adapter", &mut model.adapter)] {
@@ -36,7 +37,7 @@ pub(super) fn resolve(model: &mut ModelConfig) -> anyhow::Result<Vec<Named>> {
                 continue;
             }
         };
-        match find(&reference, download) {
+        match find(&reference, download, notifier) {
             Ok(Snapshot { folder, commit }) => {
                 info!(setting = key, model = %reference, commit, "found the model by name");
                 *path = Some(folder);
@@ -54,7 +55,7 @@ pub(super) fn resolve(model: &mut ModelConfig) -> anyhow::Result<Vec<Named>> {
 /// The longest pause before another attempt if the cache has a model, so that a start is not held up.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-fn find(reference: &Reference, download: bool) -> Result<Snapshot, HubError> {
+fn find(reference: &Reference, download: bool, notifier: &Notifier) -> Result<Snapshot, HubError> {
     let mut hub = Hub::from_environment()?;
     let cached = hub.cached(reference);
     if !download {
@@ -63,10 +64,16 @@ fn find(reference: &Reference, download: bool) -> Result<Snapshot, HubError> {
     if cached.is_ok() {
         hub = hub.with_longest_pause(LONGEST_PAUSE);
     }
-    let mut progress = |progress: Progress<'_>| match progress {
-        Progress::File { name, size, present } => info!(model = %reference, file = name, size, present, "downloading"),
-        Progress::Retry { reason, pause } => warn!(reason, pause_s = pause.as_secs(), "retrying the download"),
-        Progress::Bytes(_) => {}
+    let mut reporter = DownloadReporter::new(reference, notifier);
+    let mut progress = |progress: Progress<'_>| {
+        match progress {
+            Progress::File { name, size, present } => {
+                info!(model = %reference, file = name, size, present, "downloading");
+            }
+            Progress::Retry { reason, pause } => warn!(reason, pause_s = pause.as_secs(), "retrying the download"),
+            Progress::Bytes(_) => {}
+        }
+        reporter.update(progress, Instant::now());
     };
     match (hub.fetch(reference, &mut progress), cached) {
         // A service that could start yesterday starts today, whether the hub fails, the token has expired or the disk is
@@ -81,6 +88,58 @@ fn find(reference: &Reference, download: bool) -> Result<Snapshot, HubError> {
             Ok(snapshot)
         }
         (fetched, _) => fetched,
+    }
+}
+
+/// The shortest time between two reports of a download.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How much time to start each report of a download requests. It is enough for several attempts to reach a silent hub,
+/// each of which takes a minute, and for hashing a downloaded file.
+const DOWNLOAD_EXTENSION: Duration = Duration::from_secs(300);
+
+/// Reports the progress of a download to the service manager, which extends the start timeout each time.
+///
+/// Only bytes and new files count as progress. A download that stalls, or is only retried, runs into the timeout.
+struct DownloadReporter<'a> {
+    reference: &'a Reference,
+    notifier: &'a Notifier,
+    file: String,
+    size: u64,
+    received: u64,
+    last_report: Option<Instant>,
+}
+
+impl<'a> DownloadReporter<'a> {
+    fn new(reference: &'a Reference, notifier: &'a Notifier) -> Self {
+        Self {
+            reference,
+            notifier,
+            file: String::new(),
+            size: 0,
+            received: 0,
+            last_report: None,
+        }
+    }
+
+    fn update(&mut self, progress: Progress<'_>, now: Instant) {
+        match progress {
+            Progress::File { name, size, present } => {
+                name.clone_into(&mut self.file);
+                (self.size, self.received) = (size, present);
+            }
+            Progress::Bytes(bytes) => self.received += bytes,
+            Progress::Retry { .. } => return,
+        }
+        let is_due = |last: Instant| now.saturating_duration_since(last) >= REPORT_INTERVAL;
+        if !self.last_report.is_none_or(is_due) {
+            return;
+        }
+        self.last_report = Some(now);
+        // A file that is downloaded again from its beginning is counted twice.
+        let (received, size) = (DecimalBytes(self.received.min(self.size)), DecimalBytes(self.size));
+        let status = format!("downloading {}: {received} of {size} of {}", self.reference, self.file);
+        self.notifier.starting(&status, DOWNLOAD_EXTENSION);
     }
 }
 
@@ -113,5 +172,59 @@ fn as_faults(error: HubError) -> anyhow::Error {
     match error {
         HubError::Refused(text) => Faults::from(Fault::other(text)).into(),
         HubError::Failed(_) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn a_download_extends_the_start_only_while_bytes_arrive() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("notify");
+        let socket = UnixDatagram::bind(&path).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let notifier = Notifier::new(Some(path.as_os_str()), None).unwrap();
+        let reference = Reference::parse("hf://garden/tiny-gemma").unwrap();
+        let (mut reporter, start) = (DownloadReporter::new(&reference, &notifier), Instant::now());
+        let mut check = |millis, progress, expected: Option<&str>| {
+            reporter.update(progress, start + Duration::from_millis(millis));
+            let mut buffer = [0; 512];
+            let received = socket.recv(&mut buffer).ok();
+            let received = received.map(|length| String::from_utf8(buffer[..length].to_vec()).unwrap());
+            let expected = expected.map(|text| {
+                format!("EXTEND_TIMEOUT_USEC=300000000\nSTATUS=downloading hf://garden/tiny-gemma@main: {text}")
+            });
+            assert_eq!(received, expected, "after {millis} ms");
+        };
+        let file = |name, size, present| Progress::File { name, size, present };
+        let retry = Progress::Retry {
+            reason: "silence",
+            pause: Duration::from_secs(1),
+        };
+        check(0, file("config.json", 700, 0), Some("0 B of 700 B of config.json"));
+        check(10, Progress::Bytes(700), None);
+        check(20, file("model.safetensors", 4_000_000, 1_000_000), None);
+        check(900, Progress::Bytes(500_000), None);
+        check(
+            1000,
+            Progress::Bytes(500_000),
+            Some("2.00 MB of 4.00 MB of model.safetensors"),
+        );
+        check(90_000, retry, None);
+        check(180_000, retry, None);
+        check(
+            181_000,
+            Progress::Bytes(9),
+            Some("2.00 MB of 4.00 MB of model.safetensors"),
+        );
+        check(
+            182_000,
+            Progress::Bytes(4_000_000),
+            Some("4.00 MB of 4.00 MB of model.safetensors"),
+        );
     }
 }

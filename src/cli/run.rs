@@ -10,7 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use metrics::{counter, gauge};
 use tracing::{error, info, warn};
 
-use super::checked::{Checked, CheckedModel, Streaming, check};
+use super::checked::{CheckHooks, Checked, CheckedModel, Streaming, check};
 use super::{Exit, SettingsArgs};
 use crate::api::{ApiParts, ApiServer, NewestVersion, StatusSources};
 use crate::config::{BatchConfig, Config, Sources, StreamConfig};
@@ -101,7 +101,12 @@ pub(super) fn serve(settings: &SettingsArgs, streaming: Streaming) -> anyhow::Re
         std::thread::sleep(BROKERS_RETRY_PAUSE);
         true
     };
-    let checked = check(settings, streaming, log::start, start_daemon, &wait_for_brokers)?;
+    let hooks = CheckHooks {
+        start_log: log::start,
+        notifier: &notifier,
+        tries_again: &wait_for_brokers,
+    };
+    let checked = check(settings, streaming, start_daemon, &hooks)?;
     if has_warned.get() {
         info!("the brokers answer");
     }
@@ -140,6 +145,7 @@ pub(super) fn serve(settings: &SettingsArgs, streaming: Streaming) -> anyhow::Re
     records::of_model(&loaded)
         .into_iter()
         .for_each(|record| records.add(record));
+    notifier.starting("warming up the model", START_EXTENSION);
     let (ready, max_tokens) = warm(&source, loaded, &config)?;
     // Models that are swapped in later must use the same device.
     source.model.device = ready.classifier.placement().choice();

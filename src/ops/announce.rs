@@ -11,8 +11,8 @@ use super::notify::Notifier;
 /// The shortest time between two reports of the same state, whose text may contain a time that grows.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much time each report before the daemon is ready requests from the service manager. It is enough for what
-/// follows a wait for the brokers: warming up the model.
+/// How much time each report before the daemon is ready requests from the service manager. It is enough for the longest
+/// steps without reports of their own: loading the model, and warming it up.
 pub const START_EXTENSION: Duration = Duration::from_secs(600);
 
 /// The daemon's state as it was last reported.

@@ -93,6 +93,11 @@ impl Notifications {
         self.next(false)
     }
 
+    /// Returns the messages until none arrives for this long.
+    pub(crate) fn until_silence(&self, time: Duration) -> Vec<String> {
+        std::iter::from_fn(|| self.0.recv_timeout(time).ok()).collect()
+    }
+
     /// Waits until the service is ready, and returns the messages before that.
     pub(crate) fn await_ready(&self) -> Vec<String> {
         let mut before = Vec::new();
@@ -201,11 +206,15 @@ fn a_service_is_ready_reloads_its_policy_and_stops() {
         .start()
         .unwrap();
     let service = Service(child);
-    let first = notifications.state();
-    assert!(
-        first.starts_with("EXTEND_TIMEOUT_USEC=600000000\nSTATUS=no partition is assigned: waiting for "),
-        "{first}"
-    );
+    for status in [
+        "loading the model",
+        "warming up the model",
+        "no partition is assigned: waiting for ",
+    ] {
+        let expected = format!("EXTEND_TIMEOUT_USEC=600000000\nSTATUS={status}");
+        let text = notifications.state();
+        assert!(text.starts_with(&expected), "{text}");
+    }
     assert!(ask(port, "/healthz").starts_with("HTTP/1.1 200"));
     let answer = ask(port, "/readyz");
     assert!(

@@ -95,6 +95,11 @@ fn a_daemon_that_is_starting_answers_and_remembers_a_reload() {
     let metrics = ask(port, "/metrics");
     assert!(metrics.contains("moderatord_http_open_connections 1\n"), "{metrics}");
     service.signal("HUP");
+    // Loading may take this long, and so may warming up, after the wait for the broker.
+    assert_eq!(
+        notifications.state(),
+        "EXTEND_TIMEOUT_USEC=600000000\nSTATUS=loading the model"
+    );
     // The start takes as long as the broker needs, and the service manager is told so.
     let waiting = notifications.state();
     let expected = format!(
@@ -103,9 +108,12 @@ fn a_daemon_that_is_starting_answers_and_remembers_a_reload() {
     );
     assert!(waiting.starts_with(&expected), "{waiting}");
     gate.open(&broker.address());
-    for text in notifications.await_ready() {
+    let before = notifications.await_ready();
+    for text in &before {
         assert!(text.starts_with("EXTEND_TIMEOUT_USEC=600000000\nSTATUS="), "{text}");
     }
+    let warms_up = |text: &String| text.ends_with("STATUS=warming up the model");
+    assert!(before.iter().any(warms_up), "{before:?}");
     assert!(notifications.state().starts_with("RELOADING=1"));
     assert_eq!(notifications.state(), "READY=1\nSTATUS=serving");
     service.signal("TERM");

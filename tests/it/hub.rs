@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::cli_run::{Notifications, Service, free_port, moderatord};
 use crate::common::process::Start;
 use crate::common::{fixture, without_settings};
 use moderatord::hub::{Hub, HubError, Progress, Reference};
@@ -30,7 +32,12 @@ enum Trouble {
     WholeFile,
     /// The file has this many bytes, whatever the hub states.
     Length(usize),
+    /// The body arrives in pieces, one every [`PIECE_PAUSE`]. Then the connection is silent for [`STALL`], and ends.
+    Stalls { pieces: usize, piece_bytes: usize },
 }
+
+const PIECE_PAUSE: Duration = Duration::from_millis(200);
+const STALL: Duration = Duration::from_secs(6);
 
 /// What a client asked for.
 #[derive(Clone, Debug)]
@@ -200,17 +207,24 @@ fn serve(mut connection: TcpStream, port: u16, state: &Mutex<State>) -> std::io:
         }
         _ => ("200 OK", String::new(), file),
     };
-    match trouble {
-        Some(Trouble::Truncated(bytes)) => {
-            let length = body.len();
-            write!(
-                connection,
-                "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n"
-            )?;
-            connection.write_all(&body[..bytes])
+    let (pieces, piece_bytes, silence) = match trouble {
+        Some(Trouble::Truncated(bytes)) => (1, bytes, Duration::ZERO),
+        Some(Trouble::Stalls { pieces, piece_bytes }) => (pieces, piece_bytes, STALL),
+        _ => return answer(status, &headers, &body),
+    };
+    let length = body.len();
+    write!(
+        connection,
+        "HTTP/1.1 {status}\r\nContent-Length: {length}\r\n{headers}\r\n"
+    )?;
+    for (index, piece) in body.chunks(piece_bytes).take(pieces).enumerate() {
+        if index > 0 {
+            std::thread::sleep(PIECE_PAUSE);
         }
-        _ => answer(status, &headers, &body),
+        connection.write_all(piece)?;
     }
+    std::thread::sleep(silence);
+    Ok(())
 }
 
 fn sha256(bytes: &[u8]) -> String {
@@ -489,4 +503,49 @@ fn commands_find_models_by_name_and_download_only_if_they_may() {
     std::fs::remove_dir_all(cache.path().join("hub")).unwrap();
     let (code, out, err) = run(&score, &[("MODERATORD__MODEL__DOWNLOAD", "true")]);
     assert!(code == Some(0) && out.contains("\"probability\""), "{err}");
+}
+
+/// The service manager gives a start more time while a download makes progress, and not while it stalls.
+#[test]
+fn a_download_at_the_start_of_a_service_extends_the_start_until_it_stalls() {
+    let (server, folder) = (Server::start(), tempfile::tempdir().unwrap());
+    server.trouble(
+        "/cdn/model",
+        &[Trouble::Stalls {
+            pieces: 15,
+            piece_bytes: 100,
+        }],
+    );
+    let notifications = Notifications::bind(&folder.path().join("notify"));
+    let service = moderatord()
+        .args(["serve", "--model", &format!("hf://{ID}")])
+        .env("NOTIFY_SOCKET", folder.path().join("notify"))
+        .env("HF_ENDPOINT", server.endpoint())
+        .env("HF_HUB_CACHE", folder.path().join("hub"))
+        .env("HF_TOKEN", TOKEN)
+        .env("MODERATORD__MODEL__DOWNLOAD", "true")
+        .env("MODERATORD__HTTP__LISTEN", format!("127.0.0.1:{}", free_port()))
+        .env("MODERATORD__API__LISTEN", format!("127.0.0.1:{}", free_port()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
+        .start()
+        .unwrap();
+    let service = Service(service);
+    // It is silent while the connection is, although the weights are not complete.
+    let reports = notifications.until_silence(STALL / 2);
+    let start = format!("EXTEND_TIMEOUT_USEC=300000000\nSTATUS=downloading hf://{ID}@main: ");
+    assert!(reports.iter().all(|text| text.starts_with(&start)), "{reports:?}");
+    // The weights arrive for three seconds, with a report every second.
+    let of_weights = reports.iter().filter(|text| text.ends_with(" of model.safetensors"));
+    assert!(of_weights.count() >= 2, "{reports:?}");
+    // The rest is downloaded after the connection has ended.
+    let before = notifications.await_ready();
+    for step in ["loading the model", "warming up the model"] {
+        let expected = format!("EXTEND_TIMEOUT_USEC=600000000\nSTATUS={step}");
+        assert!(before.contains(&expected), "{before:?}");
+    }
+    service.signal("TERM");
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap();
+    assert_eq!(service.end(), Some(0), "{log}");
 }
