@@ -47,7 +47,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Deserialize;
-use support::arguments::{argument, has_flag};
+use support::arguments::{argument, flag, has_flag, option, read_arguments};
 use support::brokers::{Broker, serve_if_requested};
 use support::comments::{event, texts};
 use support::{cpu_time, median};
@@ -67,14 +67,24 @@ fn main() {
     if serve_if_requested() {
         return;
     }
-    let events = argument("--events").map_or(EVENTS, |value| value.parse().unwrap());
-    let rounds = argument("--rounds").map_or(5, |value| value.parse().unwrap());
+    read_arguments(
+        "./dev bench pipeline",
+        "Compares the CPU time of the stream without its model with that of a minimal loop",
+        vec![
+            option("events", "N", "Number of events (default: 100000)"),
+            option("rounds", "N", "Number of rounds (default: 5)"),
+            flag("languages", "Judge the language of each comment"),
+            flag("profile", "Run only the pipeline, for a profiler"),
+        ],
+    );
+    let events = argument("events").map_or(EVENTS, |value| value.parse().unwrap());
+    let rounds = argument("rounds").map_or(5, |value| value.parse().unwrap());
     let mut out = std::io::stdout().lock();
     let metrics = metrics::install().unwrap();
     let prompter = Arc::new(prompter());
     let mut measure = |name: &str, broker: Broker| {
         let mut bench = Bench::prepare(broker, events, &prompter, &metrics);
-        if std::env::args().any(|argument| argument == "--profile") {
+        if has_flag("profile") {
             // Runs only the pipeline, for use with a profiler.
             (0..rounds).for_each(|_| drop(bench.pipeline()));
             return;
@@ -424,7 +434,7 @@ fn prompter() -> Prompter {
         flags: vec![("model.path", "unused".to_owned(), "bench")],
         ..Sources::default()
     };
-    let scope = has_flag("--languages").then(|| Scope::new(vec!["en".to_owned()]).unwrap());
+    let scope = has_flag("languages").then(|| Scope::new(vec!["en".to_owned()]).unwrap());
     Prompter::new(
         &checkpoint.tokenizer_path(),
         checkpoint.tokenizer(),

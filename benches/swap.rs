@@ -25,7 +25,7 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
-use support::arguments::argument;
+use support::arguments::{argument, option, read_arguments};
 use support::brokers::{Broker, serve_if_requested};
 
 const PARTITIONS: i32 = 1;
@@ -42,13 +42,22 @@ fn main() {
     if serve_if_requested() {
         return;
     }
-    let rate = argument("--rate").map_or(20.0, |value| value.parse::<f64>().unwrap());
-    let swaps = argument("--swaps").map_or(20, |value| value.parse::<u32>().unwrap());
+    read_arguments(
+        "./dev bench swap",
+        "Measures how a swap of adapters affects the latency of comments and the memory of the daemon",
+        vec![
+            option("rate", "R", "Comments per second (default: 20)"),
+            option("swaps", "N", "Number of swaps (default: 20)"),
+            option("model", "FOLDER", "Base model (default: the bundled one)"),
+        ],
+    );
+    let rate = argument("rate").map_or(20.0, |value| value.parse::<f64>().unwrap());
+    let swaps = argument("swaps").map_or(20, |value| value.parse::<u32>().unwrap());
     let mut broker = Broker::embedded();
     for topic in ["comments", "decisions", "dead-letters"] {
         broker.create_topic(topic, PARTITIONS);
     }
-    let workspace = Workspace::new(broker.address(), argument("--model").map(PathBuf::from));
+    let workspace = Workspace::new(broker.address(), argument("model").map(PathBuf::from));
     let mut out = std::io::stdout().lock();
     let versions = [1, 2].map(|seed| workspace.train(seed));
     workspace.promote(&versions[0]);

@@ -24,6 +24,7 @@ mod work;
 
 use std::path::PathBuf;
 
+use clap::Arg;
 use moderatord::config::{Config, DeviceChoice, ModelConfig, Quantize, Sources};
 use moderatord::fault::Faults;
 use moderatord::model::device::Placement;
@@ -33,7 +34,7 @@ use moderatord::model::forward::gemma::Gemma;
 use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use serde_json::{Value, json};
-use support::arguments::argument;
+use support::arguments::{argument, option, read_arguments};
 use support::random_gemma;
 use tempfile::TempDir;
 
@@ -43,17 +44,29 @@ const ADAPTER_RANKS: [usize; 2] = [8, 16];
 const FIGURES: f64 = 70.0;
 
 fn main() {
-    // `cargo bench` adds the flag `--bench`.
-    let path = std::env::args().skip(1).find(|argument| argument != "--bench");
-    let path = path.filter(|path| !path.starts_with("--"));
-    let (Some(path), Some(shape)) = (path, argument("--shape")) else {
-        println!("skipped: expected OUT.json --shape NAME [--device cuda:0|cpu] [--budget SECONDS] [--max-tokens N]");
+    read_arguments(
+        "gpu",
+        "Measures a model of a published shape on a GPU, for benches/gpu/run",
+        vec![
+            Arg::new("out")
+                .value_name("OUT.json")
+                .help("File of the figures")
+                .requires("shape"),
+            option("shape", "NAME", "Shape of the model, such as gemma-2b").requires("out"),
+            option("device", "cuda:N|cpu", "Device (default: cuda:0)"),
+            option("budget", "SECONDS", "Time for all figures (default: 60)"),
+            option("max-tokens", "N", "Largest micro-batch that is measured"),
+        ],
+    );
+    // `cargo bench` runs every benchmark.
+    let (Some(path), Some(shape)) = (argument("out"), argument("shape")) else {
+        println!("skipped: expected OUT.json and --shape");
         return;
     };
-    let budget: f64 = argument("--budget").map_or(60.0, |value| value.parse().unwrap());
-    let largest = argument("--max-tokens").map_or(usize::MAX, |value| value.parse().unwrap());
+    let budget: f64 = argument("budget").map_or(60.0, |value| value.parse().unwrap());
+    let largest = argument("max-tokens").map_or(usize::MAX, |value| value.parse().unwrap());
     let seconds = (budget / FIGURES).min(2.0);
-    let model = model(argument("--device").as_deref().unwrap_or("cuda:0"));
+    let model = model(argument("device").as_deref().unwrap_or("cuda:0"));
     let placement = Placement::from_settings(&model).unwrap();
     let mut results = Results::new(path.into());
     results.set("device", json!(placement.name()));

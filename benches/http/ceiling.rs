@@ -86,7 +86,7 @@ fn undisturbed(load: &Load<'_>, step: Step, patience: &mut Duration) -> Outcome 
         }
         let start = Instant::now();
         let outcome = load.run(step);
-        if has_flag("--steps") {
+        if has_flag("steps") {
             let (kept, disturbed) = (outcome.is_kept, outcome.is_disturbed);
             println!(
                 "    {:.1}: {}, {} failed, kept {kept}, disturbed {disturbed}",

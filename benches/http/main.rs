@@ -1,11 +1,8 @@
 //! Compares `moderatord serve` with a server in Python (`benches/peers/http_server.py`): how many requests per second each
 //! answers while 99 of 100 answers take no longer than a limit, and no request fails.
 //!
-//! `./dev bench http` installs what the server in Python needs, unless `PYTHON` names an interpreter that has it.
-//! Arguments: `--only NAME` for one of the comparisons (`bundled`, `detoxify`, `gemma-3-270m`), `--rounds N`, `--p99
-//! MILLISECONDS`, `--peer "NAME: OPTIONS"` to measure other options of the server in Python instead of the best ones,
-//! `--daemon PATH` for another build, `--peers-only`, `--overhead-only`, `--steps` to print each step of a search, and
-//! `--save` to write the figures to `benches/results`.
+//! `./dev bench http` installs what the server in Python needs, unless `PYTHON` names an interpreter that has it. `--help`
+//! lists the arguments.
 //!
 //! Each request has one comment. Requests arrive at random, independently of one another (a Poisson process). They are
 //! sent when they are due, on an idle connection that is kept open, however slow the server is; latencies count from when
@@ -39,7 +36,7 @@ use figures::{ComparisonFigures, SideFigures};
 use load::{CALLERS, Load, one_caller, saturate};
 use overhead::Overhead;
 use server::Server;
-use support::arguments::{argument, arguments, has_flag};
+use support::arguments::{argument, arguments, flag, has_flag, option, read_arguments, repeated_option};
 use support::comments::texts;
 use support::random_gemma;
 
@@ -123,9 +120,32 @@ struct Side {
 }
 
 fn main() {
-    let rounds: usize = argument("--rounds").map_or(3, |value| value.parse().unwrap());
+    read_arguments(
+        "./dev bench http",
+        "Compares `moderatord serve` with a server of FastAPI, uvicorn and transformers",
+        vec![
+            repeated_option(
+                "only",
+                "NAME",
+                "Comparison to make: bundled, detoxify or gemma-3-270m (default: all)",
+            ),
+            option("rounds", "N", "Number of rounds (default: 3)"),
+            option("p99", "MILLISECONDS", "Limit of the 99th percentile"),
+            repeated_option(
+                "peer",
+                "NAME: OPTIONS",
+                "Options of the server in Python, instead of the best ones",
+            ),
+            option("daemon", "PATH", "Build of moderatord to measure"),
+            flag("peers-only", "Measure only the server in Python"),
+            flag("overhead-only", "Measure only what HTTP adds to a forward pass"),
+            flag("steps", "Print each step of a search"),
+            flag("save", "Write the figures to benches/results"),
+        ],
+    );
+    let rounds: usize = argument("rounds").map_or(3, |value| value.parse().unwrap());
     let texts = texts(TEXTS);
-    let chosen = arguments("--only");
+    let chosen = arguments("only");
     let is_chosen = |comparison: &&Comparison| chosen.is_empty() || chosen.iter().any(|name| name == comparison.name);
     let comparisons = COMPARISONS.iter().filter(is_chosen);
     let measured: Vec<ComparisonFigures> = comparisons
@@ -134,7 +154,7 @@ fn main() {
     let tables: Vec<String> = measured.iter().map(ComparisonFigures::table).collect();
     let report = tables.join("\n");
     println!("\n{report}");
-    if has_flag("--save") {
+    if has_flag("save") {
         figures::save(&measured, &report);
     }
 }
@@ -144,9 +164,9 @@ impl Comparison {
     fn measure(&self, texts: &[String], rounds: usize) -> ComparisonFigures {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = self.checkpoint(folder.path());
-        let limit = argument("--p99").map_or(self.limit, |limit| limit.parse().unwrap());
+        let limit = argument("p99").map_or(self.limit, |limit| limit.parse().unwrap());
         let mut figures = ComparisonFigures::new(self.name, limit);
-        if !has_flag("--overhead-only") {
+        if !has_flag("overhead-only") {
             let mut sides = self.start(&checkpoint, texts);
             figures.versions = sides.iter().find_map(|side| side.server.versions());
             sides.iter_mut().for_each(Side::prepare);
@@ -161,7 +181,7 @@ impl Comparison {
             figures.sides = sides.into_iter().map(|side| side.figures).collect();
         }
         // Of a large model, HTTP is too small a part to be measured.
-        if self.name == BUNDLED && !has_flag("--peers-only") {
+        if self.name == BUNDLED && !has_flag("peers-only") {
             let measure = |&(name, settings): &(&str, &str)| {
                 Overhead::measure(name, &self.settings(&checkpoint, settings), texts)
             };
@@ -191,21 +211,21 @@ impl Comparison {
     /// Starts all servers, and checks that they compute the same.
     fn start(&self, checkpoint: &Path, texts: &[String]) -> Vec<Side> {
         let mut sides = Vec::new();
-        if !has_flag("--peers-only") {
+        if !has_flag("peers-only") {
             for (name, settings) in self.ours {
                 let server = Server::ours(&self.settings(checkpoint, settings), texts);
                 sides.push(Side::new(name, server));
             }
         }
         let python = std::env::var("PYTHON").unwrap_or_else(|_| "python3".to_owned());
-        let given = arguments("--peer");
+        let given = arguments("peer");
         let given: Vec<(&str, &str)> = given.iter().map(|peer| peer.split_once(": ").unwrap()).collect();
         for (name, options) in if given.is_empty() { self.peers } else { &given[..] } {
             sides.push(Side::new(name, Server::peer(&python, checkpoint, options, texts)));
         }
         // A model of another kind has other margins.
         let same = sides.iter().find(|side| side.figures.name == "transformers, f32");
-        if let Some(same) = same.filter(|_| !has_flag("--peers-only")) {
+        if let Some(same) = same.filter(|_| !has_flag("peers-only")) {
             compare(&sides[0].server, &same.server, &texts[..COMPARED]);
         }
         sides

@@ -53,7 +53,7 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("moderatord.toml");
         fs::write(&file, text).unwrap();
-        let program = argument("--daemon").unwrap_or_else(|| env!("CARGO_BIN_EXE_moderatord").to_owned());
+        let program = argument("daemon").unwrap_or_else(|| env!("CARGO_BIN_EXE_moderatord").to_owned());
         let mut command = Command::new(program);
         command.args(["serve", "--config"]).arg(&file);
         let form = Form {

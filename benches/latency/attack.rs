@@ -20,7 +20,7 @@ use crate::support::brokers::Broker;
 use crate::support::median;
 
 /// The argument that makes this program an attacker.
-const ATTACKER: &str = "--attacker";
+pub const ATTACKER: &str = "attacker";
 
 /// The load of the stream, relative to its capacity.
 const LOAD: f64 = 0.25;
@@ -62,8 +62,8 @@ impl Beside {
 /// Runs as an attacker if this process was started as one.
 pub fn attack_if_requested() -> bool {
     let Some(kind) = argument(ATTACKER) else { return false };
-    let address = argument("--address").unwrap().parse().unwrap();
-    let time = Duration::from_secs_f64(argument("--seconds").unwrap().parse().unwrap());
+    let address = argument("address").unwrap().parse().unwrap();
+    let time = Duration::from_secs_f64(argument("seconds").unwrap().parse().unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -137,7 +137,7 @@ fn start(kind: Beside, address: SocketAddr, time: Duration) -> Child {
     Command::new("nice")
         .args(["-n", "19"])
         .arg(std::env::current_exe().unwrap())
-        .args([ATTACKER, kind.name(), "--address", &address.to_string()])
+        .args([&format!("--{ATTACKER}"), kind.name(), "--address", &address.to_string()])
         .args(["--seconds", &time.as_secs_f64().to_string()])
         .stdout(Stdio::piped())
         .spawn()

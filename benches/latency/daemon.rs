@@ -49,7 +49,7 @@ impl Daemon {
         }
         let file = folder.path().join("moderatord.toml");
         std::fs::write(&file, text).unwrap();
-        let program = argument("--daemon").unwrap_or_else(|| env!("CARGO_BIN_EXE_moderatord").to_owned());
+        let program = argument("daemon").unwrap_or_else(|| env!("CARGO_BIN_EXE_moderatord").to_owned());
         let process = Command::new(program)
             .arg("run")
             .arg("--config")

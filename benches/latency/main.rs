@@ -2,11 +2,8 @@
 //! three quarters and all of its capacity, and how it recovers from twice that.
 //!
 //! `./dev bench latency` starts an Apache Kafka node and measures on it and on the embedded broker. `cargo bench --bench
-//! latency` uses the node that `MODERATORD_TEST_BROKERS` or `--brokers ADDRESS` names, if any. Other arguments:
-//! `--seconds N` for the time at each load, `--duplicates SHARE` to measure a flood of identical comments instead,
-//! `--attack` to measure a quarter of the capacity while the API is attacked or overloaded, `--apache-only`, `--set KEY=VALUE` for a setting of the daemon in TOML. To compare builds or settings at the same rate,
-//! `--daemon PATH` runs another build, `--capacity RATE` is used instead of the measured one, and `--load SHARE` measures
-//! only that load and writes no results.
+//! latency` uses the node that `MODERATORD_TEST_BROKERS` or `--brokers ADDRESS` names, if any. `--help` lists the other
+//! arguments. To compare builds or settings at the same rate, use `--daemon`, `--set`, `--capacity` and `--load`.
 //!
 //! Comments arrive at random, independently of one another (a Poisson process). They are sent when they are due, however
 //! slow the daemon is, and their latency counts from when they were due, so a daemon that falls behind cannot slow down
@@ -32,7 +29,7 @@ use serde_json::json;
 use daemon::Daemon;
 use figures::{BrokerFigures, LevelFigures, Recovery};
 use load::{Load, Phase};
-use support::arguments::{argument, arguments, has_flag};
+use support::arguments::{argument, arguments, flag, has_flag, option, read_arguments, repeated_option};
 use support::brokers::{Broker, serve_if_requested};
 use support::machine::{field, results_file};
 
@@ -46,20 +43,48 @@ const CAPACITY_TIME: Duration = Duration::from_secs(8);
 const RECOVERY_LOAD: f64 = 0.5;
 
 fn main() {
-    if serve_if_requested() || attack::attack_if_requested() {
+    if serve_if_requested() {
         return;
     }
-    let seconds: f64 = argument("--seconds").map_or(30.0, |value| value.parse().unwrap());
-    let settings: Vec<String> = arguments("--set");
+    read_arguments(
+        "./dev bench latency",
+        "Measures how long comments wait for their decisions at several loads, and after an overload",
+        vec![
+            option("seconds", "N", "Time at each load (default: 30)"),
+            repeated_option("set", "KEY=VALUE", "Setting of the daemon in TOML"),
+            option("brokers", "ADDRESS", "Apache Kafka node to measure on"),
+            flag("apache-only", "Leave out the embedded broker"),
+            flag("attack", "Measure while the API is attacked or overloaded"),
+            option("duplicates", "SHARE", "Measure a flood of identical comments"),
+            option(
+                "load",
+                "SHARE",
+                "Measure this share of the capacity alone, and write no results",
+            ),
+            option(
+                "capacity",
+                "RATE",
+                "Capacity in comments per second, instead of measuring it",
+            ),
+            option("daemon", "PATH", "Build of moderatord to measure"),
+            option(attack::ATTACKER, "KIND", "").hide(true),
+            option("address", "ADDRESS", "").hide(true),
+        ],
+    );
+    if attack::attack_if_requested() {
+        return;
+    }
+    let seconds: f64 = argument("seconds").map_or(30.0, |value| value.parse().unwrap());
+    let settings: Vec<String> = arguments("set");
     let mut brokers = Vec::new();
-    if !has_flag("--apache-only") {
+    if !has_flag("apache-only") {
         brokers.push(("embedded broker, at least once", Broker::embedded()));
     }
-    match argument("--brokers").map(Broker::at).or_else(Broker::apache) {
+    match argument("brokers").map(Broker::at).or_else(Broker::apache) {
         Some(broker) => brokers.push(("Apache Kafka, exactly once", broker)),
         None => print("Apache Kafka: not measured, because neither --brokers nor MODERATORD_TEST_BROKERS is set"),
     }
-    if let Some(share) = argument("--duplicates") {
+    if let Some(share) = argument("duplicates") {
         let share = share.parse().unwrap();
         brokers
             .into_iter()
@@ -67,13 +92,13 @@ fn main() {
         return;
     }
     let time = Duration::from_secs_f64(seconds);
-    if has_flag("--attack") {
+    if has_flag("attack") {
         for (name, mut broker) in brokers {
             attack::measure(name, &mut broker, time, &settings);
         }
         return;
     }
-    if let Some(share) = argument("--load") {
+    if let Some(share) = argument("load") {
         for (_, mut broker) in brokers {
             drop(levels(&mut broker, time, &settings, &[share.parse().unwrap()]));
         }
@@ -112,7 +137,7 @@ fn levels(broker: &mut Broker, time: Duration, settings: &[String], shares: &[f6
     let daemon = Daemon::start(broker, settings);
     let mut load = Load::start(broker, &daemon.topics, 0.0);
     load.wait_until_ready();
-    let capacity = match argument("--capacity") {
+    let capacity = match argument("capacity") {
         Some(rate) => rate.parse().unwrap(),
         None => load.capacity(CAPACITY_TIME),
     };

@@ -33,7 +33,7 @@ use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use moderatord::ops::memory;
 use results::{Figures, Measured};
-use support::arguments::{argument, has_flag};
+use support::arguments::{argument, flag, has_flag, option, read_arguments};
 use support::peer::Peer;
 use support::{Random, comment_lengths, cpu_time, random_gemma};
 
@@ -45,17 +45,36 @@ const PASS_TOKENS: usize = 512;
 const LABELS: [u32; 2] = [1001, 1002];
 
 fn main() {
+    read_arguments(
+        "./dev bench cpu",
+        "Compares the scorer on the CPU with PyTorch, llama.cpp and candle-transformers",
+        vec![
+            option("comments", "N", "Number of comments (default: 64)"),
+            option("rounds", "N", "Number of rounds (default: 5)"),
+            option(
+                "python",
+                "PATH",
+                "Python that has the other libraries (default: python3)",
+            ),
+            flag(
+                "compile",
+                "Also measure what torch.compile has compiled, which takes minutes",
+            ),
+            option("profile", "f32|int8", "Run only our own passes, for a profiler"),
+            flag("save", "Write the figures to benches/results"),
+        ],
+    );
     memory::keep_freed_memory();
-    let comments = argument("--comments").map_or(64, |value| value.parse().unwrap());
-    let rounds = argument("--rounds").map_or(5, |value| value.parse().unwrap());
-    let python = argument("--python").unwrap_or_else(|| "python3".to_owned());
+    let comments = argument("comments").map_or(64, |value| value.parse().unwrap());
+    let rounds = argument("rounds").map_or(5, |value| value.parse().unwrap());
+    let python = argument("python").unwrap_or_else(|| "python3".to_owned());
     let threads = rayon::current_num_threads();
     let folder = tempfile::tempdir().unwrap();
     let checkpoint = write_checkpoint(folder.path());
     let work = Work::draw(comments, checkpoint.config().vocab_size);
     let mut ours = [("f32", Quantize::None), ("int8", Quantize::Int8)]
         .map(|(name, quantize)| Ours::load(&checkpoint, name, quantize, &work));
-    if let Some(name) = argument("--profile") {
+    if let Some(name) = argument("profile") {
         // Runs only our own passes, for use with a profiler.
         let ours = ours.iter().find(|ours| ours.name == name).unwrap();
         (0..rounds).for_each(|_| drop(ours.score(&work).unwrap()));
@@ -64,7 +83,7 @@ fn main() {
     let work_file = work.write(folder.path());
     let thread_count = threads.to_string();
     let mut options = vec!["--threads", &thread_count];
-    options.extend(has_flag("--compile").then_some("--compile"));
+    options.extend(has_flag("compile").then_some("--compile"));
     let mut peers = Vec::new();
     for (name, script) in [("PyTorch", "pytorch.py"), ("llama.cpp", "llama.py")] {
         let options = if name == "PyTorch" { &options[..] } else { &options[..2] };
@@ -114,7 +133,7 @@ fn main() {
     }
     let table = figures.table();
     say(&table);
-    if has_flag("--save") {
+    if has_flag("save") {
         figures.save(&table);
     }
 }

@@ -25,7 +25,7 @@ use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use moderatord::model::training::{Example, LoraVariables, Trainable, Variables};
 use moderatord::ops::memory;
-use support::arguments::argument;
+use support::arguments::{argument, option, read_arguments};
 use support::peer::Peer;
 use support::{Random, cpu_time, median, random_gemma};
 
@@ -36,9 +36,21 @@ const LABELS: [u32; 2] = [1001, 1002];
 const EOS: u32 = 1;
 
 fn main() {
+    read_arguments(
+        "./dev bench training",
+        "Compares a step of LoRA training on the CPU with PyTorch and PEFT",
+        vec![
+            option("rounds", "N", "Number of rounds (default: 7)"),
+            option(
+                "python",
+                "PATH",
+                "Python that has torch, transformers and peft (default: python3)",
+            ),
+        ],
+    );
     memory::keep_freed_memory();
-    let rounds = argument("--rounds").map_or(7, |value| value.parse().unwrap());
-    let python = argument("--python").unwrap_or_else(|| "python3".to_owned());
+    let rounds = argument("rounds").map_or(7, |value| value.parse().unwrap());
+    let python = argument("python").unwrap_or_else(|| "python3".to_owned());
     let threads = rayon::current_num_threads();
     let folder = tempfile::tempdir().unwrap();
     let config = random_gemma::config("gemma-3-270m").unwrap();

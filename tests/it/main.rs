@@ -28,6 +28,7 @@ mod hub;
 // The model: files, prompt, forward pass.
 mod bad_files;
 mod batch_invariance;
+mod bench_arguments;
 mod bundled_model;
 mod imitations;
 mod model_defaults;
