@@ -4,7 +4,8 @@
 //! and not on its size, apart from the normaliser, which reads all of it once in linear time. The windows of a text
 //! that they cover are the same in both cases.
 
-use super::{PromptError, Prompter, Row, Windows, tokenizer_error, window};
+use super::rows::Windows;
+use super::{PromptError, Prompter, Row, tokenizer_error, window};
 
 /// An upper bound on the bytes of one token, taken from the published Gemma vocabularies, whose longest tokens are runs
 /// of spaces. A text with more bytes than this for each token that the windows cover counts as longer than they are.
