@@ -8,6 +8,7 @@
 mod names;
 mod options;
 mod pattern;
+mod raw;
 mod read;
 
 use std::collections::BTreeMap;

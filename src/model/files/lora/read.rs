@@ -1,17 +1,16 @@
 //! Reads and checks the files of an adapter, and reports every fault in them.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
-use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::names::{Side, TensorNames};
 use super::options;
 use super::pattern::{LayerFilter, ModuleMatcher, SuffixPatterns, ends_with, full_pattern};
+use super::raw::{InOrder, NamesOrPattern, OneOrMany, RawAdapterConfig};
 use super::{HeadWeight, LoraWeights, Manifest};
 use crate::config::Projection;
 use crate::fault::{Fault, Faults};
@@ -20,80 +19,6 @@ use crate::model::files::checkpoint::{MAX_JSON_BYTES, read_bytes};
 use crate::model::files::contents::VISION_LAYERS;
 use crate::model::files::tensor_file::TensorFile;
 use crate::plural::Count;
-
-/// The fields of `adapter_config.json` that are understood; [`options`] lists the others.
-#[derive(Debug, Deserialize)]
-struct RawAdapterConfig {
-    peft_type: Option<String>,
-    task_type: Option<String>,
-    r: Option<usize>,
-    lora_alpha: Option<f64>,
-    #[serde(default)]
-    use_rslora: bool,
-    rank_pattern: Option<InOrder<usize>>,
-    alpha_pattern: Option<InOrder<f64>>,
-    target_modules: Option<NamesOrPattern>,
-    exclude_modules: Option<NamesOrPattern>,
-    layers_to_transform: Option<OneOrMany<usize>>,
-    layers_pattern: Option<OneOrMany<String>>,
-    modules_to_save: Option<Vec<String>>,
-    bias: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum NamesOrPattern {
-    Pattern(String),
-    Names(Vec<String>),
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany<T> {
-    One(T),
-    Many(Vec<T>),
-}
-
-impl<T: Clone> OneOrMany<T> {
-    fn to_vec(&self) -> Vec<T> {
-        match self {
-            Self::One(value) => vec![value.clone()],
-            Self::Many(values) => values.clone(),
-        }
-    }
-}
-
-/// An object whose keys keep the order of the file, in which PEFT tries them.
-#[derive(Debug, Default)]
-struct InOrder<T>(Vec<(String, T)>);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for InOrder<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries<T>(std::marker::PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Entries<T> {
-            type Value = Vec<(String, T)>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of patterns and numbers")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries: Vec<(String, T)> = Vec::new();
-                while let Some((key, value)) = map.next_entry::<String, T>()? {
-                    // As in Python, a key that is repeated keeps its place and gets the last value.
-                    match entries.iter_mut().find(|(known, _)| *known == key) {
-                        Some(entry) => entry.1 = value,
-                        None => entries.push((key, value)),
-                    }
-                }
-                Ok(entries)
-            }
-        }
-        deserializer
-            .deserialize_map(Entries(std::marker::PhantomData))
-            .map(InOrder)
-    }
-}
 
 /// The options that determine the rank and the scale of each linear layer's delta.
 struct Scales {
@@ -493,15 +418,6 @@ impl AdapterReader<'_> {
 /// Returns a value in backticks, or "missing".
 fn or_missing(value: Option<&impl std::fmt::Display>) -> String {
     value.map_or("missing".to_owned(), |value| format!("`{value}`"))
-}
-
-impl RawAdapterConfig {
-    /// Returns whether the adapter replaces the unembedding by a classification head. PEFT adds `score` to the modules of
-    /// every adapter for `SEQ_CLS`.
-    fn declares_head(&self) -> bool {
-        let saves_head = self.modules_to_save.iter().flatten().any(|module| module == "score");
-        saves_head || self.task_type.as_deref() == Some("SEQ_CLS")
-    }
 }
 
 /// Returns whether an adapter's config declares a classification head. A config that cannot be read declares none;

@@ -1,14 +1,17 @@
 //! A base model in Hugging Face layout: a folder with `config.json`, `tokenizer.json` or `tokenizer.model`, and the weights
 //! in one safetensors file or in shards.
 
+#[cfg(test)]
+mod tests;
+mod weights;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use candle_core::{DType, Tensor};
-use serde::Deserialize;
 
 use super::bundled;
 use super::contents::{Contents, HEAD};
@@ -19,6 +22,7 @@ use crate::fault::{Fault, Faults};
 use crate::hash::content_hash;
 use crate::model::config::GemmaConfig;
 use crate::model::transfer::upload::{UploadError, WeightUpload};
+use weights::{WeightFiles, open_weights, single_file};
 
 /// Larger than any published `config.json` or shard index, and small enough to read into memory.
 pub(super) const MAX_JSON_BYTES: u64 = 16 << 20;
@@ -362,85 +366,6 @@ impl TokenizerFile {
     }
 }
 
-/// The file that maps tensor names to shards.
-#[derive(Deserialize)]
-struct ShardIndex {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// The weight files, and for each tensor name the index of its file.
-type WeightFiles = (Vec<TensorFile>, BTreeMap<String, usize>);
-
-fn open_weights(folder: &Path) -> Result<WeightFiles, Faults> {
-    let index_path = folder.join("model.safetensors.index.json");
-    let single_path = folder.join("model.safetensors");
-    if !index_path.exists() {
-        return Ok(single_file(TensorFile::open(&single_path)?));
-    }
-    let text = read_text(&index_path, MAX_JSON_BYTES)?;
-    let shards: ShardIndex = serde_json::from_str(&text)
-        .map_err(|error| Fault::file(&index_path, format!("cannot read the shard index: {error}")))?;
-    let mut names: Vec<&String> = shards.weight_map.values().collect();
-    names.sort_unstable();
-    names.dedup();
-    let mut faults = Faults::default();
-    // transformers reads the single file, which the index may have replaced or be replaced by.
-    if single_path.exists() && names.iter().all(|name| *name != "model.safetensors") {
-        let text = "exists beside model.safetensors, which it does not name: remove the one that is out of date";
-        faults.push(Fault::file(&index_path, text));
-    }
-    let mut files = Vec::new();
-    for name in &names {
-        // A shard must be a file of this folder, so that an index cannot make us read other files.
-        let mut parts = Path::new(name.as_str()).components();
-        if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-            faults.push(Fault::file(
-                &index_path,
-                format!("names the shard `{name}`, expected a plain file name"),
-            ));
-            continue;
-        }
-        files.extend(faults.collect(TensorFile::open(&folder.join(name.as_str()))));
-    }
-    if !faults.is_empty() {
-        return Err(faults);
-    }
-    let mut index = BTreeMap::new();
-    for (tensor, shard) in &shards.weight_map {
-        // `names` is sorted, and `files` has one file for each name.
-        let file = names.binary_search(&shard).unwrap_or_default();
-        if files[file].shape(tensor).is_none() {
-            faults.push(Fault::file(
-                &index_path,
-                format!("lists tensor `{tensor}` for `{shard}`, which does not contain it"),
-            ));
-        }
-        index.insert(tensor.clone(), file);
-    }
-    for (number, file) in files.iter().enumerate() {
-        // transformers reads every tensor of every shard.
-        if let Some(name) = file
-            .names()
-            .into_iter()
-            .filter(|name| index.get(name) != Some(&number))
-            .min()
-        {
-            let text = format!("holds tensor `{name}`, which model.safetensors.index.json does not list for this file");
-            faults.push(Fault::file(file.path(), text));
-        }
-    }
-    if faults.is_empty() {
-        Ok((files, index))
-    } else {
-        Err(faults)
-    }
-}
-
-fn single_file(file: TensorFile) -> WeightFiles {
-    let index = file.names().into_iter().map(|name| (name, 0)).collect();
-    (vec![file], index)
-}
-
 /// Reads a whole file, or returns a fault if it has more than `limit` bytes.
 pub(super) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, Fault> {
     let file = File::open(path).map_err(|error| Fault::file(path, format!("cannot open: {error}")))?;
@@ -464,51 +389,4 @@ pub(super) fn read_bytes(path: &Path, limit: u64) -> Result<Vec<u8>, Fault> {
 fn read_text(path: &Path, limit: u64) -> Result<String, Fault> {
     String::from_utf8(read_bytes(path, limit)?)
         .map_err(|error| Fault::file(path, format!("is not UTF-8: {}", error.utf8_error())))
-}
-
-#[cfg(test)]
-mod tests {
-    use candle_core::Device;
-
-    use super::*;
-
-    fn fixture(name: &str) -> PathBuf {
-        crate::test_files::test_file("tests/fixtures/gemma3").join(name)
-    }
-
-    /// Rows of several tensors end up below each other, whatever the dtype of each tensor is.
-    #[test]
-    fn tensors_are_stacked_by_rows() {
-        let folder = tempfile::tempdir().unwrap();
-        for name in ["config.json", "tokenizer.json"] {
-            std::fs::copy(fixture(name), folder.path().join(name)).unwrap();
-        }
-        let mut tensors = candle_core::safetensors::load(fixture("model.safetensors"), &Device::Cpu).unwrap();
-        let key = "model.layers.0.self_attn.k_proj.weight";
-        let half = tensors[key].to_dtype(DType::F16).unwrap();
-        tensors.insert(key.to_owned(), half);
-        candle_core::safetensors::save(&tensors, folder.path().join("model.safetensors")).unwrap();
-        let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        let upload = WeightUpload::new(&Device::Cpu);
-
-        // The dtypes differ in the first pair and are the same in the second.
-        for names in [["q_proj", "k_proj"], ["q_proj", "v_proj"]] {
-            let names = names.map(|name| format!("layers.0.self_attn.{name}.weight"));
-            let stored = names.clone().map(|name| tensors[&format!("model.{name}")].clone());
-            let shapes = stored.clone().map(|tensor| <[usize; 2]>::from(tensor.dims2().unwrap()));
-            let parts: Vec<(&str, [usize; 2])> = names.iter().map(String::as_str).zip(shapes).collect();
-            let stacked = checkpoint.read_as_stored(&parts, &upload).unwrap();
-            let expected = stored.map(|tensor| tensor.to_dtype(DType::F32).unwrap());
-            let expected = Tensor::cat(&expected, 0).unwrap();
-            let values = |tensor: &Tensor| tensor.to_dtype(DType::F32).unwrap().to_vec2::<f32>().unwrap();
-            assert_eq!(values(&stacked), values(&expected));
-        }
-        let missing = checkpoint
-            .read_as_stored(&[("layers.0.q.weight", [1, 1])], &upload)
-            .unwrap_err();
-        assert!(
-            missing.to_string().contains("`model.layers.0.q.weight` is missing"),
-            "{missing}"
-        );
-    }
 }
