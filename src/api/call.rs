@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use super::body::TextField;
 use super::error::{ApiError, Kind};
 use super::intake::Intake;
-use super::memory::{BodyMemory, HeldMemory};
+use super::memory::BodyMemory;
 use super::newest::NewestVersion;
 use super::request::{RequestBody, check_origin, deadline, discard};
 use super::tokens::Callers;
@@ -73,26 +73,6 @@ impl Shared {
         Self(Arc::new(parts))
     }
 
-    /// Scores the texts of a request, whose body takes this memory. Returns one answer for each, in their order.
-    ///
-    /// # Errors
-    /// Returns an error if the texts are not taken, or not scored until the deadline.
-    pub async fn score(
-        &self,
-        texts: Vec<String>,
-        deadline: Instant,
-        memory: &HeldMemory,
-    ) -> Result<Vec<ScoreAnswer>, ApiError> {
-        let waiting = self.intake.submit(texts, deadline, memory)?;
-        let answers = tokio::time::timeout_at(deadline.into(), all(waiting)).await;
-        let dropped = || ApiError::new(Kind::Unavailable, "the service stopped before the text was scored");
-        match answers {
-            Ok(Some(answers)) => Ok(answers),
-            Ok(None) if Instant::now() < deadline => Err(dropped()),
-            Ok(None) | Err(_) => Err(ApiError::new(Kind::TimedOut, "the text was not scored in time")),
-        }
-    }
-
     /// Checks the number of texts in a request.
     ///
     /// # Errors
@@ -138,6 +118,7 @@ pub(super) struct Dialect {
 /// A request whose caller may use the API.
 pub(super) struct Call {
     pub shared: Shared,
+    caller: Arc<str>,
     pub body: RequestBody,
     pub deadline: Instant,
 }
@@ -157,6 +138,22 @@ impl Call {
         }
         let body = memory.hold().with(body);
         Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+    }
+
+    /// Scores texts. Returns one answer for each, in their order.
+    ///
+    /// # Errors
+    /// Returns an error if the texts are not taken, or not scored until the deadline.
+    async fn score(&self, texts: Vec<String>) -> Result<Vec<ScoreAnswer>, ApiError> {
+        let intake = &self.shared.intake;
+        let waiting = intake.submit(&self.caller, texts, self.deadline, &self.body.memory)?;
+        let answers = tokio::time::timeout_at(self.deadline.into(), all(waiting)).await;
+        let dropped = || ApiError::new(Kind::Unavailable, "the service stopped before the text was scored");
+        match answers {
+            Ok(Some(answers)) => Ok(answers),
+            Ok(None) if Instant::now() < self.deadline => Err(dropped()),
+            Ok(None) | Err(_) => Err(ApiError::new(Kind::TimedOut, "the text was not scored in time")),
+        }
     }
 
     /// Scores texts and decides on each as a comment of the community.
@@ -193,11 +190,7 @@ impl Call {
     pub async fn decide_comments(&self, comments: &[Comment]) -> Result<Vec<Decision>, ApiError> {
         let texts = comments.iter().filter(|comment| comment.op != Op::Delete);
         let texts = texts.map(|comment| comment.text.clone()).collect();
-        let mut answers = self
-            .shared
-            .score(texts, self.deadline, &self.body.memory)
-            .await?
-            .into_iter();
+        let mut answers = self.score(texts).await?.into_iter();
         let mut decisions = Vec::with_capacity(comments.len());
         for (index, comment) in comments.iter().enumerate() {
             if comment.op == Op::Delete {
@@ -242,7 +235,12 @@ pub(super) async fn answer(
         }
         let body = RequestBody::read(&shared.bodies, &parts, &mut body, shared.config.limits.body_bytes).await?;
         let deadline = deadline(&parts, &shared.config.limits, Instant::now())?;
-        let call = Call { shared, body, deadline };
+        let call = Call {
+            shared,
+            caller: Arc::clone(&caller),
+            body,
+            deadline,
+        };
         endpoint(call).await
     };
     let answered = answered.await;

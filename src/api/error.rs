@@ -121,7 +121,10 @@ impl ApiError {
 impl From<Refused> for ApiError {
     fn from(refused: Refused) -> Self {
         match refused {
-            Refused::Full => Self::new(Kind::Busy, "too many comments wait to be scored; try again"),
+            Refused::ShareUsed => Self::new(
+                Kind::Busy,
+                "too many comments wait to be scored, and the share of this caller is used up; try again",
+            ),
             Refused::Stopping => Self::new(Kind::Unavailable, "the service is stopping"),
         }
     }

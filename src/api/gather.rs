@@ -7,14 +7,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::Sender;
 use metrics::counter;
 
-use super::intake::Submission;
+use super::intake::{Submission, Submissions};
 use crate::decide::{CurrentJudge, Judge};
 use crate::message::CommentMargin;
 use crate::ops::metrics as names;
 use crate::prompt::{Prompt, PromptError, Prompter};
+use crate::scorer::Row;
 use crate::stream::batch::{Batcher, Limits, MicroBatch};
 use crate::stream::cache::ScoreCache;
 use crate::stream::hand_over::{Waited, wait};
@@ -27,7 +28,7 @@ pub(super) struct Gatherer {
     pub judge: Arc<CurrentJudge>,
     pub cache: Arc<ScoreCache>,
     pub limits: Limits,
-    pub submissions: Receiver<Submission>,
+    pub submissions: Submissions,
     /// To the scorer.
     pub batches: Sender<MicroBatch<ScoreRequest>>,
 }
@@ -37,8 +38,12 @@ impl Gatherer {
     pub fn run(self) {
         let mut batcher = Batcher::new(self.limits);
         loop {
-            match wait(&mut batcher, &self.submissions, &self.batches, Instant::now()) {
-                Waited::Input(submission) => self.add(submission, &mut batcher),
+            match wait(&mut batcher, self.submissions.arrivals(), &self.batches, Instant::now()) {
+                Waited::Input(()) => {
+                    if let Some(submission) = self.submissions.take() {
+                        self.add(submission, &mut batcher);
+                    }
+                }
                 Waited::Nothing => {}
                 Waited::InputEnded => break,
                 Waited::ScorerEnded => return,
@@ -61,6 +66,7 @@ impl Gatherer {
         let Submission {
             text, answer, place, ..
         } = submission;
+        let caller = Arc::clone(place.caller());
         let answer = move |scored: ScoreAnswer| {
             drop(place);
             // The caller may have gone.
@@ -73,6 +79,8 @@ impl Gatherer {
                 at: SystemTime::now(),
             }),
             Ok(Encoded::Rows(key, prompt)) => {
+                self.submissions
+                    .charge(&caller, prompt.rows.iter().map(Row::own_tokens).sum());
                 let request = ScoreRequest {
                     facts: prompt.facts(),
                     key,

@@ -1,19 +1,23 @@
 //! The texts that wait to be scored for callers of the API.
 //!
 //! Their number is bounded: a request whose texts do not all find a place is turned away at once, so that a caller
-//! learns early, and those who wait do not wait for long.
+//! learns early, and those who wait do not wait for long. `shares` says who finds a place, and `fair_queue` whose text is
+//! next.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
+use crossbeam_channel::{Receiver, Sender, unbounded};
 use tokio::sync::oneshot;
 
+use super::fair_queue::FairQueue;
 use super::memory::HeldMemory;
+use super::shares::Shares;
 use crate::stream::score::ScoreAnswer;
 
 /// A text, until when its score is of use, and who waits for it.
+#[derive(Debug)]
 pub(super) struct Submission {
     pub text: String,
     pub deadline: Instant,
@@ -30,79 +34,91 @@ impl Submission {
 
 /// Where requests hand in their texts.
 pub(super) struct Intake {
-    /// `None` after the end.
-    submissions: Mutex<Option<Sender<Submission>>>,
-    places: Arc<Places>,
+    state: Arc<Mutex<State>>,
     is_stopping: AtomicBool,
+}
+
+/// The end from which texts are read.
+pub(super) struct Submissions {
+    state: Arc<Mutex<State>>,
+    arrivals: Receiver<()>,
 }
 
 /// The reason why texts are not taken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refused {
-    /// Too many texts wait already.
-    Full,
+    /// Too many texts wait already, and the caller's share of them is used up.
+    ShareUsed,
     /// No more texts are scored, because the process is stopping.
     Stopping,
 }
 
-/// The places of the texts that wait or are being scored.
 #[derive(Debug)]
-struct Places {
-    taken: AtomicUsize,
-    max: usize,
+struct State {
+    /// The places of the texts that wait or are being scored.
+    places: Shares,
+    /// The texts that wait.
+    waiting: FairQueue<Submission>,
+    /// Gets one message for each text that waits, so that the other end can wait for texts and for the scorer. `None`
+    /// after the end.
+    arrivals: Option<Sender<()>>,
 }
 
 /// The place of one text, which is free again when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place {
-    places: Arc<Places>,
+    state: Arc<Mutex<State>>,
+    caller: Arc<str>,
     _memory: HeldMemory,
+}
+
+impl Place {
+    /// Returns the caller that the place was taken for.
+    pub fn caller(&self) -> &Arc<str> {
+        &self.caller
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.taken.fetch_sub(1, Ordering::Relaxed);
+        lock(&self.state).places.give_back(&self.caller, 1);
     }
 }
 
-impl Places {
-    /// Takes places for all texts of a request, or for none.
-    fn take(places: &Arc<Self>, count: usize, memory: &HeldMemory) -> Option<Vec<Place>> {
-        let taken = |taken: usize| taken.checked_add(count).filter(|&sum| sum <= places.max);
-        let result = places.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken);
-        result.ok()?;
-        let place = |_| Place {
-            places: Arc::clone(places),
-            _memory: memory.clone(),
-        };
-        Some((0..count).map(place).collect())
-    }
+/// Locks the state. No place may be dropped until it is unlocked again.
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Intake {
-    /// Creates the intake for at most so many texts, and the end from which they are read.
-    pub fn new(max_waiting: usize) -> (Self, Receiver<Submission>) {
-        // Whoever has a place has room in the channel, so nobody waits to hand in a text.
-        let (submissions, received) = bounded(max_waiting);
-        let places = Arc::new(Places {
-            taken: AtomicUsize::new(0),
-            max: max_waiting,
-        });
+    /// Creates the intake for this many texts, and the end from which they are read.
+    pub fn new(max_waiting: usize) -> (Self, Submissions) {
+        // The places bound the number of messages.
+        let (arrived, arrivals) = unbounded();
+        let state = Arc::new(Mutex::new(State {
+            places: Shares::new(max_waiting),
+            waiting: FairQueue::default(),
+            arrivals: Some(arrived),
+        }));
+        let submissions = Submissions {
+            state: Arc::clone(&state),
+            arrivals,
+        };
         let intake = Self {
-            submissions: Mutex::new(Some(submissions)),
-            places,
+            state,
             is_stopping: AtomicBool::new(false),
         };
-        (intake, received)
+        (intake, submissions)
     }
 
-    /// Hands in the texts of a request, whose body takes this memory. Each receiver yields the answer to one of them, in their order; it fails if the
-    /// text is dropped unscored.
+    /// Hands in the texts of a caller's request, whose body takes this memory. Each receiver yields the answer to one of
+    /// them, in their order; it fails if the text is dropped unscored.
     ///
     /// # Errors
     /// Returns the reason if the texts are not taken; then none of them is.
     pub fn submit(
         &self,
+        caller: &Arc<str>,
         texts: Vec<String>,
         deadline: Instant,
         memory: &HeldMemory,
@@ -110,22 +126,30 @@ impl Intake {
         if self.is_stopping.load(Ordering::Relaxed) {
             return Err(Refused::Stopping);
         }
-        let places = Places::take(&self.places, texts.len(), memory).ok_or(Refused::Full)?;
-        let submissions = self.submissions.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let submissions = submissions.ok_or(Refused::Stopping)?;
-        let hand_in = |(text, place)| {
+        let mut state = lock(&self.state);
+        let arrivals = state.arrivals.clone().ok_or(Refused::Stopping)?;
+        if !state.places.take(caller, texts.len()) {
+            return Err(Refused::ShareUsed);
+        }
+        let hand_in = |text| {
             let (answer, answered) = oneshot::channel();
+            let place = Place {
+                state: Arc::clone(&self.state),
+                caller: Arc::clone(caller),
+                _memory: memory.clone(),
+            };
             let submission = Submission {
                 text,
                 deadline,
                 answer,
                 place,
             };
-            // The others of a request that meets the end of the process are dropped with their receivers.
-            submissions.try_send(submission).map_err(|_| Refused::Stopping)?;
-            Ok(answered)
+            state.waiting.push(caller, submission);
+            // Cannot fail: the other end takes the sender away before it ends.
+            let _ = arrivals.send(());
+            answered
         };
-        texts.into_iter().zip(places).map(hand_in).collect()
+        Ok(texts.into_iter().map(hand_in).collect())
     }
 
     /// Takes no more texts from here on. Those that were taken are still scored.
@@ -133,14 +157,42 @@ impl Intake {
         self.is_stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Closes the channel to the other end, which then ends once it has read what was taken.
+    /// Tells the other end that it ends once it has read what was taken.
     pub fn close(&self) {
-        *self.submissions.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        lock(&self.state).arrivals = None;
     }
 
     /// Returns how many texts wait or are being scored.
     pub fn waiting(&self) -> usize {
-        self.places.taken.load(Ordering::Relaxed)
+        lock(&self.state).places.taken()
+    }
+}
+
+impl Submissions {
+    /// Yields one message for each text that waits. [`Submissions::take`] is to be called once for each.
+    pub fn arrivals(&self) -> &Receiver<()> {
+        &self.arrivals
+    }
+
+    /// Takes the text that is next.
+    pub fn take(&self) -> Option<Submission> {
+        lock(&self.state).waiting.take()
+    }
+
+    /// Charges a caller for the tokens of a text that was taken. The text of another caller then goes first.
+    pub fn charge(&self, caller: &str, tokens: usize) {
+        lock(&self.state).waiting.charge(caller, tokens);
+    }
+}
+
+impl Drop for Submissions {
+    fn drop(&mut self) {
+        let mut state = lock(&self.state);
+        state.arrivals = None;
+        let left = std::mem::take(&mut state.waiting);
+        drop(state);
+        // Their callers learn that they are not scored.
+        drop(left);
     }
 }
 
@@ -155,31 +207,49 @@ mod tests {
         vec!["a comment".to_owned(); count]
     }
 
+    fn submit(
+        intake: &Intake,
+        texts: Vec<String>,
+        deadline: Instant,
+        memory: &HeldMemory,
+    ) -> Result<Vec<oneshot::Receiver<ScoreAnswer>>, Refused> {
+        intake.submit(&"forum".into(), texts, deadline, memory)
+    }
+
+    /// Returns the next text, or `None` after the end. Fails if nothing has arrived.
+    fn take(submissions: &Submissions) -> Option<Submission> {
+        match submissions.arrivals().try_recv() {
+            Ok(()) => Some(submissions.take().unwrap()),
+            Err(error) => {
+                assert!(error.is_disconnected(), "nothing has arrived");
+                None
+            }
+        }
+    }
+
     #[test]
     fn a_request_gets_places_for_all_of_its_texts_or_for_none() {
         let (intake, received) = Intake::new(3);
         let deadline = Instant::now() + Duration::from_secs(60);
-        let first = intake.submit(texts(2), deadline, &HeldMemory::default()).unwrap();
+        let first = submit(&intake, texts(2), deadline, &HeldMemory::default()).unwrap();
         assert_eq!((first.len(), intake.waiting()), (2, 2));
         assert_eq!(
-            intake.submit(texts(2), deadline, &HeldMemory::default()).unwrap_err(),
-            Refused::Full
+            submit(&intake, texts(2), deadline, &HeldMemory::default()).unwrap_err(),
+            Refused::ShareUsed
         );
         assert_eq!(intake.waiting(), 2);
-        assert!(intake.submit(texts(1), deadline, &HeldMemory::default()).is_ok());
-        drop(received.recv().unwrap());
+        assert!(submit(&intake, texts(1), deadline, &HeldMemory::default()).is_ok());
+        drop(take(&received).unwrap());
         assert_eq!(intake.waiting(), 2);
-        assert!(intake.submit(texts(1), deadline, &HeldMemory::default()).is_ok());
+        assert!(submit(&intake, texts(1), deadline, &HeldMemory::default()).is_ok());
     }
 
     #[test]
     fn a_text_is_obsolete_after_its_deadline_and_once_nobody_waits() {
         let (intake, received) = Intake::new(10);
         let now = Instant::now();
-        let waiting = intake
-            .submit(texts(2), now + Duration::from_secs(60), &HeldMemory::default())
-            .unwrap();
-        let [first, second] = [(); 2].map(|()| received.recv().unwrap());
+        let waiting = submit(&intake, texts(2), now + Duration::from_secs(60), &HeldMemory::default()).unwrap();
+        let [first, second] = [(); 2].map(|()| take(&received).unwrap());
         assert!(!first.is_obsolete(now) && first.is_obsolete(now + Duration::from_secs(60)));
         drop(waiting);
         assert!(second.is_obsolete(now));
@@ -193,11 +263,11 @@ mod tests {
         assert!(body.grow(8));
         let deadline = Instant::now() + Duration::from_secs(60);
         // The caller goes away, but its texts are still here.
-        drop(intake.submit(texts(2), deadline, &body.hold()));
+        drop(submit(&intake, texts(2), deadline, &body.hold()));
         assert!(!memory.begin().grow(8));
-        drop(received.recv());
+        drop(take(&received));
         assert!(!memory.begin().grow(8));
-        drop(received.recv());
+        drop(take(&received));
         assert!(memory.begin().grow(8));
     }
 
@@ -205,23 +275,52 @@ mod tests {
     fn once_it_stops_only_the_texts_that_were_taken_are_left() {
         let (intake, received) = Intake::new(2);
         let deadline = Instant::now() + Duration::from_secs(60);
-        let taken = intake.submit(texts(1), deadline, &HeldMemory::default());
+        let taken = submit(&intake, texts(1), deadline, &HeldMemory::default());
         intake.stop();
         assert_eq!(
-            intake.submit(texts(1), deadline, &HeldMemory::default()).unwrap_err(),
+            submit(&intake, texts(1), deadline, &HeldMemory::default()).unwrap_err(),
             Refused::Stopping
         );
         intake.close();
-        assert!(taken.is_ok() && received.recv().is_ok() && received.recv().is_err());
+        assert!(taken.is_ok() && take(&received).is_some() && take(&received).is_none());
     }
 
     #[test]
     fn after_the_end_no_text_is_taken_and_no_place_is_lost() {
         let (intake, received) = Intake::new(2);
         drop(received);
-        let refused = intake
-            .submit(texts(2), Instant::now(), &HeldMemory::default())
-            .unwrap_err();
+        let refused = submit(&intake, texts(2), Instant::now(), &HeldMemory::default()).unwrap_err();
         assert_eq!((refused, intake.waiting()), (Refused::Stopping, 0));
+    }
+    #[test]
+    fn a_caller_that_has_filled_the_queue_neither_keeps_others_out_nor_makes_them_wait() {
+        let (intake, received) = Intake::new(4);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let [forum, game] = ["forum", "game"].map(Arc::from);
+        let submit = |caller, count| intake.submit(caller, texts(count), deadline, &HeldMemory::default());
+        let mut answers = submit(&forum, 4).unwrap();
+        assert_eq!(submit(&forum, 1).unwrap_err(), Refused::ShareUsed);
+        answers.extend(submit(&game, 2).unwrap());
+        assert_eq!(submit(&game, 1).unwrap_err(), Refused::ShareUsed);
+        assert_eq!(intake.waiting(), 6);
+        let order: Vec<_> = (0..6)
+            .map(|_| {
+                let submission = take(&received).unwrap();
+                received.charge(submission.place.caller(), 10);
+                submission.place.caller().to_string()
+            })
+            .collect();
+        assert_eq!(order, ["forum", "game", "forum", "game", "forum", "forum"]);
+        assert_eq!(intake.waiting(), 0);
+    }
+
+    #[test]
+    fn texts_that_nobody_reads_any_more_are_dropped() {
+        let (intake, received) = Intake::new(2);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut answers = submit(&intake, texts(2), deadline, &HeldMemory::default()).unwrap();
+        drop(received);
+        assert!(answers.iter_mut().all(|answer| answer.try_recv().is_err()));
+        assert_eq!(intake.waiting(), 0);
     }
 }

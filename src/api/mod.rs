@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! server ─► call ─► intake ─► gather ─► scorer
-//!                 (bounded)  (micro-batches)
+//!             (a bounded queue  (micro-batches)
+//!              for each caller)
 //! ```
 //!
 //! A request is read on the thread of the server (`ops::http`), and its texts wait in the `intake` until the
@@ -12,6 +13,8 @@
 
 mod tokens;
 mod memory;
+mod shares;
+mod fair_queue;
 mod intake;
 mod error;
 mod request;

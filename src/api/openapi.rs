@@ -39,7 +39,10 @@ const FAILURES: [(Kind, &str); 8] = [
         Kind::Unscorable,
         "this text cannot be scored; trying again does not help",
     ),
-    (Kind::Busy, "the queue is full; try again after `Retry-After`"),
+    (
+        Kind::Busy,
+        "the caller's share of the queue is used up; try again after `Retry-After`",
+    ),
     (Kind::Unavailable, "the service is stopping"),
     (Kind::TimedOut, "not scored in time"),
 ];

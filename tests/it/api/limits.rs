@@ -1,5 +1,7 @@
 //! Limits, deadlines, and the end of the service.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
 use super::*;
 
 #[test]
@@ -29,6 +31,64 @@ fn too_many_comments_are_turned_away_at_once() {
             answer.status == 429 && answer.headers.contains("retry-after: 1"),
             "{answer:?}"
         );
+        let detail = answer.body["detail"].as_str().unwrap();
+        assert!(detail.contains("the share of this caller is used up"), "{detail}");
+    }
+}
+
+#[test]
+fn a_caller_that_fills_the_queue_does_not_keep_another_out() {
+    let server = Server::start(
+        "tokens = \"tokens\"\n[api.limits]\ncomments = 4\nwaiting = 4\ntimeout = \"60s\"",
+        "",
+    );
+    let text = "a long walk along the river and back again ".repeat(100);
+    let (refused, is_done) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let flood = |number: usize| {
+        for round in 0.. {
+            if is_done.load(Ordering::Relaxed) {
+                return;
+            }
+            let comment = |index: usize| json!({"text": format!("{number} {round} {index} {text}")});
+            let comments: Vec<Value> = (0..4).map(comment).collect();
+            match server.post("/v1/score", &comments.into()).status {
+                200 => {}
+                429 => {
+                    refused.fetch_add(1, Ordering::Relaxed);
+                }
+                status => panic!("{status}"),
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        // Whatever happens below, the flood ends.
+        let _end = OnDrop(|| is_done.store(true, Ordering::Relaxed));
+        for number in 0..4 {
+            let flood = &flood;
+            scope.spawn(move || flood(number));
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while refused.load(Ordering::Relaxed) == 0 {
+            assert!(Instant::now() < deadline, "the queue is never full");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        for number in 0..20 {
+            // More than its share, which is 2 of 4 places, but it has no other comments waiting.
+            let comments: Vec<Value> = (0..3)
+                .map(|index| json!({"text": format!("hat {number} {index}")}))
+                .collect();
+            let answer = server.post_as(OTHER_TOKEN, "/v1/score", &comments.into());
+            assert_eq!(answer.status, 200, "{answer:?}");
+        }
+    });
+}
+
+/// Calls a function when it is dropped.
+struct OnDrop<F: Fn()>(F);
+
+impl<F: Fn()> Drop for OnDrop<F> {
+    fn drop(&mut self) {
+        (self.0)();
     }
 }
 

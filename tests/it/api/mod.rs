@@ -22,8 +22,11 @@ use crate::common::fixture;
 use crate::common::process::Start;
 use crate::common::registry::draft;
 
-/// A token of the tests.
+/// The token of the caller `forum`, which the tests use.
 const TOKEN: &str = "forum-token-0123456789";
+
+/// The token of another caller, `game`.
+const OTHER_TOKEN: &str = "game-token-0123456789";
 
 /// A running `moderatord serve`.
 struct Server {
@@ -47,7 +50,8 @@ impl Server {
         let folder = tempfile::tempdir().unwrap();
         let (port, health_port) = (free_port(), free_port());
         let config = folder.path().join("moderatord.toml");
-        std::fs::write(folder.path().join("tokens"), format!("forum {TOKEN}\n")).unwrap();
+        let tokens = format!("forum {TOKEN}\ngame {OTHER_TOKEN}\n");
+        std::fs::write(folder.path().join("tokens"), tokens).unwrap();
         let settings = format!(
             "[model]\npath = \"{}\"\n[http]\nlisten = \"127.0.0.1:{health_port}\"\n{other}\n\
              [api]\nlisten = \"127.0.0.1:{port}\"\n{api}\n",
@@ -94,12 +98,13 @@ impl Server {
 
     /// Sends a request with the token of the tests.
     fn post(&self, path: &str, body: &Value) -> Answer {
-        self.request(
-            "POST",
-            path,
-            &[("Authorization", &format!("Bearer {TOKEN}"))],
-            body.to_string().as_bytes(),
-        )
+        self.post_as(TOKEN, path, body)
+    }
+
+    /// Sends a request with a token.
+    fn post_as(&self, token: &str, path: &str, body: &Value) -> Answer {
+        let token = format!("Bearer {token}");
+        self.request("POST", path, &[("Authorization", &token)], body.to_string().as_bytes())
     }
 
     /// Returns the whole answer, with its head.
