@@ -59,6 +59,11 @@ impl<'a> Document<'a> {
         &self.value
     }
 
+    /// Returns the value for changes. What is counted in the text does not follow them.
+    pub(crate) fn value_mut(&mut self) -> &mut Value {
+        &mut self.value
+    }
+
     /// Returns the number of halves of surrogate pairs in the value at a JSON pointer, each of which was replaced by
     /// U+FFFD.
     pub(crate) fn replaced_surrogates(&self, pointer: &str) -> usize {

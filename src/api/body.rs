@@ -54,6 +54,11 @@ impl<'a> Fields<'a> {
         Ok(Self(document))
     }
 
+    /// Returns the body, so that fields can be given the names that they are read by.
+    pub fn body_mut(&mut self) -> &mut Value {
+        self.0.value_mut()
+    }
+
     /// Returns the value at a JSON pointer, unless it is null.
     pub fn value(&self, pointer: &str) -> Option<&Value> {
         self.0.value().pointer(pointer).filter(|value| !value.is_null())

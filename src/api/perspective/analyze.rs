@@ -9,6 +9,7 @@ use axum::response::Response;
 use serde_json::{Map, Value, json};
 
 use super::error::{Cause, language_not_supported};
+use super::names::read_fields;
 use super::request::{ANALYZE, Languages, check_context, comment};
 use super::spans::{Span, sentences, utf16_length};
 use crate::api::body::{Fields, TextField};
@@ -46,7 +47,7 @@ struct Asked {
 impl Asked {
     /// Reads a request. The parsed body takes far more memory than its bytes, so it does not outlive this.
     fn read(call: &Call) -> Result<Self, ApiError> {
-        let fields = Fields::read(&call.body.bytes)?;
+        let fields = read_fields(&call.body.bytes)?;
         let comment = comment(&fields, call.shared.input.max_bytes)?;
         check_context(&fields)?;
         let spans = if fields.flag("/spanAnnotations")? {

@@ -6,6 +6,7 @@
 mod analyze;
 mod discovery;
 mod error;
+mod names;
 mod request;
 mod spans;
 mod suggest;

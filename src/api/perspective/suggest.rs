@@ -10,6 +10,7 @@ use axum::response::Response;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use super::names::read_fields;
 use super::request::{SUGGEST, check_context, comment};
 use crate::api::body::Fields;
 use crate::api::call::{Call, Shared, answer};
@@ -49,7 +50,7 @@ async fn suggest(call: Call) -> Result<Response, ApiError> {
 /// Reads a suggestion: the id of its content, its feedback record, and the caller's token for it. The parsed body takes far
 /// more memory than its bytes, so it does not outlive this.
 fn read(call: &Call) -> Result<(String, String, Option<String>), ApiError> {
-    let fields = Fields::read(&call.body.bytes)?;
+    let fields = read_fields(&call.body.bytes)?;
     let comment = comment(&fields, call.shared.input.max_bytes)?;
     check_context(&fields)?;
     let label = suggested(&call.shared, &fields)?;

@@ -210,6 +210,14 @@ fn comments_are_analysed_in_perspectives_form() {
         (&recognised.body["languages"], &recognised.body["detectedLanguages"]),
         (&json!(["en"]), &json!(["en"]))
     );
+    // Fields may have the names of Google's definitions.
+    let defined = analyze(&json!({
+        "comment": {"text": text}, "requested_attributes": {"IDENTITY_ATTACK": {"score_threshold": 0.0}},
+        "languages": ["en"], "do_not_store": true, "client_token": "c-1", "span_annotations": true,
+    }));
+    for name in ["attributeScores", "clientToken"] {
+        assert_eq!(defined.body[name], answer.body[name], "{defined:?}");
+    }
     // Without annotations, there is one span, in UTF-16.
     let smiley = analyze(&json!({"comment": {"text": "😀 Hello."}, "requestedAttributes": {"IDENTITY_ATTACK": null}}));
     let score = &smiley.body["attributeScores"]["IDENTITY_ATTACK"];
@@ -268,6 +276,10 @@ fn comments_are_analysed_in_perspectives_form() {
         "score type RAW is not supported",
     );
     for (body, field) in [
+        (
+            json!({"comment": comment, "requestedAttributes": attributes, "requested_attributes": attributes}),
+            "requestedAttributes",
+        ),
         (
             json!({"comment": comment, "requestedAttributes": {"IDENTITY_ATTACK": 7}}),
             "requestedAttributes.IDENTITY_ATTACK",
