@@ -226,10 +226,14 @@ pub(super) async fn answer(
     let mut caller: Arc<str> = UNKNOWN_CALLER.into();
     let (parts, mut body) = request.into_parts();
     let answered = async {
-        caller = shared
-            .callers
-            .caller((dialect.token)(&parts).as_deref())
-            .ok_or_else(|| ApiError::new(Kind::Unauthorized, "expected the token of a caller (api.tokens)"))?;
+        let token = (dialect.token)(&parts).filter(|token| !token.is_empty());
+        caller = shared.callers.caller(token.as_deref()).ok_or_else(|| match token {
+            None => ApiError::new(
+                Kind::TokenMissing,
+                "no token was sent, expected that of a caller as `Authorization: Bearer TOKEN` (api.tokens)",
+            ),
+            Some(_) => ApiError::new(Kind::TokenUnknown, "the token is not that of a caller (api.tokens)"),
+        })?;
         if shared.config.tokens.is_none() {
             check_origin(&parts.headers)?;
         }

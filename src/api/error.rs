@@ -27,8 +27,10 @@ pub(super) struct ApiError {
 /// What kind of failure it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The request has the token is missing or unknown.
-    Unauthorized,
+    /// The request has no token.
+    TokenMissing,
+    /// The token of the request is not that of a caller.
+    TokenUnknown,
     /// The request comes from a place that may not send any.
     Forbidden,
     /// The body is not what the endpoint expects.
@@ -57,7 +59,7 @@ impl Kind {
     /// Returns the status code of HTTP.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::TokenMissing | Self::TokenUnknown => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::Invalid | Self::Unsupported => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
@@ -79,7 +81,7 @@ impl Kind {
         const CLOSE: [(HeaderName, &str); 1] = [(header::CONNECTION, "close")];
         match self {
             Self::Busy | Self::Unavailable => &BUSY,
-            Self::Unauthorized => &UNAUTHORIZED,
+            Self::TokenMissing | Self::TokenUnknown => &UNAUTHORIZED,
             Self::TooLarge | Self::SlowBody => &CLOSE,
             _ => &[],
         }

@@ -24,6 +24,10 @@ const DIALECT: Dialect = Dialect {
     error: error_object,
 };
 
+/// The message for a request without a key. Clients show it, so it begins as the original does.
+const NO_KEY: &str =
+    "You didn't provide an API key. Send the token of a caller as `Authorization: Bearer TOKEN` (api.tokens).";
+
 /// The answer of the endpoint.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Moderation {
@@ -182,14 +186,18 @@ fn model_name(base: &str, adapter: &str) -> String {
 /// Returns OpenAI's form of an error.
 fn error_object(error: &ApiError) -> Response {
     let (kind, code) = match error.kind {
-        Kind::Unauthorized => ("invalid_request_error", Some("invalid_api_key")),
+        Kind::TokenUnknown => ("invalid_request_error", Some("invalid_api_key")),
         Kind::Unsupported => ("invalid_request_error", Some("unsupported_value")),
         Kind::Busy => ("requests", Some("rate_limit_exceeded")),
         Kind::Unavailable | Kind::TimedOut => ("server_error", None),
         _ => ("invalid_request_error", None),
     };
+    let message = match error.kind {
+        Kind::TokenMissing => NO_KEY,
+        _ => &error.message,
+    };
     let body = json!({
-        "error": {"message": error.message, "type": kind, "param": error.field, "code": code},
+        "error": {"message": message, "type": kind, "param": error.field, "code": code},
     });
     let mut answer = json(&body);
     *answer.status_mut() = error.kind.status();

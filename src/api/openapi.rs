@@ -4,7 +4,7 @@
 //! the document that Google's clients read, so that each is described once.
 
 use axum::body::Bytes;
-use axum::http::header;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
@@ -29,7 +29,7 @@ struct Described;
 /// Why a request can fail, with when it does.
 const FAILURES: [(Kind, &str); 8] = [
     (Kind::Invalid, "the body is not what the endpoint expects"),
-    (Kind::Unauthorized, "the token is missing or unknown"),
+    (Kind::TokenUnknown, "the token is missing or unknown"),
     (Kind::SlowBody, "the body did not arrive in time"),
     (
         Kind::TooLarge,
@@ -135,11 +135,13 @@ fn one_or_many(name: &str) -> Value {
 /// Adds the answers of requests that fail.
 fn describe_failures(responses: &mut Value, path: &str) {
     for (kind, description) in FAILURES {
-        // Google answers a wrong key like any wrong request.
-        if is_perspective(path) && kind == Kind::Unauthorized {
-            continue;
-        }
-        let response = &mut responses[kind.status().as_str()];
+        let (status, description) = if is_perspective(path) && kind == Kind::TokenUnknown {
+            // Google answers a wrong key like any wrong request.
+            (StatusCode::FORBIDDEN, "the token is missing")
+        } else {
+            (kind.status(), description)
+        };
+        let response = &mut responses[status.as_str()];
         *response = json!({"description": description});
         if path == SCORE {
             let problem = json!({"$ref": "#/components/schemas/Problem"});

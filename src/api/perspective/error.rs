@@ -11,6 +11,10 @@ use crate::api::error::{ApiError, Kind};
 /// The type of the details of an error.
 const DETAIL: &str = "type.googleapis.com/google.commentanalyzer.v1alpha1.Error";
 
+/// The message for a request without a key, as in all of Google's APIs.
+const NO_KEY: &str = "Method doesn't allow unregistered callers (callers without established identity). \
+                      Please use API Key or other form of API consumer identity to call this API.";
+
 /// The code of a language that is not known (BCP 47).
 const UNDETERMINED: &str = "und";
 
@@ -65,7 +69,8 @@ pub(super) fn language_not_supported(attribute: &str, languages: &Languages) -> 
 pub(in crate::api) fn answer(error: &ApiError) -> Response {
     let (code, status) = match error.kind {
         // Google answers a wrong key with 400, and clients recognise it by the reason.
-        Kind::Unauthorized => (StatusCode::BAD_REQUEST, "INVALID_ARGUMENT"),
+        Kind::TokenUnknown => (StatusCode::BAD_REQUEST, "INVALID_ARGUMENT"),
+        Kind::TokenMissing => (StatusCode::FORBIDDEN, "PERMISSION_DENIED"),
         Kind::Busy => (error.kind.status(), "RESOURCE_EXHAUSTED"),
         Kind::Unavailable => (error.kind.status(), "UNAVAILABLE"),
         Kind::TimedOut => (error.kind.status(), "DEADLINE_EXCEEDED"),
@@ -74,7 +79,8 @@ pub(in crate::api) fn answer(error: &ApiError) -> Response {
         kind => (kind.status(), "INVALID_ARGUMENT"),
     };
     let (message, details) = match (error.kind, &error.detail) {
-        (Kind::Unauthorized, _) => (
+        (Kind::TokenMissing, _) => (NO_KEY.to_owned(), Value::Null),
+        (Kind::TokenUnknown, _) => (
             "API key not valid. Please pass a valid API key.".to_owned(),
             json!([{
                 "@type": "type.googleapis.com/google.rpc.ErrorInfo",

@@ -6,13 +6,23 @@ use super::*;
 fn only_callers_with_a_token_are_served_and_tokens_can_be_replaced() {
     let server = Server::with_token();
     let body = br#"{"text": "see you at the garden"}"#;
-    let ask = |token: &str| {
-        server
-            .request("POST", "/v1/score", &[("Authorization", token)], body)
-            .status
-    };
-    assert_eq!(server.request("POST", "/v1/score", &[], body).status, 401);
-    assert_eq!(ask("Bearer wrong-token-0123456789"), 401);
+    let send = |headers: &[(&str, &str)]| server.request("POST", "/v1/score", headers, body);
+    let ask = |token: &str| send(&[("Authorization", token)]).status;
+    for (headers, detail) in [
+        (&[][..], "no token was sent"),
+        (&[("Authorization", "Bearer ")], "no token was sent"),
+        (
+            &[("Authorization", "Bearer wrong-token-0123456789")],
+            "the token is not that of a caller",
+        ),
+    ] {
+        let refused = send(headers);
+        assert_eq!(refused.status, 401, "{refused:?}");
+        assert!(
+            refused.body["detail"].as_str().unwrap().starts_with(detail),
+            "{refused:?}"
+        );
+    }
     assert_eq!(ask(&format!("Bearer {TOKEN}")), 200);
     std::fs::write(server.path("tokens"), "game another-token-0123456789\n").unwrap();
     server.service.signal("HUP");

@@ -165,6 +165,10 @@ fn moderations_have_openais_form() {
         (wrong.status, &wrong.body["error"]["code"]),
         (401, &json!("invalid_api_key"))
     );
+    let none = server.request("POST", "/v1/moderations", &[], b"{}");
+    assert_eq!((none.status, &none.body["error"]["code"]), (401, &Value::Null));
+    let message = none.body["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("You didn't provide an API key."), "{message}");
 }
 
 #[test]
@@ -303,7 +307,17 @@ fn comments_are_analysed_in_perspectives_form() {
     assert_eq!(threshold.body["attributeScores"], json!({}));
     let no_key = server.request("POST", "/v1alpha1/comments:analyze", &[], b"{}");
     assert_eq!(
-        (no_key.status, &no_key.body["error"]["details"][0]["reason"]),
+        (no_key.status, &no_key.body["error"]["status"]),
+        (403, &json!("PERMISSION_DENIED"))
+    );
+    let message = no_key.body["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("unregistered callers") && message.contains("use API Key"),
+        "{message}"
+    );
+    let wrong_key = server.request("POST", "/v1alpha1/comments:analyze?key=wrong", &[], b"{}");
+    assert_eq!(
+        (wrong_key.status, &wrong_key.body["error"]["details"][0]["reason"]),
         (400, &json!("API_KEY_INVALID"))
     );
     // There is no topic for suggestions.
@@ -350,7 +364,7 @@ fn the_description_names_what_is_served() {
         // Without a token, each endpoint refuses in its own form.
         let status = server.request("POST", path, &[], b"{}").status.to_string();
         assert!(
-            status == "401" || status == "400" && path.contains(':'),
+            status == if path.contains(':') { "403" } else { "401" },
             "{path} {status}"
         );
         assert!(method["responses"][&status].is_object(), "{path} {status}");
