@@ -161,26 +161,28 @@ impl Call {
     /// # Errors
     /// Returns an error if the texts are not taken, not scored in time, or if one of them cannot be scored.
     pub async fn decide(&self, texts: Vec<TextField>, community_id: Option<String>) -> Result<Vec<Decision>, ApiError> {
-        // Each decision repeats it, so a long one would make the answer far longer than the request.
-        if let Some(bytes) = community_id
-            .as_ref()
-            .map(String::len)
-            .filter(|&bytes| bytes > MAX_ID_BYTES)
-        {
-            let message = format!("the id of the community has {bytes} bytes, expected at most {MAX_ID_BYTES}");
-            return Err(ApiError::invalid(message));
-        }
-        let comment = |text: TextField| Comment {
-            event_id: None,
-            content_id: None,
-            revision: None,
-            op: Op::Create,
-            community_id: community_id.clone(),
-            text: text.text,
-            replaced_surrogates: text.replaced_surrogates,
-        };
-        let comments: Vec<Comment> = texts.into_iter().map(comment).collect();
-        self.decide_comments(&comments).await
+        self.decide_comments(&comments(texts, community_id)?).await
+    }
+
+    /// Scores a text with parts of it, and decides on each as a comment of the community. Only the decision on the whole is
+    /// counted.
+    ///
+    /// # Errors
+    /// Fails like [`Call::decide`].
+    pub async fn decide_with_parts(
+        &self,
+        whole: TextField,
+        parts: Vec<TextField>,
+        community_id: Option<String>,
+    ) -> Result<(Decision, Vec<Decision>), ApiError> {
+        let texts = std::iter::once(whole).chain(parts).collect();
+        let decisions = self.decide_uncounted(&comments(texts, community_id)?).await?;
+        let mut decisions = decisions.into_iter();
+        let whole = decisions
+            .next()
+            .ok_or_else(|| ApiError::new(Kind::Unscorable, "the comment has no score"))?;
+        count(&whole);
+        Ok((whole, decisions.collect()))
     }
 
     /// Scores comments and decides on each, in their order. Deleted ones are not scored.
@@ -188,6 +190,12 @@ impl Call {
     /// # Errors
     /// Fails like [`Call::decide`]. The error's field is the JSON pointer to a comment in a list.
     pub async fn decide_comments(&self, comments: &[Comment]) -> Result<Vec<Decision>, ApiError> {
+        let decisions = self.decide_uncounted(comments).await?;
+        decisions.iter().for_each(count);
+        Ok(decisions)
+    }
+
+    async fn decide_uncounted(&self, comments: &[Comment]) -> Result<Vec<Decision>, ApiError> {
         let texts = comments.iter().filter(|comment| comment.op != Op::Delete);
         let texts = texts.map(|comment| comment.text.clone()).collect();
         let mut answers = self.score(texts).await?.into_iter();
@@ -205,14 +213,39 @@ impl Call {
             let margin = answer.result.map_err(|reason| unscorable(&reason))?;
             decisions.push(answer.judge.decide(comment, margin, None, answer.at));
         }
-        for decision in &decisions {
-            if let Some(scoring) = &decision.scoring {
-                histogram!(names::PROBABILITY).record(scoring.probability);
-            }
-            counter!(names::API_DECISIONS, "action" => decision.action.name()).increment(1);
-        }
         Ok(decisions)
     }
+}
+
+/// Makes comments of texts of one community.
+fn comments(texts: Vec<TextField>, community_id: Option<String>) -> Result<Vec<Comment>, ApiError> {
+    // Each decision repeats it, so a long one would make the answer far longer than the request.
+    if let Some(bytes) = community_id
+        .as_ref()
+        .map(String::len)
+        .filter(|&bytes| bytes > MAX_ID_BYTES)
+    {
+        let message = format!("the id of the community has {bytes} bytes, expected at most {MAX_ID_BYTES}");
+        return Err(ApiError::invalid(message));
+    }
+    let comment = |text: TextField| Comment {
+        event_id: None,
+        content_id: None,
+        revision: None,
+        op: Op::Create,
+        community_id: community_id.clone(),
+        text: text.text,
+        replaced_surrogates: text.replaced_surrogates,
+    };
+    Ok(texts.into_iter().map(comment).collect())
+}
+
+/// Records a decision in the metrics.
+fn count(decision: &Decision) {
+    if let Some(scoring) = &decision.scoring {
+        histogram!(names::PROBABILITY).record(scoring.probability);
+    }
+    counter!(names::API_DECISIONS, "action" => decision.action.name()).increment(1);
 }
 
 /// Answers a request with what `endpoint` makes of it, or with its error.

@@ -96,11 +96,9 @@ async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
         text: span.text.clone(),
         replaced_surrogates: 0,
     });
-    let texts = std::iter::once(asked.comment.clone()).chain(parts).collect();
-    let decisions = call.decide(texts, asked.community_id.clone()).await?;
-    let (whole, parts) = decisions
-        .split_first()
-        .ok_or_else(|| ApiError::new(Kind::Unscorable, "the comment has no score"))?;
+    let (whole, parts) = call
+        .decide_with_parts(asked.comment.clone(), parts.collect(), asked.community_id.clone())
+        .await?;
 
     // In another script or language, a probability would mean nothing, so there is none.
     let competence = whole.scoring.as_ref().and_then(|scoring| scoring.competence);
@@ -113,12 +111,12 @@ async fn analyze_comment(call: Call) -> Result<Response, ApiError> {
     let mut scores = Map::new();
     for attribute in asked.attributes {
         // There is one classifier, so that every attribute has its probability.
-        let value = probability(whole);
+        let value = probability(&whole);
         if is_supported && value >= attribute.threshold {
             // Without annotations, there is one span, as in the original.
             let spans = match &asked.spans[..] {
                 [] => vec![span_score(&(0..utf16_length(&asked.comment.text)), value)],
-                spans => span_scores(spans, parts),
+                spans => span_scores(spans, &parts),
             };
             scores.insert(
                 attribute.name,

@@ -206,6 +206,16 @@ fn comments_are_analysed_in_perspectives_form() {
         (&json!(["en"]), &json!("c-1"))
     );
 
+    // The sentences are not comments of their own.
+    let metrics = server.metrics();
+    let counted: u64 = metrics
+        .lines()
+        .filter(|line| line.starts_with("moderatord_api_decisions_total{"))
+        .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
+        .sum();
+    assert_eq!(counted, 2, "{metrics}");
+    assert!(metrics.contains("moderatord_probability_count 2\n"), "{metrics}");
+
     let recognised = analyze(&json!({
         "comment": {"text": "We walked along the river until it got dark."},
         "requestedAttributes": {"IDENTITY_ATTACK": {}},
