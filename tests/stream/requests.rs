@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::broker::{Broker, PATIENCE};
+use crate::common::process::broker_down;
 use crate::daemon::{Names, eventually};
 use crate::flow::{assert_each_once, comment};
 use crate::process::{Process, settings};
@@ -29,11 +31,22 @@ fn text(id: usize) -> String {
 /// without an answer.
 fn ask(port: u16, ids: impl Iterator<Item = usize>) -> Option<(u16, Value)> {
     let comments: Vec<Value> = ids.map(|id| json!({"content_id": id, "text": text(id)})).collect();
-    let body = json!(comments).to_string();
+    send(port, "/v1/score", &json!(comments))
+}
+
+/// Suggests a score for a comment. Returns what [`ask`] does.
+fn suggest(port: u16, text: &str) -> Option<(u16, Value)> {
+    let scores = json!({"IDENTITY_ATTACK": {"summaryScore": {"value": 0.25}}});
+    let suggestion = json!({"comment": {"text": text}, "attributeScores": scores});
+    send(port, "/v1alpha1/comments:suggestscore", &suggestion)
+}
+
+fn send(port: u16, path: &str, body: &Value) -> Option<(u16, Value)> {
+    let body = body.to_string();
     let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let head = format!(
-        "POST /v1/score HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+        "POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     stream.write_all(head.as_bytes()).ok()?;
@@ -133,4 +146,65 @@ fn requests_and_the_stream_get_the_same_margins_side_by_side_and_both_end_well()
             streamed[&id]
         );
     }
+}
+
+#[test]
+fn suggestions_are_refused_in_time_during_an_outage_and_taken_after_it() {
+    // Together, they are more than the writer holds for the brokers.
+    const LONG: usize = 900_000;
+    const CALLERS: usize = 32;
+    const HELD: usize = 16 << 20;
+    let broker = Broker::embedded();
+    let Broker::Embedded(embedded) = &broker else {
+        unreachable!()
+    };
+    let names = Names::create(&broker, "suggestions", 1);
+    let feedback = format!("{}-feedback", names.comments);
+    broker.create_topic(&feedback, 1);
+    let folder = tempfile::tempdir().unwrap();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let settings = settings(&broker.address(), &names, "one", "");
+    let variables = [
+        ("MODERATORD__API__LISTEN", format!("127.0.0.1:{port}")),
+        ("MODERATORD__API__LIMITS__TIMEOUT", "1s".to_owned()),
+        ("MODERATORD__TOPICS__FEEDBACK", feedback.clone()),
+        ("MODERATORD__DELIVERY", broker.delivery().as_str().to_owned()),
+    ];
+    let mut process = Process::spawn(folder.path(), "one", &settings, &variables);
+    let is_taken = |text: &str| suggest(port, text).is_some_and(|(status, _)| status == 200);
+    eventually("suggestions are taken", || is_taken("before"));
+
+    broker_down(embedded.cluster(), 1);
+    let refuse = |text: &str| {
+        let began = Instant::now();
+        let (status, body) = suggest(port, text).unwrap();
+        assert!([503, 504].contains(&status), "{status} {body}");
+        // The limit is one second, and the machine may be busy.
+        assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
+    };
+    std::thread::scope(|scope| {
+        for caller in 0..CALLERS {
+            scope.spawn(move || refuse(&format!("{caller} {}", "a long walk ".repeat(LONG / 12))));
+        }
+    });
+    (0..3).for_each(|number| refuse(&format!("short {number}")));
+    // Comments are scored as ever.
+    eventually("a comment is scored", || {
+        ask(port, 0..1).is_some_and(|(status, _)| status == 200)
+    });
+
+    embedded.cluster().broker_up(1).unwrap();
+    eventually("suggestions are taken again", || is_taken("after"));
+    let texts: Vec<String> = broker
+        .read(&feedback)
+        .iter()
+        .map(|record| record.json()["text"].as_str().unwrap().to_owned())
+        .collect();
+    for text in ["before", "after"] {
+        assert!(texts.iter().any(|found| found == text), "{text}");
+    }
+    let long = texts.iter().filter(|text| text.len() > LONG / 2).count();
+    assert!(long * LONG <= HELD, "{long} suggestions were held during the outage");
+    process.signal("TERM");
+    assert_eq!(process.wait(), Some(0), "{}", process.log());
 }
