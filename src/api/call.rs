@@ -132,9 +132,12 @@ impl Call {
         let Ok(body) = serde_json::to_vec(value) else {
             return Ok(json(value));
         };
-        let mut memory = self.shared.bodies.begin();
+        let mut memory = self.shared.bodies.begin(&self.caller);
         if !memory.grow(body.len()) {
-            return Err(ApiError::new(Kind::Busy, "too many answers are being sent; try again"));
+            return Err(ApiError::new(
+                Kind::Busy,
+                "too many answers are being sent, and the share of this caller is used up; try again",
+            ));
         }
         let body = memory.hold().with(body);
         Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
@@ -270,7 +273,13 @@ pub(super) async fn answer(
         if shared.config.tokens.is_none() {
             check_origin(&parts.headers)?;
         }
-        let body = RequestBody::read(&shared.bodies, &parts, &mut body, shared.config.limits.body_bytes).await?;
+        let body = RequestBody::read(
+            shared.bodies.begin(&caller),
+            &parts,
+            &mut body,
+            shared.config.limits.body_bytes,
+        )
+        .await?;
         let deadline = deadline(&parts, &shared.config.limits, Instant::now())?;
         let call = Call {
             shared,

@@ -259,16 +259,17 @@ mod tests {
     fn a_text_holds_the_memory_of_its_body_until_it_is_dropped() {
         let (intake, received) = Intake::new(10);
         let memory = BodyMemory::new(10);
-        let mut body = memory.begin();
+        let begin = || memory.begin(&"forum".into());
+        let mut body = begin();
         assert!(body.grow(8));
         let deadline = Instant::now() + Duration::from_secs(60);
         // The caller goes away, but its texts are still here.
         drop(submit(&intake, texts(2), deadline, &body.hold()));
-        assert!(!memory.begin().grow(8));
+        assert!(!begin().grow(8));
         drop(take(&received));
-        assert!(!memory.begin().grow(8));
+        assert!(!begin().grow(8));
         drop(take(&received));
-        assert!(memory.begin().grow(8));
+        assert!(begin().grow(8));
     }
 
     #[test]

@@ -1,26 +1,28 @@
-//! The memory for the bodies of requests and answers, which is limited for all of them together.
+//! The memory of the bodies of requests and answers, which is limited for all of them together.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::body::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::shares::Shares;
 
 /// The memory for the bodies of all requests that are being read or answered, and of all answers that are being sent.
 #[derive(Debug, Clone)]
-pub(super) struct BodyMemory(Arc<Semaphore>);
+pub(super) struct BodyMemory(Arc<Mutex<Shares>>);
 
-/// The memory of a body that is being read.
+/// The memory of a caller's body that is being read, which is free for others when this is dropped.
 #[derive(Debug)]
 pub(super) struct GrowingMemory {
-    all: Arc<Semaphore>,
-    taken: Option<OwnedSemaphorePermit>,
+    all: BodyMemory,
+    caller: Arc<str>,
+    taken: usize,
 }
 
 /// The memory of a body, which is free for others when the last copy of this is dropped. Each text of a request has one,
 /// because it may wait for longer than its caller.
 #[derive(Debug, Clone, Default)]
 pub(super) struct HeldMemory {
-    _taken: Option<Arc<OwnedSemaphorePermit>>,
+    _taken: Option<Arc<GrowingMemory>>,
 }
 
 /// Bytes with the memory that they count against, until the last copy of them is dropped.
@@ -44,39 +46,47 @@ impl HeldMemory {
 }
 
 impl BodyMemory {
-    /// Creates the memory for so many bytes.
+    /// Creates the memory of which one caller may take this many bytes, and all callers together twice as many.
     pub fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS))))
+        let shares = Shares::new(bytes).with_limit(bytes.saturating_mul(2));
+        Self(Arc::new(Mutex::new(shares)))
     }
 
-    /// Returns memory for a body of which nothing has arrived.
-    pub fn begin(&self) -> GrowingMemory {
+    /// Returns memory for a body of a caller of which nothing has arrived.
+    pub fn begin(&self, caller: &Arc<str>) -> GrowingMemory {
         GrowingMemory {
-            all: Arc::clone(&self.0),
-            taken: None,
+            all: self.clone(),
+            caller: Arc::clone(caller),
+            taken: 0,
         }
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl GrowingMemory {
-    /// Takes so many bytes more, and returns whether there were any left.
+    /// Takes so many bytes more, and returns whether the caller may have them.
     pub fn grow(&mut self, bytes: usize) -> bool {
-        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-        let Ok(more) = Arc::clone(&self.all).try_acquire_many_owned(bytes) else {
-            return false;
-        };
-        match &mut self.taken {
-            Some(taken) => taken.merge(more),
-            None => self.taken = Some(more),
+        let is_taken = self.all.shares().take(&self.caller, bytes);
+        if is_taken {
+            self.taken += bytes;
         }
-        true
+        is_taken
     }
 
     /// Holds what was taken.
     pub fn hold(self) -> HeldMemory {
         HeldMemory {
-            _taken: self.taken.map(Arc::new),
+            _taken: Some(Arc::new(self)),
         }
+    }
+}
+
+impl Drop for GrowingMemory {
+    fn drop(&mut self) {
+        self.all.shares().give_back(&self.caller, self.taken);
     }
 }
 
@@ -86,14 +96,25 @@ mod tests {
 
     #[test]
     fn bytes_hold_their_memory_until_the_last_copy_is_gone() {
-        let all = BodyMemory::new(10);
-        let mut memory = all.begin();
+        let (all, caller) = (BodyMemory::new(10), Arc::from("forum"));
+        let mut memory = all.begin(&caller);
         assert!(memory.grow(4) && memory.grow(4) && !memory.grow(4));
         let bytes = memory.hold().with(b"12345678".to_vec());
         let part = bytes.slice(2..4);
         drop(bytes);
-        assert!(&part[..] == b"34" && !all.begin().grow(4));
+        assert!(&part[..] == b"34" && !all.begin(&caller).grow(4));
         drop(part);
-        assert!(all.begin().grow(10));
+        assert!(all.begin(&caller).grow(10));
+    }
+    #[test]
+    fn a_caller_that_has_taken_all_that_it_may_leaves_memory_for_others() {
+        let all = BodyMemory::new(10);
+        let [mut forum, mut game, mut wiki] = ["forum", "game", "wiki"].map(|name| all.begin(&name.into()));
+        assert!(forum.grow(10) && !forum.grow(1));
+        assert!(game.grow(5) && !game.grow(1));
+        // There is never more than the limit.
+        assert!(!wiki.grow(6) && wiki.grow(3) && !wiki.grow(1));
+        drop(forum);
+        assert!(game.grow(2));
     }
 }

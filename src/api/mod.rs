@@ -12,8 +12,8 @@
 //! [judge](crate::decide::Judge); none computes anything of its own.
 
 mod tokens;
-mod memory;
 mod shares;
+mod memory;
 mod fair_queue;
 mod intake;
 mod error;

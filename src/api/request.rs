@@ -11,7 +11,7 @@ use axum::http::{HeaderMap, HeaderValue};
 use http_body_util::BodyExt;
 
 use super::error::{ApiError, Kind};
-use super::memory::{BodyMemory, HeldMemory};
+use super::memory::{GrowingMemory, HeldMemory};
 use crate::config::ApiLimits;
 
 /// How long the body of a request may take to arrive.
@@ -37,7 +37,12 @@ impl RequestBody {
     ///
     /// # Errors
     /// Returns an error if the body is larger than `max_bytes`, takes too long, or if there is no memory for it.
-    pub async fn read(memory: &BodyMemory, parts: &Parts, body: &mut Body, max_bytes: usize) -> Result<Self, ApiError> {
+    pub async fn read(
+        mut memory: GrowingMemory,
+        parts: &Parts,
+        body: &mut Body,
+        max_bytes: usize,
+    ) -> Result<Self, ApiError> {
         let too_large = || {
             let message = format!("the body has more than {max_bytes} bytes (api.limits.body_bytes)");
             ApiError::new(Kind::TooLarge, message)
@@ -46,7 +51,7 @@ impl RequestBody {
             return Err(too_large());
         }
         let read = async {
-            let (mut bytes, mut memory) = (Vec::new(), memory.begin());
+            let mut bytes = Vec::new();
             while let Some(frame) = body.frame().await {
                 let frame = frame.map_err(|_| ApiError::invalid("the body ends before its announced length"))?;
                 let Ok(piece) = frame.into_data() else { continue };
@@ -54,7 +59,8 @@ impl RequestBody {
                     return Err(too_large());
                 }
                 if !memory.grow(piece.len()) {
-                    let message = "too many requests are being read; try again";
+                    let message =
+                        "too many requests are being read, and the share of this caller is used up; try again";
                     return Err(ApiError::new(Kind::Busy, message));
                 }
                 bytes.extend_from_slice(&piece);
@@ -151,6 +157,7 @@ pub(super) fn deadline(parts: &Parts, limits: &ApiLimits, now: Instant) -> Resul
 mod tests {
     use axum::http::Request;
 
+    use super::super::memory::BodyMemory;
     use super::*;
 
     fn parts(headers: &[(&str, &str)]) -> Parts {
@@ -162,7 +169,13 @@ mod tests {
     }
 
     async fn read(memory: &BodyMemory, body: Vec<u8>, max_bytes: usize) -> Result<RequestBody, Kind> {
-        let read = RequestBody::read(memory, &parts(&[]), &mut Body::from(body), max_bytes).await;
+        let read = RequestBody::read(
+            memory.begin(&"forum".into()),
+            &parts(&[]),
+            &mut Body::from(body),
+            max_bytes,
+        )
+        .await;
         read.map_err(|error| error.kind)
     }
 
@@ -203,7 +216,13 @@ mod tests {
         assert_eq!(read(&memory, vec![b'a'; 5], 8).await.unwrap_err(), Kind::Busy);
         drop(first);
         assert!(read(&memory, vec![b'a'; 5], 8).await.is_ok());
-        let announced = RequestBody::read(&memory, &parts(&[("content-length", "9")]), &mut Body::empty(), 8).await;
+        let announced = RequestBody::read(
+            memory.begin(&"forum".into()),
+            &parts(&[("content-length", "9")]),
+            &mut Body::empty(),
+            8,
+        )
+        .await;
         assert_eq!(announced.unwrap_err().kind, Kind::TooLarge);
     }
 
@@ -211,7 +230,13 @@ mod tests {
     async fn a_body_that_never_ends_is_given_up() {
         let endless = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
         let memory = BodyMemory::new(10);
-        let read = RequestBody::read(&memory, &parts(&[]), &mut Body::from_stream(endless), 8).await;
+        let read = RequestBody::read(
+            memory.begin(&"forum".into()),
+            &parts(&[]),
+            &mut Body::from_stream(endless),
+            8,
+        )
+        .await;
         assert_eq!(read.unwrap_err().kind, Kind::SlowBody);
     }
 

@@ -16,6 +16,8 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Shares {
     max: usize,
+    /// What is never exceeded, whatever the shares.
+    limit: usize,
     taken: usize,
     /// Only callers that hold a place.
     by_caller: BTreeMap<Arc<str>, usize>,
@@ -26,9 +28,15 @@ impl Shares {
     pub fn new(max: usize) -> Self {
         Self {
             max,
+            limit: usize::MAX,
             taken: 0,
             by_caller: BTreeMap::new(),
         }
+    }
+
+    /// Sets how many places there are with the excess.
+    pub fn with_limit(self, limit: usize) -> Self {
+        Self { limit, ..self }
     }
 
     /// Takes this many places for a caller, or none. Returns whether it did.
@@ -38,11 +46,15 @@ impl Shares {
         }
         let own = self.by_caller.get(caller).copied().unwrap_or(0);
         let callers = self.by_caller.len() + usize::from(own == 0);
-        let is_free = self.taken + count <= self.max;
+        let taken = self.taken.saturating_add(count);
+        if taken > self.limit {
+            return false;
+        }
+        let is_free = taken <= self.max;
         // A request that is larger than the share must not wait for all others to end.
         let is_below_share = own == 0 || own + count <= self.max / callers;
         if is_free || is_below_share {
-            self.taken += count;
+            self.taken = taken;
             *self.by_caller.entry(Arc::clone(caller)).or_default() += count;
             return true;
         }
