@@ -106,6 +106,7 @@ mod tests {
         drop(part);
         assert!(all.begin(&caller).grow(10));
     }
+
     #[test]
     fn a_caller_that_has_taken_all_that_it_may_leaves_memory_for_others() {
         let all = BodyMemory::new(10);
