@@ -64,6 +64,7 @@ fn find(reference: &Reference, download: bool, notifier: &Notifier) -> Result<Sn
     if cached.is_ok() {
         hub = hub.with_longest_pause(LONGEST_PAUSE);
     }
+    notifier.starting(&format!("asking the hub for {reference}"), DOWNLOAD_EXTENSION);
     let mut reporter = DownloadReporter::new(reference, notifier);
     let mut progress = |progress: Progress<'_>| {
         match progress {
@@ -94,13 +95,15 @@ fn find(reference: &Reference, download: bool, notifier: &Notifier) -> Result<Sn
 /// The shortest time between two reports of a download.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How much time to start each report of a download requests. It is enough for several attempts to reach a silent hub,
-/// each of which takes a minute, and for hashing a downloaded file.
-const DOWNLOAD_EXTENSION: Duration = Duration::from_secs(300);
+/// How much time to start each report of a download requests. The hub gives up sooner: six attempts of at most a minute
+/// and half a minute of pauses between them. The rest is for hashing a file.
+const DOWNLOAD_EXTENSION: Duration = Duration::from_secs(600);
 
 /// Reports the progress of a download to the service manager, which extends the start timeout each time.
 ///
-/// Only bytes and new files count as progress. A download that stalls, or is only retried, runs into the timeout.
+/// A download that makes no progress ends by itself, because the number of attempts is limited. It must not run into the
+/// timeout before that, or a model in the cache would not be used. Only a pause that the hub asks for can take longer than
+/// the last report has requested, so a retry requests time as well.
 struct DownloadReporter<'a> {
     reference: &'a Reference,
     notifier: &'a Notifier,
@@ -129,7 +132,11 @@ impl<'a> DownloadReporter<'a> {
                 (self.size, self.received) = (size, present);
             }
             Progress::Bytes(bytes) => self.received += bytes,
-            Progress::Retry { .. } => return,
+            Progress::Retry { pause, .. } => {
+                let status = format!("waiting for the hub to send {}", self.reference);
+                self.notifier.starting(&status, DOWNLOAD_EXTENSION + pause);
+                return;
+            }
         }
         let is_due = |last: Instant| now.saturating_duration_since(last) >= REPORT_INTERVAL;
         if !self.last_report.is_none_or(is_due) {
@@ -182,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_download_extends_the_start_only_while_bytes_arrive() {
+    fn a_download_extends_the_start_while_bytes_arrive_and_for_each_retry() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -190,20 +197,26 @@ mod tests {
         let notifier = Notifier::new(Some(path.as_os_str()), None).unwrap();
         let reference = Reference::parse("hf://garden/tiny-gemma").unwrap();
         let (mut reporter, start) = (DownloadReporter::new(&reference, &notifier), Instant::now());
-        let mut check = |millis, progress, expected: Option<&str>| {
+        let mut received = |millis, progress| {
             reporter.update(progress, start + Duration::from_millis(millis));
             let mut buffer = [0; 512];
-            let received = socket.recv(&mut buffer).ok();
-            let received = received.map(|length| String::from_utf8(buffer[..length].to_vec()).unwrap());
-            let expected = expected.map(|text| {
-                format!("EXTEND_TIMEOUT_USEC=300000000\nSTATUS=downloading hf://garden/tiny-gemma@main: {text}")
+            let length = socket.recv(&mut buffer).ok()?;
+            Some(String::from_utf8(buffer[..length].to_vec()).unwrap())
+        };
+        let waiting = "EXTEND_TIMEOUT_USEC=630000000\nSTATUS=waiting for the hub to send hf://garden/tiny-gemma@main";
+        let mut check = |millis, progress, expected: Option<&str>| {
+            let expected = expected.map(|text| match text {
+                "" => waiting.to_owned(),
+                text => {
+                    format!("EXTEND_TIMEOUT_USEC=600000000\nSTATUS=downloading hf://garden/tiny-gemma@main: {text}")
+                }
             });
-            assert_eq!(received, expected, "after {millis} ms");
+            assert_eq!(received(millis, progress), expected, "after {millis} ms");
         };
         let file = |name, size, present| Progress::File { name, size, present };
         let retry = Progress::Retry {
             reason: "silence",
-            pause: Duration::from_secs(1),
+            pause: Duration::from_secs(30),
         };
         check(0, file("config.json", 700, 0), Some("0 B of 700 B of config.json"));
         check(10, Progress::Bytes(700), None);
@@ -214,8 +227,8 @@ mod tests {
             Progress::Bytes(500_000),
             Some("2.00 MB of 4.00 MB of model.safetensors"),
         );
-        check(90_000, retry, None);
-        check(180_000, retry, None);
+        check(90_000, retry, Some(""));
+        check(180_000, retry, Some(""));
         check(
             181_000,
             Progress::Bytes(9),

@@ -534,13 +534,17 @@ fn a_download_at_the_start_of_a_service_extends_the_start_until_it_stalls() {
     let service = Service(service);
     // It is silent while the connection is, although the weights are not complete.
     let reports = notifications.until_silence(STALL / 2);
-    let start = format!("EXTEND_TIMEOUT_USEC=300000000\nSTATUS=downloading hf://{ID}@main: ");
-    assert!(reports.iter().all(|text| text.starts_with(&start)), "{reports:?}");
+    let extension = "EXTEND_TIMEOUT_USEC=600000000\nSTATUS=";
+    assert_eq!(reports[0], format!("{extension}asking the hub for hf://{ID}@main"));
+    let start = format!("{extension}downloading hf://{ID}@main: ");
+    assert!(reports[1..].iter().all(|text| text.starts_with(&start)), "{reports:?}");
     // The weights arrive for three seconds, with a report every second.
     let of_weights = reports.iter().filter(|text| text.ends_with(" of model.safetensors"));
     assert!(of_weights.count() >= 2, "{reports:?}");
     // The rest is downloaded after the connection has ended.
     let before = notifications.await_ready();
+    let retried = format!("STATUS=waiting for the hub to send hf://{ID}@main");
+    assert!(before.iter().any(|text| text.ends_with(&retried)), "{before:?}");
     for step in ["loading the model", "warming up the model"] {
         let expected = format!("EXTEND_TIMEOUT_USEC=600000000\nSTATUS={step}");
         assert!(before.contains(&expected), "{before:?}");
