@@ -47,7 +47,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaErrorCode;
 use serde::Deserialize;
-use support::arguments::{argument, flag, has_flag, option, read_arguments};
+use support::arguments::{flag, has_flag, number, number_argument, read_arguments};
 use support::brokers::{Broker, serve_if_requested};
 use support::comments::{event, texts};
 use support::{cpu_time, median};
@@ -71,14 +71,14 @@ fn main() {
         "./dev bench pipeline",
         "Compares the CPU time of the stream without its model with that of a minimal loop",
         vec![
-            option("events", "N", "Number of events (default: 100000)"),
-            option("rounds", "N", "Number of rounds (default: 5)"),
+            number::<usize>("events", "N", "Number of events (default: 100000)"),
+            number::<usize>("rounds", "N", "Number of rounds (default: 5)"),
             flag("languages", "Judge the language of each comment"),
             flag("profile", "Run only the pipeline, for a profiler"),
         ],
     );
-    let events = argument("events").map_or(EVENTS, |value| value.parse().unwrap());
-    let rounds = argument("rounds").map_or(5, |value| value.parse().unwrap());
+    let events = number_argument("events").unwrap_or(EVENTS);
+    let rounds = number_argument("rounds").unwrap_or(5);
     let mut out = std::io::stdout().lock();
     let metrics = metrics::install().unwrap();
     let prompter = Arc::new(prompter());

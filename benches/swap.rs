@@ -25,7 +25,7 @@ use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde_json::Value;
-use support::arguments::{argument, option, read_arguments};
+use support::arguments::{argument, number, number_argument, option, read_arguments};
 use support::brokers::{Broker, serve_if_requested};
 
 const PARTITIONS: i32 = 1;
@@ -46,13 +46,13 @@ fn main() {
         "./dev bench swap",
         "Measures how a swap of adapters affects the latency of comments and the memory of the daemon",
         vec![
-            option("rate", "R", "Comments per second (default: 20)"),
-            option("swaps", "N", "Number of swaps (default: 20)"),
+            number::<f64>("rate", "R", "Comments per second (default: 20)"),
+            number::<u32>("swaps", "N", "Number of swaps (default: 20)"),
             option("model", "FOLDER", "Base model (default: the bundled one)"),
         ],
     );
-    let rate = argument("rate").map_or(20.0, |value| value.parse::<f64>().unwrap());
-    let swaps = argument("swaps").map_or(20, |value| value.parse::<u32>().unwrap());
+    let rate = number_argument("rate").unwrap_or(20.0);
+    let swaps = number_argument("swaps").unwrap_or(20);
     let mut broker = Broker::embedded();
     for topic in ["comments", "decisions", "dead-letters"] {
         broker.create_topic(topic, PARTITIONS);

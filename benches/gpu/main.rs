@@ -34,7 +34,7 @@ use moderatord::model::forward::gemma::Gemma;
 use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use serde_json::{Value, json};
-use support::arguments::{argument, option, read_arguments};
+use support::arguments::{argument, number, number_argument, option, read_arguments};
 use support::random_gemma;
 use tempfile::TempDir;
 
@@ -54,8 +54,8 @@ fn main() {
                 .requires("shape"),
             option("shape", "NAME", "Shape of the model, such as gemma-2b").requires("out"),
             option("device", "cuda:N|cpu", "Device (default: cuda:0)"),
-            option("budget", "SECONDS", "Time for all figures (default: 60)"),
-            option("max-tokens", "N", "Largest micro-batch that is measured"),
+            number::<f64>("budget", "SECONDS", "Time for all figures (default: 60)"),
+            number::<usize>("max-tokens", "N", "Largest micro-batch that is measured"),
         ],
     );
     // `cargo bench` runs every benchmark.
@@ -63,8 +63,8 @@ fn main() {
         println!("skipped: expected OUT.json and --shape");
         return;
     };
-    let budget: f64 = argument("budget").map_or(60.0, |value| value.parse().unwrap());
-    let largest = argument("max-tokens").map_or(usize::MAX, |value| value.parse().unwrap());
+    let budget: f64 = number_argument("budget").unwrap_or(60.0);
+    let largest = number_argument("max-tokens").unwrap_or(usize::MAX);
     let seconds = (budget / FIGURES).min(2.0);
     let model = model(argument("device").as_deref().unwrap_or("cuda:0"));
     let placement = Placement::from_settings(&model).unwrap();

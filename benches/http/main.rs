@@ -36,7 +36,9 @@ use figures::{ComparisonFigures, SideFigures};
 use load::{CALLERS, Load, one_caller, saturate};
 use overhead::Overhead;
 use server::Server;
-use support::arguments::{argument, arguments, flag, has_flag, option, read_arguments, repeated_option};
+use support::arguments::{
+    argument, arguments, flag, has_flag, number, number_argument, option, read_arguments, repeated_option,
+};
 use support::comments::texts;
 use support::random_gemma;
 
@@ -124,13 +126,10 @@ fn main() {
         "./dev bench http",
         "Compares `moderatord serve` with a server of FastAPI, uvicorn and transformers",
         vec![
-            repeated_option(
-                "only",
-                "NAME",
-                "Comparison to make: bundled, detoxify or gemma-3-270m (default: all)",
-            ),
-            option("rounds", "N", "Number of rounds (default: 3)"),
-            option("p99", "MILLISECONDS", "Limit of the 99th percentile"),
+            repeated_option("only", "NAME", "Comparison to make (default: all)")
+                .value_parser(COMPARISONS.each_ref().map(|comparison| comparison.name)),
+            number::<usize>("rounds", "N", "Number of rounds (default: 3)"),
+            number::<f64>("p99", "MILLISECONDS", "Limit of the 99th percentile"),
             repeated_option(
                 "peer",
                 "NAME: OPTIONS",
@@ -143,7 +142,7 @@ fn main() {
             flag("save", "Write the figures to benches/results"),
         ],
     );
-    let rounds: usize = argument("rounds").map_or(3, |value| value.parse().unwrap());
+    let rounds: usize = number_argument("rounds").unwrap_or(3);
     let texts = texts(TEXTS);
     let chosen = arguments("only");
     let is_chosen = |comparison: &&Comparison| chosen.is_empty() || chosen.iter().any(|name| name == comparison.name);
@@ -164,7 +163,7 @@ impl Comparison {
     fn measure(&self, texts: &[String], rounds: usize) -> ComparisonFigures {
         let folder = tempfile::tempdir().unwrap();
         let checkpoint = self.checkpoint(folder.path());
-        let limit = argument("p99").map_or(self.limit, |limit| limit.parse().unwrap());
+        let limit = number_argument("p99").unwrap_or(self.limit);
         let mut figures = ComparisonFigures::new(self.name, limit);
         if !has_flag("overhead-only") {
             let mut sides = self.start(&checkpoint, texts);

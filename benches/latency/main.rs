@@ -29,7 +29,9 @@ use serde_json::json;
 use daemon::Daemon;
 use figures::{BrokerFigures, LevelFigures, Recovery};
 use load::{Load, Phase};
-use support::arguments::{argument, arguments, flag, has_flag, option, read_arguments, repeated_option};
+use support::arguments::{
+    argument, arguments, flag, has_flag, number, number_argument, option, read_arguments, repeated_option,
+};
 use support::brokers::{Broker, serve_if_requested};
 use support::machine::{field, results_file};
 
@@ -50,18 +52,18 @@ fn main() {
         "./dev bench latency",
         "Measures how long comments wait for their decisions at several loads, and after an overload",
         vec![
-            option("seconds", "N", "Time at each load (default: 30)"),
+            number::<f64>("seconds", "N", "Time at each load (default: 30)"),
             repeated_option("set", "KEY=VALUE", "Setting of the daemon in TOML"),
             option("brokers", "ADDRESS", "Apache Kafka node to measure on"),
             flag("apache-only", "Leave out the embedded broker"),
             flag("attack", "Measure while the API is attacked or overloaded"),
-            option("duplicates", "SHARE", "Measure a flood of identical comments"),
-            option(
+            number::<f64>("duplicates", "SHARE", "Measure a flood of identical comments"),
+            number::<f64>(
                 "load",
                 "SHARE",
                 "Measure this share of the capacity alone, and write no results",
             ),
-            option(
+            number::<f64>(
                 "capacity",
                 "RATE",
                 "Capacity in comments per second, instead of measuring it",
@@ -74,7 +76,7 @@ fn main() {
     if attack::attack_if_requested() {
         return;
     }
-    let seconds: f64 = argument("seconds").map_or(30.0, |value| value.parse().unwrap());
+    let seconds: f64 = number_argument("seconds").unwrap_or(30.0);
     let settings: Vec<String> = arguments("set");
     let mut brokers = Vec::new();
     if !has_flag("apache-only") {
@@ -84,8 +86,7 @@ fn main() {
         Some(broker) => brokers.push(("Apache Kafka, exactly once", broker)),
         None => print("Apache Kafka: not measured, because neither --brokers nor MODERATORD_TEST_BROKERS is set"),
     }
-    if let Some(share) = argument("duplicates") {
-        let share = share.parse().unwrap();
+    if let Some(share) = number_argument("duplicates") {
         brokers
             .into_iter()
             .for_each(|(name, broker)| flood(name, broker, share, &settings));
@@ -98,9 +99,9 @@ fn main() {
         }
         return;
     }
-    if let Some(share) = argument("load") {
+    if let Some(share) = number_argument("load") {
         for (_, mut broker) in brokers {
-            drop(levels(&mut broker, time, &settings, &[share.parse().unwrap()]));
+            drop(levels(&mut broker, time, &settings, &[share]));
         }
         return;
     }
@@ -137,10 +138,7 @@ fn levels(broker: &mut Broker, time: Duration, settings: &[String], shares: &[f6
     let daemon = Daemon::start(broker, settings);
     let mut load = Load::start(broker, &daemon.topics, 0.0);
     load.wait_until_ready();
-    let capacity = match argument("capacity") {
-        Some(rate) => rate.parse().unwrap(),
-        None => load.capacity(CAPACITY_TIME),
-    };
+    let capacity = number_argument("capacity").unwrap_or_else(|| load.capacity(CAPACITY_TIME));
     print(LevelFigures::HEADER);
     let mut levels = Vec::new();
     for &share in shares {

@@ -33,7 +33,7 @@ use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use moderatord::ops::memory;
 use results::{Figures, Measured};
-use support::arguments::{argument, flag, has_flag, option, read_arguments};
+use support::arguments::{argument, flag, has_flag, number, number_argument, option, read_arguments};
 use support::peer::Peer;
 use support::{Random, comment_lengths, cpu_time, random_gemma};
 
@@ -49,8 +49,8 @@ fn main() {
         "./dev bench cpu",
         "Compares the scorer on the CPU with PyTorch, llama.cpp and candle-transformers",
         vec![
-            option("comments", "N", "Number of comments (default: 64)"),
-            option("rounds", "N", "Number of rounds (default: 5)"),
+            number::<usize>("comments", "N", "Number of comments (default: 64)"),
+            number::<usize>("rounds", "N", "Number of rounds (default: 5)"),
             option(
                 "python",
                 "PATH",
@@ -65,8 +65,8 @@ fn main() {
         ],
     );
     memory::keep_freed_memory();
-    let comments = argument("comments").map_or(64, |value| value.parse().unwrap());
-    let rounds = argument("rounds").map_or(5, |value| value.parse().unwrap());
+    let comments = number_argument("comments").unwrap_or(64);
+    let rounds = number_argument("rounds").unwrap_or(5);
     let python = argument("python").unwrap_or_else(|| "python3".to_owned());
     let threads = rayon::current_num_threads();
     let folder = tempfile::tempdir().unwrap();

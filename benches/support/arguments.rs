@@ -1,9 +1,10 @@
 //! The arguments of a benchmark.
 //!
-//! A benchmark declares them before it does anything else. `--help` prints them, and unknown ones are refused, because a
-//! benchmark that ignored them would measure something else than was asked for, for minutes.
+//! A benchmark declares them before it does anything else. `--help` prints them, and unknown ones are refused, because
+//! a benchmark that ignored them would measure something else than was asked for, for minutes.
 
 use std::ffi::OsString;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 use clap::error::Error;
@@ -12,8 +13,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 /// The exit code for a wrong command line, as of `moderatord` and `./dev`.
 const WRONG_USAGE: i32 = 64;
 
-/// Ends a benchmark with exit code 0 once its arguments have been checked. Scripts check them this way before they start
-/// or install anything.
+/// Ends a benchmark with exit code 0 once its arguments have been checked. Scripts check them this way before they
+/// start or install anything.
 const CHECK: &str = "check-arguments";
 
 static GIVEN: OnceLock<ArgMatches> = OnceLock::new();
@@ -57,6 +58,14 @@ pub fn option(name: &'static str, value: &'static str, help: &'static str) -> Ar
     option.overrides_with(name)
 }
 
+/// Declares `--NAME VALUE` with a number of this type.
+pub fn number<T>(name: &'static str, value: &'static str, help: &'static str) -> Arg
+where
+    T: FromStr<Err: std::error::Error + Send + Sync> + Copy + Send + Sync + 'static,
+{
+    option(name, value, help).value_parser(T::from_str)
+}
+
 /// Declares `--NAME VALUE`, which may be given several times.
 pub fn repeated_option(name: &'static str, value: &'static str, help: &'static str) -> Arg {
     let option = Arg::new(name).long(name).value_name(value).help(help);
@@ -72,6 +81,11 @@ pub fn flag(name: &'static str, help: &'static str) -> Arg {
 /// Returns the value of an argument.
 pub fn argument(name: &str) -> Option<String> {
     given().get_one(name).cloned()
+}
+
+/// Returns the value of an argument that was declared as a number of this type.
+pub fn number_argument<T: Copy + Send + Sync + 'static>(name: &str) -> Option<T> {
+    given().get_one(name).copied()
 }
 
 /// Returns the values of an argument that may be given several times.

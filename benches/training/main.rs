@@ -25,7 +25,7 @@ use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
 use moderatord::model::training::{Example, LoraVariables, Trainable, Variables};
 use moderatord::ops::memory;
-use support::arguments::{argument, option, read_arguments};
+use support::arguments::{argument, number, number_argument, option, read_arguments};
 use support::peer::Peer;
 use support::{Random, cpu_time, median, random_gemma};
 
@@ -40,7 +40,7 @@ fn main() {
         "./dev bench training",
         "Compares a step of LoRA training on the CPU with PyTorch and PEFT",
         vec![
-            option("rounds", "N", "Number of rounds (default: 7)"),
+            number::<usize>("rounds", "N", "Number of rounds (default: 7)"),
             option(
                 "python",
                 "PATH",
@@ -49,7 +49,7 @@ fn main() {
         ],
     );
     memory::keep_freed_memory();
-    let rounds = argument("rounds").map_or(7, |value| value.parse().unwrap());
+    let rounds = number_argument("rounds").unwrap_or(7);
     let python = argument("python").unwrap_or_else(|| "python3".to_owned());
     let threads = rayon::current_num_threads();
     let folder = tempfile::tempdir().unwrap();
