@@ -132,14 +132,9 @@ impl Call {
         let Ok(body) = serde_json::to_vec(value) else {
             return Ok(json(value));
         };
-        let mut memory = self.shared.bodies.begin(&self.caller);
-        if !memory.grow(body.len()) {
-            return Err(ApiError::new(
-                Kind::Busy,
-                "too many answers are being sent, and the share of this caller is used up; try again",
-            ));
-        }
-        let body = memory.hold().with(body);
+        let memory = self.shared.bodies.answer(&self.caller, body.len());
+        let busy = || ApiError::new(Kind::Busy, "too many answers are being sent; try again");
+        let body = memory.ok_or_else(busy)?.with(body);
         Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
     }
 
@@ -167,8 +162,8 @@ impl Call {
         self.decide_comments(&comments(texts, community_id)?).await
     }
 
-    /// Scores a text with parts of it, and decides on each as a comment of the community. Only the decision on the whole is
-    /// counted.
+    /// Scores a text with parts of it, and decides on each as a comment of the community. Only the decision on the whole
+    /// is counted.
     ///
     /// # Errors
     /// Fails like [`Call::decide`].

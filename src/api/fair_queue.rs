@@ -40,7 +40,7 @@ impl<T> FairQueue<T> {
     /// Puts an item at the end of those of its caller.
     pub fn push(&mut self, caller: &Arc<str>, item: T) {
         if self.items == 0 {
-            // Nobody waited, so nobody is owed anything.
+            // Debts end when the queue is empty.
             self.flows.clear();
         }
         self.items += 1;
@@ -63,7 +63,7 @@ impl<T> FairQueue<T> {
         next.finished = self.now + 1;
         self.items -= 1;
         let item = next.items.pop_front();
-        // A caller that owes nothing is as good as a new one.
+        // Callers without items or debts are forgotten.
         self.flows
             .retain(|_, flow| !flow.items.is_empty() || flow.finished > self.now);
         item

@@ -1,8 +1,8 @@
 //! The texts that wait to be scored for callers of the API.
 //!
 //! Their number is bounded: a request whose texts do not all find a place is turned away at once, so that a caller
-//! learns early, and those who wait do not wait for long. `shares` says who finds a place, and `fair_queue` whose text is
-//! next.
+//! learns early, and those who wait do not wait for long. `shares` says who finds a place, and `fair_queue` whose text
+//! is next.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -111,8 +111,8 @@ impl Intake {
         (intake, submissions)
     }
 
-    /// Hands in the texts of a caller's request, whose body takes this memory. Each receiver yields the answer to one of
-    /// them, in their order; it fails if the text is dropped unscored.
+    /// Hands in the texts of a caller's request, whose body takes this memory. Each receiver yields the answer to one
+    /// of them, in their order; it fails if the text is dropped unscored.
     ///
     /// # Errors
     /// Returns the reason if the texts are not taken; then none of them is.
@@ -157,7 +157,7 @@ impl Intake {
         self.is_stopping.store(true, Ordering::Relaxed);
     }
 
-    /// Tells the other end that it ends once it has read what was taken.
+    /// Ends the other end once it has read what was taken.
     pub fn close(&self) {
         lock(&self.state).arrivals = None;
     }
@@ -165,6 +165,12 @@ impl Intake {
     /// Returns how many texts wait or are being scored.
     pub fn waiting(&self) -> usize {
         lock(&self.state).places.taken()
+    }
+}
+
+impl Drop for Intake {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -293,6 +299,15 @@ mod tests {
         let refused = submit(&intake, texts(2), Instant::now(), &HeldMemory::default()).unwrap_err();
         assert_eq!((refused, intake.waiting()), (Refused::Stopping, 0));
     }
+
+    #[test]
+    fn the_other_end_ends_without_the_intake() {
+        let (intake, received) = Intake::new(2);
+        let taken = submit(&intake, texts(1), Instant::now(), &HeldMemory::default());
+        drop(intake);
+        assert!(taken.is_ok() && take(&received).is_some() && take(&received).is_none());
+    }
+
     #[test]
     fn a_caller_that_has_filled_the_queue_neither_keeps_others_out_nor_makes_them_wait() {
         let (intake, received) = Intake::new(4);

@@ -61,6 +61,17 @@ impl BodyMemory {
         }
     }
 
+    /// Takes memory for an answer, whatever the caller's share: its request was taken, and the work is done. Returns `None`
+    /// if the memory for all callers is used up.
+    pub fn answer(&self, caller: &Arc<str>, bytes: usize) -> Option<HeldMemory> {
+        let mut memory = self.begin(caller);
+        if !self.shares().take_beyond_share(caller, bytes) {
+            return None;
+        }
+        memory.taken = bytes;
+        Some(memory.hold())
+    }
+
     fn shares(&self) -> MutexGuard<'_, Shares> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,7 +80,7 @@ impl BodyMemory {
 impl GrowingMemory {
     /// Takes so many bytes more, and returns whether the caller may have them.
     pub fn grow(&mut self, bytes: usize) -> bool {
-        let is_taken = self.all.shares().take(&self.caller, bytes);
+        let is_taken = self.all.shares().take_more(&self.caller, self.taken, bytes);
         if is_taken {
             self.taken += bytes;
         }
@@ -98,7 +109,7 @@ mod tests {
     fn bytes_hold_their_memory_until_the_last_copy_is_gone() {
         let (all, caller) = (BodyMemory::new(10), Arc::from("forum"));
         let mut memory = all.begin(&caller);
-        assert!(memory.grow(4) && memory.grow(4) && !memory.grow(4));
+        assert!(memory.grow(4) && memory.grow(4) && !all.begin(&caller).grow(4));
         let bytes = memory.hold().with(b"12345678".to_vec());
         let part = bytes.slice(2..4);
         drop(bytes);
@@ -110,12 +121,17 @@ mod tests {
     #[test]
     fn a_caller_that_has_taken_all_that_it_may_leaves_memory_for_others() {
         let all = BodyMemory::new(10);
-        let [mut forum, mut game, mut wiki] = ["forum", "game", "wiki"].map(|name| all.begin(&name.into()));
-        assert!(forum.grow(10) && !forum.grow(1));
-        assert!(game.grow(5) && !game.grow(1));
-        // There is never more than the limit.
-        assert!(!wiki.grow(6) && wiki.grow(3) && !wiki.grow(1));
-        drop(forum);
-        assert!(game.grow(2));
+        let begin = |caller: &str| all.begin(&caller.into());
+        let (mut first, mut second) = (begin("forum"), begin("forum"));
+        assert!(first.grow(5) && second.grow(5) && !second.grow(1) && !begin("forum").grow(1));
+        let mut game = begin("game");
+        assert!(game.grow(5) && !begin("game").grow(1));
+        // The only body of a caller may be larger than its share, but there is never more than the limit.
+        let mut wiki = begin("wiki");
+        assert!(wiki.grow(2) && wiki.grow(2) && !wiki.grow(2) && wiki.grow(1));
+        assert!(all.answer(&"wiki".into(), 1).is_none());
+        drop(first);
+        // An answer does not depend on the share.
+        assert!(!begin("game").grow(1) && all.answer(&"game".into(), 1).is_some());
     }
 }

@@ -41,7 +41,7 @@ const FAILURES: [(Kind, &str); 8] = [
     ),
     (
         Kind::Busy,
-        "the caller's share of the queue is used up; try again after `Retry-After`",
+        "the caller's share of the queue, or of the memory for bodies, is used up; try again after `Retry-After`",
     ),
     (Kind::Unavailable, "the service is stopping"),
     (Kind::TimedOut, "not scored in time"),

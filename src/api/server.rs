@@ -41,8 +41,8 @@ const HEAD_TIME: Duration = Duration::from_secs(30);
 /// The age at which a connection is closed after the request in progress, so that callers spread over new processes.
 const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
 
-/// The memory for the bodies of a caller's requests, in bodies of the largest size. All callers together may have twice as
-/// much.
+/// The memory for the bodies of a caller's requests, in bodies of the largest size. All callers together may have twice
+/// as much.
 const BODIES: usize = 32;
 
 /// How often the gauge of waiting comments is set.

@@ -1,13 +1,13 @@
 //! Divides places between the callers that hold some.
 //!
-//! While nobody else holds a place, a caller may take them all. If they are all taken, a caller that holds less than its
-//! share can still take more, so that it does not depend on what the others do. The share is an equal part for each caller
-//! that holds a place.
+//! While nobody else holds a place, a caller may take them all. If they are all taken, a caller that holds less than
+//! its share can still take more, so that it does not depend on what the others do. The share is an equal part for each
+//! caller that holds a place.
 //!
-//! The places that are taken can therefore exceed the maximum: with two callers by half of it, and with `n` callers by
-//! the maximum times 1/2 + 1/3 + ... + 1/n, or by one request of each caller if that is more than its share. The number
-//! of callers is limited, and so is this. The excess ends as the places are given back, because a caller above its share
-//! gets no more of them until then.
+//! The places that are taken can therefore exceed the maximum: each further caller adds at most its share, or one request
+//! if that is more. Without such requests, `n` callers take at most the maximum times 1 + 1/2 + 1/3 + ... + 1/n. The
+//! number of callers is limited, and so is this. The excess ends as the places are given back, because a caller above its
+//! share gets no more of them until then.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub(super) struct Shares {
     max: usize,
-    /// What is never exceeded, whatever the shares.
+    /// The maximum including the excess.
     limit: usize,
     taken: usize,
     /// Only callers that hold a place.
@@ -34,31 +34,37 @@ impl Shares {
         }
     }
 
-    /// Sets how many places there are with the excess.
+    /// Sets the maximum including the excess.
     pub fn with_limit(self, limit: usize) -> Self {
         Self { limit, ..self }
     }
 
-    /// Takes this many places for a caller, or none. Returns whether it did.
+    /// Takes this many places for a caller's request, or none. Returns whether it did.
     pub fn take(&mut self, caller: &Arc<str>, count: usize) -> bool {
-        if count == 0 {
-            return true;
-        }
+        self.take_more(caller, 0, count)
+    }
+
+    /// Takes this many places, or none, for a request that holds `held` already. Returns whether it did.
+    pub fn take_more(&mut self, caller: &Arc<str>, held: usize, count: usize) -> bool {
         let own = self.by_caller.get(caller).copied().unwrap_or(0);
         let callers = self.by_caller.len() + usize::from(own == 0);
+        let is_free = self.taken.saturating_add(count) <= self.max;
+        // The only request of a caller must not wait for all others to end if it is larger than the share.
+        let is_below_share = own == held || own + count <= self.max / callers;
+        (count == 0 || is_free || is_below_share) && self.take_beyond_share(caller, count)
+    }
+
+    /// Takes this many places, or none, whatever the caller's share. Returns whether it did.
+    pub fn take_beyond_share(&mut self, caller: &Arc<str>, count: usize) -> bool {
         let taken = self.taken.saturating_add(count);
         if taken > self.limit {
             return false;
         }
-        let is_free = taken <= self.max;
-        // A request that is larger than the share must not wait for all others to end.
-        let is_below_share = own == 0 || own + count <= self.max / callers;
-        if is_free || is_below_share {
+        if count > 0 {
             self.taken = taken;
             *self.by_caller.entry(Arc::clone(caller)).or_default() += count;
-            return true;
         }
-        false
+        true
     }
 
     /// Gives back this many of the places that a caller holds.
