@@ -12,7 +12,8 @@ use crate::message::Thresholds;
 /// The name and version of the rules by which texts are judged to be in the scope of a model (`prompt/scope`).
 const SCOPE_VERSION: &str = "scope-1";
 
-/// The thresholds of the deployment and of single communities, and what becomes of comments that the model cannot judge.
+/// The thresholds of the deployment and of single communities, and what becomes of comments that the model cannot
+/// judge.
 #[derive(Debug, Clone)]
 pub struct Policy {
     thresholds: Thresholds,

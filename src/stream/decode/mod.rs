@@ -1,8 +1,8 @@
 //! Decodes the bytes of one comment event into a [`Comment`].
 //!
 //! Decoding does no I/O and is safe for untrusted input: size and nesting are limited, and duplicate fields are
-//! rejected. A byte order mark is skipped, and half of a surrogate pair is read as U+FFFD and counted. An error names the field, what was found and what was expected, and never quotes the event. The caller
-//! handles null values (tombstones).
+//! rejected. A byte order mark is skipped, and half of a surrogate pair is read as U+FFFD and counted. An error names the
+//! field, what was found and what was expected, and never quotes the event. The caller handles null values (tombstones).
 
 #[cfg(test)]
 mod tests;

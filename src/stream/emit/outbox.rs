@@ -135,7 +135,7 @@ impl Outbox {
 
     /// Returns why the producer can no longer be used, if it cannot: the code and its description.
     ///
-    /// The calls and delivery reports that follow a fatal error often tell no more than that there was one.
+    /// The calls and delivery reports that follow a fatal error often do not name it.
     pub fn fatal_error(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.producer.client().fatal_error()
     }

@@ -221,12 +221,12 @@ impl Emitter {
     fn replace_producer(&mut self, cause: &Cause) -> Result<(), StreamError> {
         let start = Instant::now();
         if cause.is_fenced {
-            let has_timed_out = self.outbox.age(start) >= self.timeouts.transaction;
+            let may_have_timed_out = self.outbox.age(start) >= self.timeouts.transaction;
             let other = self.find_other_process();
             let is_known = other.is_some();
             self.fences
                 .retain(|&fence| start.saturating_duration_since(fence) < FENCE_INTERVAL);
-            if !has_timed_out {
+            if !may_have_timed_out {
                 self.fences.push(start);
             }
             if is_known || self.fences.len() > MAX_FENCES {

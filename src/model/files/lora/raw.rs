@@ -80,8 +80,8 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for InOrder<T> {
 }
 
 impl RawAdapterConfig {
-    /// Returns whether the adapter replaces the unembedding by a classification head. PEFT adds `score` to the modules of
-    /// every adapter for `SEQ_CLS`.
+    /// Returns whether the adapter replaces the unembedding by a classification head. PEFT adds `score` to the modules
+    /// of every adapter for `SEQ_CLS`.
     pub(super) fn declares_head(&self) -> bool {
         let saves_head = self.modules_to_save.iter().flatten().any(|module| module == "score");
         saves_head || self.task_type.as_deref() == Some("SEQ_CLS")
