@@ -30,6 +30,7 @@ mod bad_files;
 mod batch_invariance;
 mod bench_arguments;
 mod bundled_model;
+mod heads;
 mod imitations;
 mod model_defaults;
 mod oracle;
