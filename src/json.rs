@@ -124,6 +124,18 @@ impl<'a> Document<'a> {
     }
 }
 
+/// Returns the type of a value in words, for errors that must not quote it.
+pub(crate) fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
 /// Returns the offset of each escape that is half of a surrogate pair without the other half.
 ///
 /// A backslash outside of a string is not JSON, so strings need not be told apart.

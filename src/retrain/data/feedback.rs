@@ -7,7 +7,7 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::json::{Document, JsonError};
+use crate::json::{Document, JsonError, type_name};
 
 /// Who gave a label. The order is that of trust: the first is trusted most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -192,17 +192,6 @@ fn wrong(field: &'static str, found: &str, expected: &'static str) -> FeedbackEr
     }
 }
 
-fn type_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
 /// The fields of one record, which is an object.
 struct Fields<'a>(Document<'a>);
 
@@ -215,7 +204,7 @@ impl Fields<'_> {
         match self.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::String(text)) => Ok(Some(text.clone())),
-            Some(other) => Err(wrong(field, type_of(other), "a string")),
+            Some(other) => Err(wrong(field, type_name(other), "a string")),
         }
     }
 
@@ -226,7 +215,7 @@ impl Fields<'_> {
             Some(Value::String(text)) => Ok(Some(text.clone())),
             Some(other) => match self.0.integer(&format!("/{field}")) {
                 Some(digits) => Ok(Some(digits)),
-                None => Err(wrong(field, type_of(other), "a string or an integer")),
+                None => Err(wrong(field, type_name(other), "a string or an integer")),
             },
         }
     }
@@ -235,7 +224,7 @@ impl Fields<'_> {
         match self.get(field) {
             None | Some(Value::Null) => Ok(None),
             Some(Value::Number(number)) => Ok(number.as_f64()),
-            Some(other) => Err(wrong(field, type_of(other), "a number")),
+            Some(other) => Err(wrong(field, type_name(other), "a number")),
         }
     }
 }
@@ -251,7 +240,7 @@ fn label(value: Option<&Value>) -> Result<f32, FeedbackError> {
             Some(value) if (0.0..=1.0).contains(&value) => Ok(value as f32),
             _ => Err(wrong("label", &number.to_string(), EXPECTED)),
         },
-        Some(other) => Err(wrong("label", type_of(other), EXPECTED)),
+        Some(other) => Err(wrong("label", type_name(other), EXPECTED)),
     }
 }
 
@@ -264,7 +253,7 @@ fn inclusion(sample: Option<&Value>) -> Result<Option<f32>, FeedbackError> {
             Some(rate) if rate as f32 > 0.0 && rate <= 1.0 => Ok(Some(rate as f32)),
             _ => Err(wrong("sample", "an object without a valid `rate`", EXPECTED)),
         },
-        Some(other) => Err(wrong("sample", type_of(other), EXPECTED)),
+        Some(other) => Err(wrong("sample", type_name(other), EXPECTED)),
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::error::Category;
 
 use super::record::Header;
 use crate::config::{FieldLocation, FieldLocations, InputFields};
-use crate::json::{Document, JsonError};
+use crate::json::{Document, JsonError, type_name};
 use crate::message::{Comment, Op};
 
 /// The reason why an event cannot be decoded. Never quotes the event.
@@ -276,17 +276,6 @@ fn unexpected(field: &FieldLocations, found: Option<&Value>, expected: &'static 
             found: type_name(value),
             expected,
         },
-    }
-}
-
-fn type_name(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
     }
 }
 
