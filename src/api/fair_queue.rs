@@ -161,7 +161,7 @@ mod tests {
 
     #[test]
     fn no_caller_is_remembered_for_ever() {
-        // Neither while another always waits nor while nobody does.
+        // With and without a backlog of another caller.
         for backlog in [0, 10_000] {
             let ([a, ..], mut queue) = (callers(), FairQueue::default());
             push(&mut queue, &a, backlog);

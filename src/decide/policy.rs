@@ -34,7 +34,7 @@ impl Policy {
             format: u32,
             thresholds: &'a Thresholds,
             communities: &'a BTreeMap<String, Thresholds>,
-            // A model without languages of its own has no scope, and its policies keep the hashes that they had before.
+            // Left out if the model lists no languages, so that the hashes of such policies stay as they were.
             #[serde(skip_serializing_if = "Option::is_none")]
             scope: Option<CanonicalScope<'a>>,
         }

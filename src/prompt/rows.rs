@@ -45,8 +45,8 @@ impl Prompter {
         })
     }
 
-    /// Returns what `build` makes of windows with so many tokens of the text, such that the `longest` row has no more
-    /// tokens than `prompt.max_window_tokens` allows.
+    /// Calls `build` with a number of tokens of the text per window, and returns its result once the `longest` row fits
+    /// into `prompt.max_window_tokens`.
     ///
     /// In the frame, a window can have more tokens than its share of the text's tokens: it is extended to complete
     /// characters, and it can merge with the frame differently. Smaller windows are tried then. If they are still too
