@@ -1,4 +1,4 @@
-//! Lists the members of a consumer group.
+//! The members of a consumer group, and which of them a consumer is.
 
 #![expect(unsafe_code, reason = "the rdkafka crate does not offer rd_kafka_memberid")]
 
@@ -35,7 +35,7 @@ pub(crate) fn others<C: ConsumerContext>(
     client_id: &str,
     timeout: Duration,
 ) -> KafkaResult<Vec<GroupMember>> {
-    let own = own_id(consumer);
+    let own = member_id(consumer);
     let list = consumer.fetch_group_list(Some(group), timeout)?;
     let members = list.groups().iter().flat_map(|group| group.members());
     let members = members.map(|member| GroupMember {
@@ -49,7 +49,7 @@ pub(crate) fn others<C: ConsumerContext>(
 }
 
 /// Returns the id that the group has given to this consumer, or `None` if it is not a member at the moment.
-fn own_id<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<String> {
+pub(crate) fn member_id<C: ConsumerContext>(consumer: &BaseConsumer<C>) -> Option<String> {
     // SAFETY: the client outlives this call. The string that is returned belongs to the caller, who frees it with
     // librdkafka's own function after copying it.
     unsafe {

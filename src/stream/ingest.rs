@@ -155,7 +155,7 @@ impl RecordReader<'_> {
         let mut missing_since = None;
         self.consumer
             .subscribe(&[self.topic])
-            .map_err(|error| StreamError::kafka("subscribe to the comments topic", &error))?;
+            .map_err(|error| self.failure("subscribe to the comments topic", &error))?;
         while !self.control.is_ending() {
             if last_topic_check.elapsed() >= TOPIC_CHECK_INTERVAL {
                 match self.membership().topic_state(self.consumer) {
@@ -243,14 +243,14 @@ impl RecordReader<'_> {
         self.membership().is_paused.store(true, Ordering::Relaxed);
         debug!("too much in flight: pausing");
         let paused = self.consumer.pause(&self.owned_partitions());
-        paused.map_err(|error| StreamError::kafka("pause reading", &error))
+        paused.map_err(|error| self.failure("pause reading", &error))
     }
 
     fn resume(&self) -> Result<(), StreamError> {
         self.membership().is_paused.store(false, Ordering::Relaxed);
         debug!("resuming");
         let resumed = self.consumer.resume(&self.owned_partitions());
-        resumed.map_err(|error| StreamError::kafka("resume reading", &error))
+        resumed.map_err(|error| self.failure("resume reading", &error))
     }
 
     /// Lists the owned partitions. The list must be dropped before the consumer.
@@ -260,6 +260,10 @@ impl RecordReader<'_> {
             list.add_partition(self.topic, partition);
         }
         list
+    }
+
+    fn failure(&self, doing: &'static str, error: &KafkaError) -> StreamError {
+        self.membership().failure(self.consumer, doing, error)
     }
 
     fn membership(&self) -> &Membership {
@@ -275,13 +279,8 @@ impl RecordReader<'_> {
                 warn!(reason = reason(&error), "cannot read the comments topic at the moment");
                 Ok(())
             }
-            ErrorClass::Fenced => Err(StreamError::Fenced {
-                doing: "read the comments topic",
-                reason: reason(&error),
-                other: self.membership().other_process(self.consumer),
-            }),
             class if class.is_permanent() || matches!(error, KafkaError::MessageConsumptionFatal(_)) => {
-                Err(StreamError::kafka("read the comments topic", &error))
+                Err(self.failure("read the comments topic", &error))
             }
             // The client recovers by itself, and its context logs conditions that persist.
             _ => {
@@ -321,7 +320,7 @@ impl RecordReader<'_> {
         self.consumer.unsubscribe();
         self.consumer
             .subscribe(&[self.topic])
-            .map_err(|error| StreamError::kafka("subscribe to the comments topic", &error))
+            .map_err(|error| self.failure("subscribe to the comments topic", &error))
     }
 
     /// Ends the stream, or continues from the oldest offset available, after retention has deleted records that were
@@ -354,7 +353,7 @@ impl RecordReader<'_> {
             let sought = self
                 .consumer
                 .seek(self.topic, position.partition, Offset::Offset(target), SEEK_TIMEOUT);
-            sought.map_err(|error| StreamError::kafka("seek to an offset", &error))?;
+            sought.map_err(|error| self.failure("seek to an offset", &error))?;
         }
         Ok(())
     }

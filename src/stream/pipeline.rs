@@ -9,8 +9,8 @@
 //! Each stage is a thread. A stage ends when the one before it has ended and its channel is empty, so a drain runs from
 //! upstream to downstream. When a stage fails, all of them end.
 
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 use std::thread::{Builder, JoinHandle};
 use std::time::Instant;
 
@@ -177,6 +177,7 @@ impl Pipeline {
                 client: Arc::clone(&client),
                 control: Arc::clone(&control),
                 rebalances: rebalance.clone(),
+                member_id: Mutex::new(None),
                 must_rejoin: AtomicBool::new(false),
                 is_paused: AtomicBool::new(false),
             }

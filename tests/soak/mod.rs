@@ -11,7 +11,7 @@ mod injector;
 mod load;
 mod memory;
 mod observer;
-mod proxy;
+pub mod proxy;
 mod registry;
 mod tables;
 mod waiting;

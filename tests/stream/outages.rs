@@ -8,7 +8,7 @@ use crate::broker::{Broker, PATIENCE, unique, variable};
 use crate::cluster::Cluster;
 use crate::daemon::{Names, Scripted, Setup, eventually};
 use crate::flow::{assert_each_once, await_committed, comment};
-use crate::process::{Process, await_end, judge, produce_slowly};
+use crate::process::{Process, await_end, judge, produce_slowly, produce_until};
 
 /// Letters that no compression makes much smaller.
 fn noise(length: usize, seed: u64) -> String {
@@ -275,15 +275,8 @@ fn of_two_processes_with_the_same_name_one_ends_and_names_the_other() {
         let mut verdict = None;
         let has_ended = AtomicBool::new(false);
         std::thread::scope(|scope| {
-            let written = scope.spawn(|| {
-                let mut ids = 0..50;
-                // Only a process that has something to commit notices the other.
-                while !has_ended.load(Ordering::Relaxed) {
-                    produce_slowly(&names.comments, ids.clone(), 2, Duration::from_millis(200), 50);
-                    ids = ids.end..ids.end + 50;
-                }
-                ids.start
-            });
+            // Only a process that has something to commit notices the other.
+            let written = scope.spawn(|| produce_until(&has_ended, &names.comments, 2));
             let mut twins = folders
                 .each_ref()
                 .map(|folder| Process::start_with(folder.path(), &names, "twin", &settings));

@@ -3,12 +3,14 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::broker::{Broker, PATIENCE, script, variable};
 use crate::common::process::{Start, send_signal};
 use crate::common::{fixture, without_settings};
 use crate::daemon::{Names, eventually};
+use crate::soak::proxy::{JOIN_GROUP, Proxy};
 
 /// Returns the settings of a daemon that serves the reference checkpoint, with properties of its Kafka clients.
 pub fn settings(brokers: &str, names: &Names, instance: &str, properties: &str) -> String {
@@ -157,6 +159,16 @@ pub fn produce_slowly(topic: &str, ids: Range<usize>, partitions: usize, pause: 
     }
 }
 
+/// Writes 400 events per second until a test has seen enough, and returns how many it has written.
+pub fn produce_until(is_enough: &AtomicBool, topic: &str, partitions: usize) -> usize {
+    let mut count = 0;
+    while !is_enough.load(Ordering::Relaxed) {
+        produce_slowly(topic, count..count + 100, partitions, Duration::from_millis(250), 100);
+        count += 100;
+    }
+    count
+}
+
 pub fn await_end(broker: &Broker, names: &Names, partitions: i32, count: i64) {
     let start = Instant::now();
     let mut seen = (0, start);
@@ -297,6 +309,48 @@ fn a_zombie_cannot_write_to_partitions_that_another_has_taken_over() {
         let rest = twins.iter_mut().filter_map(|twin| twin.is_running().then_some(twin));
         for process in rest.chain([&mut other]) {
             assert!(process.is_running(), "{}", process.log());
+            process.signal("TERM");
+            assert_eq!(process.wait(), Some(0), "{}", process.log());
+        }
+    });
+    let verdict = judge(&broker.address(), &names);
+    assert_eq!(verdict["ok"], true, "{verdict}");
+}
+
+/// A static member that is expelled while it joins again finds out by the answer to its request to join. It must not
+/// continue with the partitions where it was, because another process has read and committed them in the meantime.
+///
+/// If both processes claim a partition, librdkafka's assignor seems to leave it to the one whose name comes last, so that
+/// is the one that is expelled here.
+#[test]
+#[ignore = "needs Apache Kafka: tests/kafka/suite"]
+fn a_member_that_is_expelled_while_it_joins_again_starts_over() {
+    let broker = Broker::apache();
+    let proxy = Proxy::start(&variable("PROXY_BROKERS"));
+    let names = Names::create(&broker, "expelled", 4);
+    let folder = tempfile::tempdir().unwrap();
+    let count = || -> i64 { broker.committed(&names.group, &names.comments, 4).iter().sum() };
+    let is_released = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| produce_until(&is_released, &names.comments, 4));
+        let through_proxy = [("KAFKA__BROKERS", variable("PROXY_BROKERS"))];
+        let through_proxy = through_proxy.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let mut expelled = Process::start_with(folder.path(), &names, "zombie", &through_proxy);
+        eventually("the only member commits", || count() > 0);
+        proxy.hold(JOIN_GROUP);
+        let mut other = Process::start(folder.path(), &names, "other");
+        eventually("the only member joins again", || proxy.held_count() > 0);
+        eventually("the other one has all partitions", || {
+            other.log().contains("assigned partitions=[0, 1, 2, 3]")
+        });
+        let before = count();
+        eventually("the other one commits", || count() > before + 100);
+        proxy.release();
+        is_released.store(true, Ordering::Relaxed);
+        await_end(&broker, &names, 4, i64::try_from(load.join().unwrap()).unwrap());
+        let log = expelled.log();
+        assert!(log.contains("assignment lost"), "{log}");
+        for process in [&mut expelled, &mut other] {
             process.signal("TERM");
             assert_eq!(process.wait(), Some(0), "{}", process.log());
         }

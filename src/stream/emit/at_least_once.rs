@@ -36,13 +36,19 @@ impl Emitter {
         let consumer = self.consumer.get();
         let offsets = offsets_to_commit(&self.origin.topic, &self.group, &self.committed.metadata())
             .map_err(|error| StreamError::kafka("list offsets", &error))?;
-        if offsets.count() > 0
-            && let Err(error) = consumer.commit(&offsets, CommitMode::Sync)
-        {
+        let committed = if offsets.count() == 0 {
+            Ok(())
+        } else if !consumer.context().is_same_member(&consumer) {
+            // As a new member, it could set offsets back that others have committed in the meantime.
+            Err("the group has expelled this process".to_owned())
+        } else {
+            let committed = consumer.commit(&offsets, CommitMode::Sync);
+            committed.map_err(|error| format!("cannot commit offsets: {}", reason(&error)))
+        };
+        if let Err(reason) = committed {
             // The outputs are written, and only their offsets are missing. A later commit covers them, or the new owner
             // of the partition writes the outputs again; readers recognise duplicates by the decision's id.
             let now = Instant::now();
-            let reason = format!("cannot commit offsets: {}", reason(&error));
             self.outage.note_failure(start, now, &reason);
             self.group.retain_owned(&self.ownership, leaving);
             self.group.defer(now + self.backlog.back_off(now));

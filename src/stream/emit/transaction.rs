@@ -135,9 +135,13 @@ impl Transaction<'_> {
         deadline: Instant,
     ) -> Result<(), Failure> {
         self.await_acknowledgements(deadline)?;
-        // The metadata must be read before the check: if the assignment changes in between, they belong to an earlier
+        // The metadata must be read before the checks: if the assignment changes in between, they belong to an earlier
         // generation of the group, and the broker refuses them.
         let metadata = self.consumer.group_metadata();
+        if !self.consumer.context().is_same_member(&self.consumer) {
+            // The metadata are those of a new member, which the broker does not refuse, or of none.
+            return Err(Failure::Abort("the group has expelled this process".to_owned()));
+        }
         let Some(metadata) = metadata.filter(|_| group.is_owned(ownership)) else {
             return Err(Failure::NotOwned);
         };

@@ -8,8 +8,8 @@ mod lookup;
 mod shared;
 mod start;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use crossbeam_channel::{Sender, bounded};
@@ -30,8 +30,8 @@ use super::rebalance::Rebalance;
 use super::status::ClientStatus;
 use crate::config::{OnGap, Start};
 use crate::kafka::client::Timeouts;
-use crate::kafka::errors::reason;
-use crate::kafka::log;
+use crate::kafka::errors::{ErrorClass, reason};
+use crate::kafka::{group_members, log};
 use crate::message::NextOffset;
 use crate::ops::metrics::REBALANCES;
 pub use lookup::{ConsumerPosition, TopicState};
@@ -64,8 +64,11 @@ pub struct Membership {
     pub control: Arc<Control>,
     /// To the emit stage, which owns the transaction.
     pub rebalances: Sender<Rebalance>,
-    /// Set when partitions were assigned whose offsets could not be looked up, because of an outage. They are not owned,
-    /// so nothing is read from them, until the consumer joins the group again.
+    /// The id of the member of the group to which the partitions that this process owns were assigned.
+    pub member_id: Mutex<Option<String>>,
+    /// Set when the client holds partitions that are not owned: their offsets could not be looked up because of an
+    /// outage, or the group has expelled the member to which they were assigned. Nothing is read from them until the
+    /// consumer joins the group again.
     pub must_rejoin: AtomicBool,
     /// Set while reading is paused, so that newly assigned partitions start paused.
     pub is_paused: AtomicBool,
@@ -99,28 +102,67 @@ impl ClientContext for Membership {
 impl ConsumerContext for Membership {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions: Vec<i32> = list.elements().iter().map(|element| element.partition()).collect();
+        self.check_membership(consumer);
         let result = match code {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => self.assign(consumer, list, &partitions),
             _ => self.unassign(consumer, list, &partitions),
         };
         if let Err(error) = result {
-            self.control.fail(StreamError::Kafka {
-                doing: "change the assignment",
-                reason: reason(&error),
-            });
+            self.control
+                .fail(self.failure(consumer, "change the assignment", &error));
         }
     }
 }
 
 impl Membership {
+    /// Gives up all partitions if the group has expelled this consumer without the client's noticing it.
+    ///
+    /// If a static member finds out that it was expelled when it joins again, librdkafka (2.12) joins as a new member and
+    /// keeps the partitions of the old one, at its old position, although others may have read and committed them in the
+    /// meantime.
+    fn check_membership(&self, consumer: &BaseConsumer<Self>) {
+        if self.ownership.partitions().is_empty() {
+            *self.lock_member_id() = group_members::member_id(consumer);
+        } else if !consumer.assignment_lost() && !self.is_same_member(consumer) {
+            warn_lost(&self.ownership.partitions());
+            self.lose_all();
+            self.must_rejoin.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether the consumer is still the member of the group to which the partitions were assigned that this
+    /// process owns. Once it is not, it never is again.
+    pub fn is_same_member(&self, consumer: &BaseConsumer<Self>) -> bool {
+        let owner = self.lock_member_id().clone();
+        owner.is_some() && owner == group_members::member_id(consumer)
+    }
+
+    /// Classifies the error of a call of the consumer, and names the process that has fenced it.
+    pub fn failure(&self, consumer: &BaseConsumer<Self>, doing: &'static str, error: &KafkaError) -> StreamError {
+        match fence(consumer, error) {
+            Some(reason) => StreamError::Fenced {
+                doing,
+                reason,
+                other: self.other_process(consumer),
+            },
+            None => StreamError::kafka(doing, error),
+        }
+    }
+
+    fn lock_member_id(&self) -> MutexGuard<'_, Option<String>> {
+        self.member_id.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn assign(
         &self,
         consumer: &BaseConsumer<Self>,
         list: &mut TopicPartitionList,
         partitions: &[i32],
     ) -> KafkaResult<()> {
-        // A stream that is ending reads nothing more, so it needs no offsets.
-        if !self.control.is_ending() && !partitions.is_empty() {
+        // A stream that is ending reads nothing more, so it needs no offsets, and one that is about to join again gets
+        // other partitions.
+        let is_of_use = !self.control.is_ending() && !self.must_rejoin.load(Ordering::Relaxed);
+        if is_of_use && !partitions.is_empty() {
             self.client.record_starting(Instant::now());
             match self.start_offsets(consumer, list) {
                 Ok(starts) => {
@@ -175,10 +217,7 @@ impl Membership {
     ) -> KafkaResult<()> {
         let is_lost = consumer.assignment_lost();
         if is_lost {
-            warn!(
-                ?partitions,
-                "assignment lost: records in flight will be read again by their new owner"
-            );
+            warn_lost(partitions);
             let lost = Rebalance::Lost(self.with_epochs(partitions));
             self.ownership.revoke(partitions);
             let _ = self.rebalances.send_timeout(lost, self.timeouts.revoke());
@@ -231,4 +270,20 @@ impl Membership {
             warn!(?partitions, "revoked before finished records could be committed");
         }
     }
+}
+
+fn warn_lost(partitions: &[i32]) {
+    warn!(
+        ?partitions,
+        "assignment lost: records in flight will be read again by their new owner"
+    );
+}
+
+/// Returns why the consumer was fenced, if it was. After a fatal error every call fails, often without naming it.
+fn fence(consumer: &BaseConsumer<Membership>, error: &KafkaError) -> Option<String> {
+    if ErrorClass::of_error(error) == ErrorClass::Fenced {
+        return Some(reason(error));
+    }
+    let (code, reason) = consumer.client().fatal_error()?;
+    (ErrorClass::of(code) == ErrorClass::Fenced).then_some(reason)
 }
