@@ -4,7 +4,7 @@
     fp8_accuracy.py CHECKPOINT CORPUS.jsonl...
 
 CHECKPOINT is the folder of a Gemma for which the default prompt was made, such as models/moderatord-mini. The corpora are
-those of int8_accuracy.py. Needs PyTorch and transformers.
+those of quantised_accuracy.py. Needs PyTorch and transformers.
 
 `bf16` rounds as the pass on a GPU does: weights, inputs and outputs of all linear layers are bf16, sums and everything
 else f32. `fp8` is that, except for gate, up and down: their weights have a scale for each output, and their inputs one
@@ -19,7 +19,7 @@ import unicodedata
 from pathlib import Path
 
 import torch
-from int8_accuracy import auc, read
+from quantised_accuracy import auc, read
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "models/recipe"))
