@@ -27,6 +27,11 @@ const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a consumer reports on its group, brokers and partitions.
 const STATISTICS_INTERVAL_MS: &str = "1000";
 
+/// How long a client waits before it tries to reach a broker again for the first time. The client's default is 100 ms.
+/// Half of it is also how often a client without a coordinator looks for any broker, which at the default takes a fifth
+/// of a core as long as no broker answers.
+const FIRST_BACKOFF_MS: u64 = 500;
+
 /// librdkafka's default of `max.poll.interval.ms`.
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(300);
 
@@ -61,7 +66,8 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
     config
         .set("client.id", client_id(stream))
         .set("socket.timeout.ms", "10000")
-        // How long a client waits before it tries to reach a broker again; the client's default is ten seconds.
+        .set("reconnect.backoff.ms", FIRST_BACKOFF_MS.to_string())
+        // The longest such wait; the client's default is ten seconds.
         .set("reconnect.backoff.max.ms", "2000");
     match role {
         Role::Consumer => {
@@ -91,6 +97,14 @@ pub fn config(stream: &StreamConfig, role: Role) -> ClientConfig {
     }
     for (name, value) in stream.properties.iter() {
         config.set(name, value);
+    }
+    // The client refuses a first wait that is longer than the longest one.
+    let set: BTreeMap<&str, &str> = stream.properties.iter().collect();
+    if let Some(longest) = set.get("reconnect.backoff.max.ms")
+        && longest.parse().is_ok_and(|longest: u64| longest < FIRST_BACKOFF_MS)
+        && !set.contains_key("reconnect.backoff.ms")
+    {
+        config.set("reconnect.backoff.ms", *longest);
     }
     // The client logs what `debug` asks for only at this level, and our own log then filters it.
     if config.get("debug").is_some() {
@@ -288,6 +302,14 @@ pub(crate) mod tests {
         // librdkafka accepts all names and values.
         consumer.create_native_config().unwrap();
         producer.create_native_config().unwrap();
+    }
+
+    #[test]
+    fn the_first_wait_before_a_connection_is_never_longer_than_the_longest() {
+        let longest = ("MODERATORD__KAFKA__PROPERTIES__RECONNECT_BACKOFF_MAX_MS", "300");
+        let config = config(&stream(&[longest]), Role::Consumer);
+        assert_eq!(config.get("reconnect.backoff.ms"), Some("300"));
+        config.create_native_config().unwrap();
     }
 
     #[test]
