@@ -46,7 +46,7 @@ const CONNECTION_LIFETIME: Duration = Duration::from_secs(600);
 const BODIES: usize = 32;
 
 /// How often the gauge of waiting comments is set.
-const GAUGE_INTERVAL: Duration = Duration::from_secs(1);
+const GAUGE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// How long a stop waits for clients to read the last answers.
 const LAST_ANSWERS: Duration = Duration::from_secs(5);
