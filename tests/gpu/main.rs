@@ -21,6 +21,7 @@ use moderatord::model::files::checkpoint::Checkpoint;
 use moderatord::model::forward::gemma::Gemma;
 use moderatord::model::forward::linear::LoraMode;
 use moderatord::model::forward::load::LoadOptions;
+use moderatord::prompt::Prompter;
 use moderatord::retrain::train::trainer::{FrameIds, TrainerConfig, TrainingProgress, TrainingRow, train};
 use moderatord::scorer::{Row, Scorer};
 
@@ -33,6 +34,22 @@ fn on_gpu(family: &str, dtype: DtypeChoice) -> ModelConfig {
         dtype,
         ..model_config(family)
     }
+}
+
+/// Encodes the reference texts of a family, or about every n-th and the longest if `MODERATORD_TEST_STRIDE` is n: an emulated
+/// GPU is slow.
+fn reference_rows(family: &str, prompter: &Prompter) -> Vec<Row> {
+    let stride: usize = std::env::var("MODERATORD_TEST_STRIDE").map_or(1, |stride| stride.parse().unwrap());
+    let rows = reference_cases(family)
+        .into_iter()
+        .map(|case| prompter.encode(&case.text).unwrap().rows.remove(0));
+    let rows: Vec<Row> = rows.collect();
+    let longest = rows.iter().map(|row| row.own_tokens()).max();
+    let chosen = rows.into_iter().enumerate();
+    chosen
+        .filter(|(index, row)| index % stride == 0 || Some(row.own_tokens()) == longest)
+        .map(|(_, row)| row)
+        .collect()
 }
 
 fn probability(margin: f32) -> f64 {
@@ -70,12 +87,7 @@ fn assert_references_match(dtype: DtypeChoice, name: &str, allowed: f64) {
             (gpu.identity().device.as_str(), gpu.identity().dtype.as_str()),
             ("cuda:0", name)
         );
-        let cases = reference_cases(family);
-        let prompter = cpu.prompter();
-        let rows: Vec<Row> = cases
-            .iter()
-            .map(|case| prompter.encode(&case.text).unwrap().rows.remove(0))
-            .collect();
+        let rows = reference_rows(family, &cpu.prompter());
         let (cpu, gpu) = (cpu.score(&rows).unwrap(), gpu.score(&rows).unwrap());
         let mut worst = 0f64;
         for (cpu, gpu) in cpu.iter().zip(&gpu) {
@@ -101,12 +113,7 @@ fn fp8_follows_bf16() {
                 ..on_gpu(family, DtypeChoice::Bf16)
             };
             let mut classifier = Classifier::load(&model, &prompt_config()).unwrap();
-            let prompter = classifier.prompter();
-            let cases = reference_cases(family);
-            let rows: Vec<Row> = cases
-                .iter()
-                .map(|case| prompter.encode(&case.text).unwrap().rows.remove(0))
-                .collect();
+            let rows = reference_rows(family, &classifier.prompter());
             (
                 classifier.identity().quantization.clone(),
                 classifier.score(&rows).unwrap(),
