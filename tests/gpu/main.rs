@@ -36,19 +36,12 @@ fn on_gpu(family: &str, dtype: DtypeChoice) -> ModelConfig {
     }
 }
 
-/// Encodes the reference texts of a family, or about every n-th and the longest if `MODERATORD_TEST_STRIDE` is n: an emulated
-/// GPU is slow.
+/// Encodes the reference texts of a family, or every n-th of them if `MODERATORD_TEST_STRIDE` is n: an emulated GPU is slow.
 fn reference_rows(family: &str, prompter: &Prompter) -> Vec<Row> {
-    let stride: usize = std::env::var("MODERATORD_TEST_STRIDE").map_or(1, |stride| stride.parse().unwrap());
-    let rows = reference_cases(family)
-        .into_iter()
-        .map(|case| prompter.encode(&case.text).unwrap().rows.remove(0));
-    let rows: Vec<Row> = rows.collect();
-    let longest = rows.iter().map(|row| row.own_tokens()).max();
-    let chosen = rows.into_iter().enumerate();
-    chosen
-        .filter(|(index, row)| index % stride == 0 || Some(row.own_tokens()) == longest)
-        .map(|(_, row)| row)
+    let stride = std::env::var("MODERATORD_TEST_STRIDE").map_or(1, |stride| stride.parse().unwrap());
+    let cases = reference_cases(family).into_iter().step_by(stride);
+    cases
+        .map(|case| prompter.encode(&case.text).unwrap().rows.remove(0))
         .collect()
 }
 
