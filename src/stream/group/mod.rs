@@ -108,8 +108,11 @@ impl ConsumerContext for Membership {
             _ => self.unassign(consumer, list, &partitions),
         };
         if let Err(error) = result {
-            self.control
-                .fail(self.failure(consumer, "change the assignment", &error));
+            match fence(consumer, &error) {
+                // The reader finds out when it joins again, and replaces the consumer.
+                Some(_) => self.must_rejoin.store(true, Ordering::Relaxed),
+                None => self.control.fail(StreamError::kafka("change the assignment", &error)),
+            }
         }
     }
 }
