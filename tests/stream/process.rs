@@ -159,6 +159,15 @@ pub fn produce_slowly(topic: &str, ids: Range<usize>, partitions: usize, pause: 
     }
 }
 
+/// Sets a flag when it is dropped.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Writes 400 events per second until a test has seen enough, and returns how many it has written.
 pub fn produce_until(is_enough: &AtomicBool, topic: &str, partitions: usize) -> usize {
     let mut count = 0;
@@ -330,9 +339,11 @@ fn a_member_that_is_expelled_while_it_joins_again_starts_over() {
     let names = Names::create(&broker, "expelled", 4);
     let folder = tempfile::tempdir().unwrap();
     let count = || -> i64 { broker.committed(&names.group, &names.comments, 4).iter().sum() };
-    let is_released = AtomicBool::new(false);
+    let is_enough = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let load = scope.spawn(|| produce_until(&is_released, &names.comments, 4));
+        let load = scope.spawn(|| produce_until(&is_enough, &names.comments, 4));
+        // If the test fails, the load must end as well.
+        let end_load = SetOnDrop(&is_enough);
         let through_proxy = [("KAFKA__BROKERS", variable("PROXY_BROKERS"))];
         let through_proxy = through_proxy.each_ref().map(|(name, value)| (*name, value.as_str()));
         let mut expelled = Process::start_with(folder.path(), &names, "zombie", &through_proxy);
@@ -346,7 +357,7 @@ fn a_member_that_is_expelled_while_it_joins_again_starts_over() {
         let before = count();
         eventually("the other one commits", || count() > before + 100);
         proxy.release();
-        is_released.store(true, Ordering::Relaxed);
+        drop(end_load);
         await_end(&broker, &names, 4, i64::try_from(load.join().unwrap()).unwrap());
         let log = expelled.log();
         assert!(log.contains("assignment lost"), "{log}");
