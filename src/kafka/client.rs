@@ -27,9 +27,9 @@ const DEFAULT_HEARTBEAT_INTERVAL: Duration = Duration::from_secs(2);
 /// How often a consumer reports on its group, brokers and partitions.
 const STATISTICS_INTERVAL_MS: &str = "1000";
 
-/// How long a client waits before it tries to reach a broker again for the first time. The client's default is 100 ms.
-/// Half of it is also how often a client without a coordinator looks for any broker, which at the default takes a fifth
-/// of a core as long as no broker answers.
+/// How long a client waits before it tries to reach a broker again for the first time. librdkafka's default is 100 ms.
+/// While no broker answers, a client without a coordinator tries one every half of this time; at the default, that takes
+/// a fifth of a core.
 const FIRST_BACKOFF_MS: u64 = 500;
 
 /// librdkafka's default of `max.poll.interval.ms`.

@@ -139,7 +139,7 @@ impl Transaction<'_> {
         // generation of the group, and the broker refuses them.
         let metadata = self.consumer.group_metadata();
         if !self.consumer.context().is_same_member(&self.consumer) {
-            // The metadata are those of a new member, which the broker does not refuse, or of none.
+            // The metadata may belong to a new member, whose offsets the broker would accept.
             return Err(Failure::Abort("the group has expelled this process".to_owned()));
         }
         let Some(metadata) = metadata.filter(|_| group.is_owned(ownership)) else {
